@@ -1,0 +1,5 @@
+"""`python -m app` is `plimsoll`."""
+
+from app.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""From texts to vectors: tokenizer, graphs, streamed weights, pooling, known models."""

@@ -1,0 +1,162 @@
+"""One open model: texts in, pooled vectors out.
+
+Puts together tokenizer, engine and what the catalogue knows. Pooling happens here, the
+Matryoshka cut and the norm in `finish`, so that one run can serve any number of dimensions.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.encoder import pooling
+from app.encoder.architecture import Architecture, read_architecture
+from app.encoder.catalog import KnownModel, describe
+from app.encoder.engine import Engine
+from app.encoder.tokenizer import TokenizedText, WordPieceTokenizer
+from app.encoder.weights import Weights
+from app.errors import InvalidRequestError, ModelUnsupportedError
+from app.gguf.sidecar import Sidecar
+
+FINGERPRINT_VERSION = "v1"
+# The two halves of a search share one space; every other task of a prefixed model has its own.
+SEARCH_TASKS = ("search_query", "search_document")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a client may know about a model without running it."""
+
+    name: str
+    compute: str
+    dimensions: int
+    token_limit: int
+    known: KnownModel
+    architecture: Architecture
+    content_sha256: str
+    vocabulary_sha256: str
+
+    def fingerprint(self, dimensions: int | None = None, input_type: str | None = None) -> str:
+        """Name of the vector space: equal exactly where vectors may be compared.
+
+        A hash of source tensors, vocabulary, pooling, Matryoshka rule, norm, dimensions and
+        prefix scheme; `#task` follows where a prefix puts the vectors into a space of their own.
+        """
+        size = dimensions or self.dimensions
+        named = {
+            "tensors": self.content_sha256,
+            "vocabulary": self.vocabulary_sha256,
+            "pooling": self.architecture.pooling.name,
+            "norm_before_cut": self.known.layer_norm_before_cut and size < self.dimensions,
+            "normalisation": "l2",
+            "dimensions": size,
+            "prefix_scheme": self.known.prefix_scheme,
+        }
+        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
+        if self.known.prefix_scheme == "none" or input_type in SEARCH_TASKS:
+            return f"{FINGERPRINT_VERSION}:{digest}"
+        return f"{FINGERPRINT_VERSION}:{digest}#{input_type or 'plain'}"
+
+    def prefix(self, input_type: str | None) -> str:
+        """What stands before a text of this type."""
+        return self.known.task_prefixes.get(input_type, "") if input_type else ""
+
+    def check_dimensions(self, dimensions: int | None) -> int:
+        """The number of values to return. Raises InvalidRequestError when out of range."""
+        if dimensions is None:
+            return self.dimensions
+        if not 1 <= dimensions <= self.dimensions:
+            raise InvalidRequestError(
+                f"dimensions is {dimensions}; {self.name} gives 1 to {self.dimensions}",
+                param="dimensions",
+            )
+        return dimensions
+
+    def warnings(self, dimensions: int, input_type: str | None) -> list[str]:
+        """What a client should be told about this use of the model."""
+        said = []
+        if input_type is None and self.known.recommends_input_type:
+            types = ", ".join(self.known.task_prefixes)
+            said.append(
+                f"{self.name} was trained with task prefixes and got none: set input_type to "
+                f"one of {types}, or expect worse retrieval"
+            )
+        # BGE's documents go without a prefix on purpose; elsewhere a missing one is news.
+        if input_type and self.known.recommends_input_type and not self.prefix(input_type):
+            said.append(f"{self.name} has no prefix for {input_type}; the text went in as it is")
+        if dimensions < self.dimensions and dimensions not in self.known.trained_dimensions:
+            trained = ", ".join(map(str, self.known.trained_dimensions)) or "none"
+            said.append(
+                f"{self.name} was not trained for {dimensions} dimensions (trained sizes: "
+                f"{trained}); similarity may suffer"
+            )
+        return said
+
+
+class EmbeddingModel:
+    """An open model. Owns sidecar, engine threads and sessions; `close` gives all back."""
+
+    def __init__(self, name: str, sidecar: Sidecar, *, n_threads: int, exact: bool = False) -> None:
+        """Open over a sidecar, which this model closes.
+
+        Raises ModelUnsupportedError when the file is not an encoder that Plimsoll builds.
+        """
+        metadata = sidecar.header.metadata
+        known = describe(metadata)
+        architecture = read_architecture(sidecar.header)
+        limit = min(known.token_limit or architecture.context_tokens, architecture.context_tokens)
+        self.tokenizer = WordPieceTokenizer(metadata)
+        self.traits = Traits(
+            name=name,
+            compute=sidecar.index.compute,
+            dimensions=architecture.hidden,
+            token_limit=limit,
+            known=known,
+            architecture=architecture,
+            content_sha256=sidecar.index.content_sha256,
+            vocabulary_sha256=self.tokenizer.vocabulary_sha256,
+        )
+        if self.tokenizer.n_words > architecture.vocabulary:
+            raise ModelUnsupportedError(
+                f"the vocabulary has {self.tokenizer.n_words} words, the embedding table only "
+                f"{architecture.vocabulary} rows"
+            )
+        self.weights_bytes = sidecar.index.weights_bytes
+        self._weights = Weights(architecture, sidecar, max_tokens=limit)
+        self._engine = Engine(architecture, self._weights, n_threads=n_threads, exact=exact)
+
+    def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
+        """Ids with the task's prefix, cut to the token limit."""
+        prefix = self.traits.prefix(input_type)
+        prefixed = [prefix + text for text in texts] if prefix else texts
+        return self.tokenizer.tokenize(prefixed, self.traits.token_limit)
+
+    def encode(self, wave: Sequence[np.ndarray], *, drop_pages: bool = False) -> np.ndarray:
+        """Pooled vectors, not normalised: float64 (texts, hidden).
+
+        wave: int64 token ids of each text. A row that comes out with NaN or infinity is
+        computed once more, alone; where that fails too it stays so, for the caller to refuse.
+        """
+        vectors = self._pooled(wave, drop_pages)
+        for index in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+            vectors[index] = self._pooled([wave[index]], drop_pages)[0]
+        return vectors
+
+    def finish(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
+        """Cut and normalise pooled vectors: float32 (texts, dimensions)."""
+        cut = dimensions < self.traits.dimensions
+        return pooling.finish(
+            vectors, dimensions, norm_first=cut and self.traits.known.layer_norm_before_cut
+        )
+
+    def close(self) -> None:
+        """Stop threads, drop sessions and unmap the weights."""
+        self._engine.close()
+        self._weights.close()
+
+    def _pooled(self, wave: Sequence[np.ndarray], drop_pages: bool) -> np.ndarray:
+        states = self._engine.encode(wave, drop_pages=drop_pages)
+        how = self.traits.architecture.pooling
+        return np.stack([pooling.pool(rows, how) for rows in states])

@@ -1,0 +1,163 @@
+"""ONNX Runtime sessions over the layer graphs, and how they are run without copies.
+
+The only module that knows ONNX Runtime. Sessions hold no weights, so a whole set costs
+a few megabytes and milliseconds. Inputs and outputs are bound by address: ONNX Runtime
+reads states and writes results where NumPy arrays already lie.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from app.encoder import graph
+from app.encoder.architecture import Architecture
+from app.encoder.graph import Kernel
+
+Tensors = Mapping[str, "ort.OrtValue"]
+
+
+def as_value(array: np.ndarray) -> "ort.OrtValue":
+    """Wrap a contiguous array, uncopied; the array must outlive the value."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _open(model: bytes, n_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    # The arena keeps its high-water mark for ever; malloc gives memory back.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # Between calls a spinning pool would take the cores from the other engine threads.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # The graphs are fused by hand, and the optimizer would turn the swapped kernel back.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class LayerSessions:
+    """One set of sessions, each with `n_threads` threads inside an operator."""
+
+    def __init__(self, graphs: "LayerGraphs", n_threads: int) -> None:
+        self.n_threads = n_threads
+        self.embed_norm = _open(graphs.embed_norm, n_threads)
+        self.project = {kernel: _open(model, n_threads) for kernel, model in graphs.project.items()}
+        self.attend = _open(graphs.attend, n_threads)
+        self.transform = {
+            kernel: _open(model, n_threads) for kernel, model in graphs.transform.items()
+        }
+
+
+@dataclass(frozen=True)
+class LayerGraphs:
+    """The serialized graphs of one architecture."""
+
+    embed_norm: bytes
+    project: Mapping[Kernel, bytes]
+    attend: bytes
+    transform: Mapping[Kernel, bytes]
+
+
+def build_graphs(architecture: Architecture) -> LayerGraphs:
+    """Write the graphs of `architecture`; the same bytes every time."""
+    return LayerGraphs(
+        embed_norm=graph.embed_norm_graph(architecture),
+        project={kernel: graph.project_graph(architecture, kernel) for kernel in Kernel},
+        attend=graph.attend_graph(architecture),
+        transform={kernel: graph.transform_graph(architecture, kernel) for kernel in Kernel},
+    )
+
+
+class Runner:
+    """Runs the graphs for one engine thread.
+
+    Owns the bindings, which may not be shared between threads; sessions and weights are
+    shared and read-only. Arrays are C-contiguous float32 of (tokens, hidden).
+    """
+
+    def __init__(
+        self, sessions: LayerSessions, layers: Sequence[Tensors], embedding: Tensors
+    ) -> None:
+        self._sessions = sessions
+        self._layers = layers
+        self._embedding = embedding
+        self._bindings: dict[tuple[str, Kernel, int], ort.IOBinding] = {}
+
+    def embed_norm(self, states: np.ndarray, normed: np.ndarray) -> None:
+        """LayerNorm of summed embeddings into `normed`."""
+        binding = self._binding("embed_norm", Kernel.PLAIN, -1)
+        _bind_input(binding, "states", states)
+        _bind_output(binding, "normed", normed)
+        self._sessions.embed_norm.run_with_iobinding(binding)
+
+    def project(
+        self,
+        layer: int,
+        kernel: Kernel,
+        states: np.ndarray,
+        positions: np.ndarray,
+        outputs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        """Queries, keys and values of `states` into `outputs`; positions int64 (tokens,)."""
+        binding = self._binding("project", kernel, layer)
+        _bind_input(binding, "states", states)
+        if "cos" in self._embedding:
+            _bind_input(binding, "positions", positions[np.newaxis])
+        for name, output in zip(("queries", "keys", "values"), outputs, strict=True):
+            _bind_output(binding, name, output)
+        self._sessions.project[kernel].run_with_iobinding(binding)
+
+    def attend(
+        self, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, context: np.ndarray
+    ) -> None:
+        """Attention of one whole text into `context`."""
+        binding = self._binding("attend", Kernel.PLAIN, -1)
+        for name, array in (("queries", queries), ("keys", keys), ("values", values)):
+            _bind_input(binding, name, array[np.newaxis])
+        _bind_output(binding, "context", context[np.newaxis])
+        self._sessions.attend.run_with_iobinding(binding)
+
+    def transform(
+        self,
+        layer: int,
+        kernel: Kernel,
+        states: np.ndarray,
+        context: np.ndarray,
+        new_states: np.ndarray,
+    ) -> None:
+        """The rest of the layer into `new_states`."""
+        binding = self._binding("transform", kernel, layer)
+        _bind_input(binding, "states", states)
+        _bind_input(binding, "context", context)
+        _bind_output(binding, "new_states", new_states)
+        self._sessions.transform[kernel].run_with_iobinding(binding)
+
+    def close(self) -> None:
+        """Drop bindings and tensors, so that the memory they point into may go."""
+        self._bindings.clear()
+        self._layers, self._embedding = (), {}
+
+    def _binding(self, kind: str, kernel: Kernel, layer: int) -> ort.IOBinding:
+        key = (kind, kernel, layer)
+        binding = self._bindings.get(key)
+        if binding is None:
+            found = getattr(self._sessions, kind)
+            session = found[kernel] if isinstance(found, dict) else found
+            binding = self._bindings[key] = session.io_binding()
+            tensors = self._layers[layer] if layer >= 0 else self._embedding
+            for needed in session.get_inputs():
+                value = tensors.get(needed.name) or self._embedding.get(needed.name)
+                if value is not None:
+                    binding.bind_ortvalue_input(needed.name, value)
+        return binding
+
+
+def _bind_input(binding: ort.IOBinding, name: str, array: np.ndarray) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _bind_output(binding: ort.IOBinding, name: str, array: np.ndarray) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,0 +1,141 @@
+"""Every error Plimsoll raises on purpose.
+
+One class per thing a caller can do something about; messages carry the numbers
+needed to act. Status codes are the API layer's matter.
+
+PlimsollError
+├── GGUFError                 a model file that cannot be read
+│   ├── GGUFTruncatedError      it ends before what it promises
+│   ├── GGUFFormatError         a value in it is impossible or not supported by this reader
+│   └── GGUFTypeError           a tensor type that is not expanded here
+├── ModelError                a model that cannot be used
+│   ├── ModelNotFoundError      unknown name, missing file, nothing to fetch it from
+│   ├── ModelDownloadError      the network, the hub or a checksum failed
+│   ├── ModelUnsupportedError   an architecture, tokenizer or tensor set that is not built
+│   ├── ModelLoadError          the streaming load failed
+│   └── ModelLoadingError       it is still being fetched or converted; retry later
+├── CacheError                the folder of Plimsoll's own files
+│   ├── CacheCorruptError       a file there is not what was written
+│   ├── CacheSpaceError         not enough room for what is to be written
+│   └── CacheUnsafeError        wrong owner, a symbolic link, memory-backed
+├── RequestError              what a client sent cannot be answered as asked
+│   ├── InvalidRequestError     shape, type or value of a field
+│   ├── EmptyTextError          a text without a token
+│   ├── TextTooLongError        over the token limit with truncation off
+│   └── UnknownModelError       a model that this server does not serve
+├── EncodeError               the engine could not compute
+│   └── NonFiniteError          a vector with NaN or infinity, also when computed alone
+└── SettingsError             a setting that is unknown or out of bounds
+"""
+
+
+class PlimsollError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class GGUFError(PlimsollError):
+    """A GGUF file that cannot be read; `offset` is the byte where it went wrong."""
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(f"{message} (at byte {offset})")
+        self.offset = offset
+
+
+class GGUFTruncatedError(GGUFError):
+    """The file ends before what its header promises."""
+
+
+class GGUFFormatError(GGUFError):
+    """A value in the file is impossible, or past what this reader accepts."""
+
+
+class GGUFTypeError(GGUFError):
+    """A tensor type that Plimsoll does not expand."""
+
+
+class ModelError(PlimsollError):
+    """A model that cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """Unknown name, missing file, or nothing to fetch it from."""
+
+
+class ModelDownloadError(ModelError):
+    """The network, the hub or a checksum failed."""
+
+
+class ModelUnsupportedError(ModelError):
+    """An architecture, tokenizer or tensor set that Plimsoll does not build."""
+
+
+class ModelLoadError(ModelError):
+    """The streaming load failed and left nothing behind."""
+
+
+class ModelLoadingError(ModelError):
+    """The model is still being fetched or converted."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CacheError(PlimsollError):
+    """The folder of Plimsoll's own files."""
+
+
+class CacheCorruptError(CacheError):
+    """A cached file is not what was written."""
+
+
+class CacheSpaceError(CacheError):
+    """Not enough room for what is to be written."""
+
+
+class CacheUnsafeError(CacheError):
+    """Wrong owner or mode, a symbolic link, or a memory-backed file system."""
+
+
+class RequestError(PlimsollError):
+    """What a client sent cannot be answered as asked; `param` names the field."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequestError(RequestError):
+    """The shape, type or value of a field."""
+
+
+class EmptyTextError(RequestError):
+    """A text without a token."""
+
+    code = "empty_text"
+
+
+class TextTooLongError(RequestError):
+    """A text over the token limit while truncation is off."""
+
+    code = "too_long"
+
+
+class UnknownModelError(RequestError):
+    """A model that this server does not serve."""
+
+    code = "model_not_found"
+
+
+class EncodeError(PlimsollError):
+    """The engine could not compute."""
+
+
+class NonFiniteError(EncodeError):
+    """A vector holds NaN or infinity, also when computed alone."""
+
+
+class SettingsError(PlimsollError):
+    """A setting that is unknown or out of bounds."""

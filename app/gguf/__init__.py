@@ -1,0 +1,1 @@
+"""GGUF files: read, expand, stream into weights that Plimsoll owns."""

@@ -1,0 +1,202 @@
+"""Find this process's memory control groups; read their limits and counters.
+
+Knows the files of control groups v1 and v2 and nothing of budgets: that is monitor.py's matter.
+Every function reads anew and keeps nothing.
+Sources: the kernel's Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst,
+proc_pid_cgroup(5), proc_pid_mountinfo(5).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+USUAL_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+Version = Literal[1, 2]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlGroup:
+    """One memory control group: its name as in /proc/self/cgroup and its folder."""
+
+    version: Version
+    name: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"control group v{self.version} {self.name}"
+
+
+class Limit(NamedTuple):
+    """A limit, the group to measure against it, and where it stands."""
+
+    limit_bytes: int
+    group: ControlGroup
+    source: str
+
+
+class Numbers(NamedTuple):
+    """A group's or a process's memory; see monitor.MemorySample for what each number holds."""
+
+    used_bytes: int
+    resident_bytes: int
+    working_set_bytes: int
+
+
+class _Files(NamedTuple):
+    limit: str
+    usage: str
+    used: tuple[str, ...]  # counters of memory.stat, the first always present
+    mapped: str
+    inactive: str
+
+
+_FILES: Mapping[Version, _Files] = {
+    1: _Files(
+        limit="memory.limit_in_bytes",
+        usage="memory.usage_in_bytes",
+        used=("total_rss", "total_shmem", "total_dirty", "total_writeback"),
+        mapped="total_mapped_file",
+        inactive="total_inactive_file",
+    ),
+    2: _Files(
+        limit="memory.max",
+        usage="memory.current",
+        used=("anon", "shmem", "file_dirty", "file_writeback", "sock"),
+        mapped="file_mapped",
+        inactive="inactive_file",
+    ),
+}
+
+
+def own_groups(proc_root: Path, cgroup_root: Path) -> tuple[ControlGroup, ...]:
+    """Return this process's memory groups, its own first, up to the highest one visible.
+
+    Which version holds the memory controller, and where it is mounted, is read from
+    /proc/self: hosts exist with both versions mounted. In a container the path in
+    /proc/self/cgroup may be the host's; then the mount point is the container's own group.
+    """
+    membership = _memory_membership(read_text(proc_root / "self/cgroup"))
+    if membership is None:
+        return ()
+    version, path = membership
+    mounts = _memory_mounts(read_text(proc_root / "self/mountinfo"), version, cgroup_root)
+    for root, point in mounts:
+        if ".." in path.parts or not path.is_relative_to(root):
+            continue
+        below = path.relative_to(root)
+        if (point / below).is_dir():
+            steps = [below, *below.parents]
+            return tuple(ControlGroup(version, str(root / step), point / step) for step in steps)
+    return tuple(ControlGroup(version, str(root), point) for root, point in mounts[:1])
+
+
+def smallest_limit(groups: Sequence[ControlGroup], host_bytes: int | None) -> Limit | None:
+    """Return the smallest limit on the path, of equals the outermost; None without one.
+
+    host_bytes: the machine's memory. A limit above it never bites, and v1 writes "unlimited" as
+        such a number.
+    """
+    limits = [
+        Limit(limit_bytes, group, str(group))
+        for group in reversed(groups)
+        if (limit_bytes := _read_number(group.folder / _FILES[group.version].limit)) is not None
+    ]
+    if groups and groups[0].version == 1:  # v1 also tells of limits above what a container sees
+        counters = read_counters(groups[0].folder / "memory.stat")
+        if "hierarchical_memory_limit" in counters:
+            top = groups[-1]
+            source = f"{top}, from above it"
+            limits.append(Limit(counters["hierarchical_memory_limit"], top, source))
+    ceiling_bytes = 1 << 60 if host_bytes is None else host_bytes
+    real = [limit for limit in limits if limit.limit_bytes <= ceiling_bytes]
+    return min(real, key=lambda limit: limit.limit_bytes, default=None)
+
+
+def unreadable_limit(group: ControlGroup) -> str | None:
+    """Return the name of the group's limit file if it holds neither a number nor "max"."""
+    path = group.folder / _FILES[group.version].limit
+    is_fine = not path.exists() or re.fullmatch(r"\d+|max", read_text(path))
+    return None if is_fine else path.name
+
+
+def measure_group(group: ControlGroup) -> Numbers | None:
+    """Measure a group, or return None where the kernel does not account for its memory."""
+    files = _FILES[group.version]
+    counters = read_counters(group.folder / "memory.stat")
+    usage_bytes = _read_number(group.folder / files.usage)
+    if usage_bytes is None or files.used[0] not in counters:
+        return None
+    used_bytes = sum(counters.get(name, 0) for name in files.used) + _kernel_bytes(group, counters)
+    return Numbers(
+        used_bytes,
+        used_bytes + counters.get(files.mapped, 0),
+        max(0, usage_bytes - counters.get(files.inactive, 0)),
+    )
+
+
+def _kernel_bytes(group: ControlGroup, counters: Mapping[str, int]) -> int:
+    """Return the kernel's memory for the group, on v2 without what it can take back."""
+    if group.version == 1:  # the file is gone where the host does not account for it
+        return _read_number(group.folder / "memory.kmem.usage_in_bytes") or 0
+    if "kernel" in counters:
+        return max(0, counters["kernel"] - counters.get("slab_reclaimable", 0))
+    parts = ("kernel_stack", "pagetables", "percpu", "slab_unreclaimable")  # before Linux 5.18
+    return sum(counters.get(name, 0) for name in parts)
+
+
+def read_counters(path: Path) -> dict[str, int]:
+    """Read a control-group file of `name number` lines; other lines are left out."""
+    pairs = (line.split() for line in read_text(path).splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def read_text(path: Path) -> str:
+    """Read a small file of the kernel's; empty where it is missing or refused."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _read_number(path: Path) -> int | None:
+    text = read_text(path)
+    return int(text) if text.isdecimal() else None
+
+
+def _memory_membership(text: str) -> tuple[Version, PurePosixPath] | None:
+    """Find the memory controller's line in /proc/self/cgroup: `id:controllers:path`."""
+    lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
+    for _, controllers, path in lines:
+        if "memory" in controllers.split(","):
+            return 1, PurePosixPath(path)
+    for hierarchy, controllers, path in lines:
+        if hierarchy == "0" and not controllers:
+            return 2, PurePosixPath(path)
+    return None
+
+
+def _memory_mounts(
+    mountinfo: str, version: Version, cgroup_root: Path
+) -> list[tuple[PurePosixPath, Path]]:
+    """Find the memory controller's mounts, else its usual place: (group shown, mount point)."""
+    mounts = []
+    for line in mountinfo.splitlines():
+        left, _, right = (part.split() for part in line.partition(" - "))
+        if len(left) < 5 or len(right) < 3:
+            continue
+        is_v1 = right[0] == "cgroup" and "memory" in right[2].split(",")
+        if is_v1 if version == 1 else right[0] == "cgroup2":
+            point = Path(_unescape(left[4]))
+            if point.is_relative_to(USUAL_CGROUP_ROOT):
+                point = cgroup_root / point.relative_to(USUAL_CGROUP_ROOT)
+            mounts.append((PurePosixPath(_unescape(left[3])), point))
+    usual = cgroup_root / "memory" if version == 1 else cgroup_root
+    return mounts or [(PurePosixPath("/"), usual)]
+
+
+def _unescape(field: str) -> str:
+    """Undo mountinfo's octal escapes of blanks."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)

@@ -1,0 +1,159 @@
+"""Everything an operator may set: one typed, bounded and described field each.
+
+`Settings` reads no environment and no file; settings_sources.py does, and says where a value came
+from. Only the composition root uses either: everything else gets plain values.
+README's table and `plimsoll config` show the fields as they stand here.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
+
+from pydantic import Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "PLIMSOLL_"
+
+
+class Settings(BaseSettings):
+    """One value per setting; calling it without arguments gives the defaults."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        max_length=253,
+        description="Address to listen on; 0.0.0.0 makes the server reachable from outside.",
+    )
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    model: str = Field(
+        "builtin",
+        min_length=1,
+        max_length=4096,
+        description="Model to serve: a name, name:quantization, or the path of a .gguf file.",
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Engine threads; 0 takes the cores that the CPU quota and affinity allow.",
+    )
+    preload: bool = Field(
+        False, description="Load the model at start instead of at the first request."
+    )
+    idle_unload_s: float = Field(
+        900.0,
+        ge=0,
+        le=604_800,
+        description="Seconds without a request after which a model is unloaded; 0 = never.",
+    )
+    memory_budget_mib: int | None = Field(
+        None,
+        ge=32,
+        le=16_777_216,
+        description="Memory that the server may use, in MiB; unset, the smallest control-group "
+        "limit or else the host's memory. A smaller limit still counts.",
+    )
+    compute: Literal["float32"] = Field(
+        "float32", description="Number format of the computation; weights are expanded to it."
+    )
+    exact: bool = Field(
+        False,
+        description="Compute every text alone, so that a vector's bits never depend on the texts "
+        "beside it; slower for short texts.",
+    )
+    weights_in_place: bool = Field(
+        False,
+        description="UNSAFE. Use float32 weights straight from the model file instead of a checked "
+        "copy in the cache: saves disk space, but whoever changes or shortens that file while it "
+        "is served causes wrong vectors or a crash.",
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/plimsoll"),
+        validate_default=True,
+        description="Folder of downloaded and expanded weights; where XDG_CACHE_HOME is set, its "
+        "folder plimsoll by default.",
+    )
+    cache_on_tmpfs: bool = Field(
+        False,
+        description="Allow a cache folder in memory (tmpfs); its files count against the memory "
+        "budget.",
+    )
+    load_wait_s: float = Field(
+        10.0,
+        ge=0,
+        le=600,
+        description="Seconds that a request waits for a model that is being fetched or expanded, "
+        "before it gets the fallback or 503.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log lines to write."
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="Form of the log lines; auto is text on a terminal and JSON elsewhere."
+    )
+    body_limit_mib: int = Field(
+        20, ge=1, le=1024, description="Largest request body accepted, in MiB."
+    )
+    config: Path | None = Field(
+        None, description="TOML file with settings; unset, plimsoll.toml here if there is one."
+    )
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower_case(cls, word: object) -> object:
+        return word.lower() if isinstance(word, str) else word
+
+    @field_validator("cache_dir", "config")
+    @classmethod
+    def _expanded_path(cls, path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        if "$" in str(path):
+            raise ValueError("variables are not expanded here; write the path out")
+        try:
+            return path.expanduser()
+        except RuntimeError as unknown_home:
+            raise ValueError("there is no home folder for ~; write the path out") from unknown_home
+
+    @model_validator(mode="after")
+    def _body_fits_budget(self) -> Self:
+        if self.memory_budget_mib is not None and self.body_limit_mib >= self.memory_budget_mib:
+            raise ValueError(
+                f"body_limit_mib ({self.body_limit_mib}) must be smaller than "
+                f"memory_budget_mib ({self.memory_budget_mib})"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from the caller alone."""
+        return (init_settings,)
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Return what a setting may hold, in words: `whole number from 0 to 65535`."""
+    choices = get_args(field.annotation)
+    kind: Any = choices[0] if type(None) in choices else field.annotation
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    words = {bool: "true or false", int: "whole number", float: "number", Path: "path"}
+    phrases = {
+        "ge": " from {}",
+        "le": " to {}",
+        "min_length": " of {}",
+        "max_length": " to {} characters",
+    }
+    return words.get(kind, "text") + "".join(
+        phrase.format(getattr(constraint, bound))
+        for constraint in field.metadata
+        for bound, phrase in phrases.items()
+        if hasattr(constraint, bound)
+    )
