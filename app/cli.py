@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `plimsoll --help` is qui
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from app.settings_sources import LoadedSettings, load_settings
 if TYPE_CHECKING:
     from app.encoder.model import EmbeddingModel
     from app.serving.service import Embeddings
+
+log = logging.getLogger(__name__)
 
 INPUT_TYPES = ("search_document", "search_query", "classification", "clustering")
 
@@ -91,7 +94,7 @@ def pull(model: str | None, **overrides: Any) -> None:
     "--file",
     "files",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with a text a line; may be repeated.",
 )
 @click.option("--input-type", type=click.Choice(INPUT_TYPES), help="Task prefix.")
@@ -106,11 +109,11 @@ def embed(
     truncate: bool,
     **overrides: Any,
 ) -> None:
-    """Embed TEXTS, lines of files, or lines of standard input; prints JSON lines."""
+    """Embed TEXTS and lines of files, or lines of standard input; prints JSON lines."""
     settings = _load(overrides).settings
-    lines = list(texts) or [line for file in files for line in _lines(file.open(encoding="utf-8"))]
+    lines = [*_arguments(texts), *(line for file in files for line in _lines_of(file))]
     if not texts and not files:
-        lines.extend(_lines(sys.stdin))
+        lines.extend(_lines("standard input", sys.stdin.buffer))
     if not lines:
         raise click.UsageError("no texts: give arguments, --file, or lines on standard input")
     n_failed = asyncio.run(_embed(settings, lines, input_type, dimensions, truncate))
@@ -174,6 +177,73 @@ def verify(against: Path | None, threshold: float, **overrides: Any) -> None:
         sys.exit(1)
 
 
+@main.group()
+def cache() -> None:
+    """List, check and remove what lies in the cache folder."""
+
+
+@cache.command("list")
+@setting_options("cache_dir")
+def cache_list(**overrides: Any) -> None:
+    """Say what lies in the cache folder: model files, and the sidecars made from them."""
+    from app.gguf.cache import list_models, list_sidecars
+
+    folder = _load(overrides).settings.cache_dir
+    click.echo(f"cache {folder}")
+    for model in list_models(folder):
+        made = "built" if model.built else "file"
+        click.echo(f"{made:<24}  {model.n_bytes >> 20:>6} MiB  {model.path}")
+    for entry in list_sidecars(folder):
+        state = entry.fault or f"source {entry.source_state}"
+        used = ", in use" if entry.in_use else ""
+        source = entry.source_path or "unknown source"
+        click.echo(f"{entry.key:<24}  {entry.n_bytes >> 20:>6} MiB  {source} ({state}{used})")
+
+
+@cache.command("verify")
+@setting_options("cache_dir")
+def cache_verify(**overrides: Any) -> None:
+    """Compare every byte of every sidecar with its checksums; exit code 1 where one differs."""
+    from app.gguf.cache import list_sidecars, verify
+
+    n_damaged = 0
+    for entry in list_sidecars(_load(overrides).settings.cache_dir):
+        faults = [entry.fault] if entry.fault else []
+        if not faults:
+            with _byte_bar(entry.key) as progress:
+                faults = [
+                    f"{damage.tensor}, bytes {damage.start_byte} to {damage.stop_byte}"
+                    for damage in verify(entry, progress)
+                ]
+        click.echo(f"{entry.key}  {'damaged: ' + '; '.join(faults) if faults else 'whole'}")
+        n_damaged += bool(faults)
+    if n_damaged:
+        click.echo("plimsoll: remove them with `plimsoll cache evict KEY`", err=True)
+        sys.exit(1)
+
+
+@cache.command("evict")
+@click.argument("keys", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every sidecar.")
+@click.option("--stale", is_flag=True, help="Those that no load would use any more.")
+@setting_options("cache_dir")
+def cache_evict(keys: tuple[str, ...], everything: bool, stale: bool, **overrides: Any) -> None:
+    """Remove sidecars by KEY, all of them, or the stale ones; those in use stay."""
+    from app.gguf.cache import evict
+
+    if not keys and not everything and not stale:
+        raise click.UsageError("name KEYs, or give --all or --stale")
+    folder = _load(overrides).settings.cache_dir
+    result = evict(folder, keys or None, stale_only=stale)
+    for entry in result.removed:
+        click.echo(f"removed {entry.key}")
+    for entry in result.in_use:
+        click.echo(f"kept {entry.key}: in use by a live process", err=True)
+    click.echo(f"{result.removed_bytes >> 20} MiB freed")
+    if result.in_use:
+        sys.exit(1)
+
+
 @main.command()
 @setting_options()
 def config(**overrides: Any) -> None:
@@ -191,6 +261,8 @@ def _load(overrides: Mapping[str, Any], **fixed: Any) -> LoadedSettings:
     from app.logs import configure
 
     configure(loaded.settings.log_level, loaded.settings.log_format)
+    for name in loaded.ignored:
+        log.info("ignoring %s: a container platform set it for a service of that name", name)
     return loaded
 
 
@@ -230,9 +302,25 @@ class _byte_bar:  # noqa: N801
         self._bar.close()
 
 
-def _lines(stream: Iterable[str]) -> Iterator[str]:
-    for line in stream:
-        yield line.rstrip("\r\n")
+def _arguments(texts: Iterable[str]) -> Iterator[str]:
+    """Texts of the command line, where bytes that are no UTF-8 stand as lone surrogates."""
+    for number, text in enumerate(texts, 1):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise click.UsageError(f"text {number} is not UTF-8")
+        yield text
+
+
+def _lines_of(file: Path) -> Iterator[str]:
+    with file.open("rb") as stream:
+        yield from _lines(str(file), stream)
+
+
+def _lines(name: str, stream: Iterable[bytes]) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.rstrip(b"\r\n").decode()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"line {number} of {name} is not UTF-8: {error}") from error
 
 
 async def _embed(

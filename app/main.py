@@ -26,7 +26,6 @@ from app.encoder.model import EmbeddingModel
 from app.encoder.opener import ModelOpener, Progress
 from app.errors import SettingsError
 from app.gguf.loader import StreamingGGUFLoader
-from app.gguf.storage import BUILT_FOLDER
 from app.memory.cores import available_cores
 from app.memory.monitor import MemoryMonitor
 from app.serving.executor import WaveExecutor
@@ -60,14 +59,19 @@ def make_opener(settings: Settings, monitor: MemoryMonitor, spec: ModelSpec) -> 
             cache,
             compute=settings.compute,
             in_place=settings.weights_in_place,
-            owned=[cache / BUILT_FOLDER],
+            allow_memory_backed=settings.cache_on_tmpfs,
             n_workers=engine_threads(settings),
             under_pressure=lambda: monitor.sample().utilization_ratio > LOAD_PRESSURE_RATIO,
             progress=progress,
         )
 
     return ModelOpener(
-        spec, cache, make_loader, n_threads=engine_threads(settings), exact=settings.exact
+        spec,
+        cache,
+        make_loader,
+        n_threads=engine_threads(settings),
+        exact=settings.exact,
+        allow_memory_backed=settings.cache_on_tmpfs,
     )
 
 

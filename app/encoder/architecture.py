@@ -9,7 +9,7 @@ Both are post-norm encoders: LayerNorm after each residual sum, and one on the e
 Tensor and key names follow llama.cpp's gguf-py constants.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -18,6 +18,10 @@ from app.errors import ModelUnsupportedError
 from app.gguf.reader import GGUFHeader
 
 SUPPORTED_ARCHITECTURES = ("bert", "nomic-bert")
+
+MAX_SIZE = 1 << 24
+# Rotary tables are made for all of them, and no tensor's shape vouches for the number.
+MAX_CONTEXT_TOKENS = 1 << 17
 
 
 class Pooling(Enum):
@@ -83,8 +87,8 @@ def read_architecture(header: GGUFHeader) -> Architecture:
         hidden=hidden,
         ffn=_positive(metadata, f"{name}.feed_forward_length"),
         n_heads=n_heads,
-        vocabulary=shapes.get("token_embd.weight", (0,))[0],
-        context_tokens=_positive(metadata, f"{name}.context_length"),
+        vocabulary=(*shapes.get("token_embd.weight", ()), 0)[0],
+        context_tokens=_positive(metadata, f"{name}.context_length", MAX_CONTEXT_TOKENS),
         layer_norm_eps=_number(metadata, f"{name}.attention.layer_norm_epsilon", 1e-12),
         pooling=_pooling(metadata.get(f"{name}.pooling_type", Pooling.MEAN.value)),
         rope_base=_number(metadata, f"{name}.rope.freq_base", 1000.0)
@@ -134,29 +138,38 @@ def embedding_tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, 
 
 
 def _check_tensors(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    wanted: dict[str, tuple[int, ...] | None] = dict(embedding_tensor_shapes(architecture))
-    for layer in range(architecture.n_layers):
-        wanted.update(layer_tensor_shapes(architecture, layer))
-    for name, shape in wanted.items():
+    unknown = set(shapes)
+    # One by one: the number of blocks is the file's word until its tensors are found.
+    for name, shape in _wanted_tensors(architecture):
         found = shapes.get(name)
         if found is None:
             raise ModelUnsupportedError(f"the file has no tensor {name}")
         if shape is None:
-            shape = (found[0], architecture.hidden)
+            shape = (*found[:1], architecture.hidden)
         if found != shape:
             raise ModelUnsupportedError(f"tensor {name} has shape {found}, not {shape}")
-    unknown = sorted(set(shapes) - set(wanted))
+        unknown.remove(name)
     if unknown:
         # A tensor left out would change the vectors silently: a bias, an expert, an adapter.
         raise ModelUnsupportedError(
-            f"tensors this architecture does not have here: {', '.join(unknown[:5])}"
+            f"tensors this architecture does not have here: {', '.join(sorted(unknown)[:5])}"
         )
 
 
-def _positive(metadata: Mapping[str, Any], key: str) -> int:
+def _wanted_tensors(
+    architecture: Architecture,
+) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    yield from embedding_tensor_shapes(architecture).items()
+    for layer in range(architecture.n_layers):
+        yield from layer_tensor_shapes(architecture, layer).items()
+
+
+def _positive(metadata: Mapping[str, Any], key: str, most: int = MAX_SIZE) -> int:
     value = metadata.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
-        raise ModelUnsupportedError(f"metadata {key} is {value!r}, not a positive whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        raise ModelUnsupportedError(
+            f"metadata {key} is {value!r}, not a whole number from 1 to {most}"
+        )
     return value
 
 

@@ -13,7 +13,7 @@ and the kernel follows from the text's own length.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from threading import Lock
@@ -27,38 +27,41 @@ from app.encoder.weights import Weights
 
 # Joining more than this many tokens gains nothing: the kernels are at full speed.
 PACK_TOKENS = 256
-# Token-wise intermediates grow by tens of kilobytes a token, so long texts are cut for them.
-SLICE_TOKENS = 1024
+# Token-wise intermediates take tens of kilobytes a token, so long texts are cut for them;
+# the kernels reach full speed well below.
+SLICE_TOKENS = 512
 # Below, the swapped kernel has too few columns; above, re-packing weights has paid off.
 SWAPPED_TOKENS = range(12, 65)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Unit:
-    """Texts that pass the token-wise graphs together; owned by one engine thread at a time."""
+    """Texts that pass the token-wise graphs together: a run of rows of the wave's states."""
 
-    indices: list[int]
-    lengths: list[int]
-    states: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    indices: tuple[int, ...]  # of the texts in the wave
+    texts: tuple[slice, ...]  # rows of each text, of the wave's states
+    rows: slice
 
     @property
     def n_tokens(self) -> int:
-        return sum(self.lengths)
-
-    def texts(self) -> Iterator[slice]:
-        """Rows of each text."""
-        start = 0
-        for length in self.lengths:
-            yield slice(start, start + length)
-            start += length
+        return int(self.rows.stop - self.rows.start)
 
     def slices(self) -> Iterator[slice]:
         """Rows of each token-wise run: at most SLICE_TOKENS, nearly equal, never a single row."""
-        n_tokens = self.n_tokens
-        n_slices = -(-n_tokens // SLICE_TOKENS)
-        bounds = [n_tokens * i // n_slices for i in range(n_slices + 1)]
+        n_slices = -(-self.n_tokens // SLICE_TOKENS)
+        start = self.rows.start
+        bounds = [start + self.n_tokens * i // n_slices for i in range(n_slices + 1)]
         yield from (slice(a, b) for a, b in pairwise(bounds))
+
+
+@dataclass(frozen=True)
+class _Wave:
+    """What a wave carries from layer to layer; each unit's rows belong to one thread at a time."""
+
+    units: list[_Unit]
+    ids: np.ndarray  # int64 (tokens,)
+    positions: np.ndarray  # int64 (tokens,): each token's place in its own text
+    states: np.ndarray  # float32 (tokens, hidden)
 
 
 class Engine:
@@ -80,26 +83,26 @@ class Engine:
         self._pool = ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="engine")
         self._lock = Lock()
 
-    def encode(self, wave: Sequence[np.ndarray], *, drop_pages: bool = False) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[np.ndarray], *, drop_pages: bool = False) -> list[np.ndarray]:
         """Last hidden states of each sequence.
 
-        wave: int64 token ids (tokens,), each at least 2 long (a lone row would change bits).
+        texts: int64 token ids (tokens,), each at least 2 long (a lone row would change bits).
         drop_pages: give each layer's pages back to the kernel after its use.
         Returns float32 (tokens, hidden) per sequence, in the order given.
         """
-        units = self._units([len(ids) for ids in wave])
         with self._lock:
-            self._weights.verify_tokens(wave)
-            self._each(units, partial(self._start, wave))
+            self._weights.verify_tokens(texts)
+            wave = self._lay_out(texts)
+            self._each(wave, self._start)
             for layer in range(self._architecture.n_layers):
                 self._weights.enter_layer(layer, prefetch=drop_pages)
-                self._each(units, partial(self._layer, layer))
+                self._each(wave, partial(self._layer, layer))
                 if drop_pages:
                     self._weights.drop_layer(layer)
-        states: list[np.ndarray] = [np.empty(0)] * len(wave)
-        for unit in units:
-            for index, rows in zip(unit.indices, unit.texts(), strict=True):
-                states[index] = unit.states[rows]
+        states: list[np.ndarray] = [wave.states] * len(texts)
+        for unit in wave.units:
+            for index, rows in zip(unit.indices, unit.texts, strict=True):
+                states[index] = wave.states[rows]
         return states
 
     def close(self) -> None:
@@ -108,35 +111,49 @@ class Engine:
         for runner in (self._whole_runner, *self._runners):
             runner.close()
 
-    def _units(self, lengths: list[int]) -> list[_Unit]:
-        """Packs, longest first; a text of PACK_TOKENS or more stands alone."""
-        units: list[_Unit] = []
-        open_pack: _Unit | None = None
-        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            length = lengths[index]
-            if open_pack is None or self._exact or open_pack.n_tokens + length > PACK_TOKENS:
-                open_pack = _Unit([], [])
-                units.append(open_pack)
-            open_pack.indices.append(index)
-            open_pack.lengths.append(length)
-        return units
+    def _lay_out(self, texts: Sequence[np.ndarray]) -> _Wave:
+        """Group texts into units, longest first; one of PACK_TOKENS or more stands alone."""
+        groups: list[list[int]] = []
+        room = 0
+        for index in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
+            length = len(texts[index])
+            if self._exact or length > room:
+                groups.append([])
+                room = PACK_TOKENS
+            groups[-1].append(index)
+            room -= length
+        units = []
+        stop = 0
+        for group in groups:
+            start, rows = stop, []
+            for index in group:
+                rows.append(slice(stop, stop + len(texts[index])))
+                stop += len(texts[index])
+            units.append(_Unit(tuple(group), tuple(rows), slice(start, stop)))
+        order = [index for group in groups for index in group]
+        return _Wave(
+            units=units,
+            ids=np.concatenate([texts[index] for index in order]),
+            positions=np.concatenate([np.arange(len(texts[i]), dtype=np.int64) for i in order]),
+            states=np.empty((stop, self._architecture.hidden), np.float32),
+        )
 
-    def _each(self, units: list[_Unit], work: Callable[[Runner, _Unit], None]) -> None:
+    def _each(self, wave: _Wave, work: Callable[[Runner, _Wave, _Unit], None]) -> None:
         """Do `work` on every unit: with all threads on one where it is most of the work left."""
-        left = sum(unit.n_tokens for unit in units)
+        left = len(wave.ids)
         alone = 0
-        while alone < len(units) and units[alone].n_tokens * self._n_threads > left:
-            work(self._whole_runner, units[alone])
-            left -= units[alone].n_tokens
+        while alone < len(wave.units) and wave.units[alone].n_tokens * self._n_threads > left:
+            work(self._whole_runner, wave, wave.units[alone])
+            left -= wave.units[alone].n_tokens
             alone += 1
-        rest = iter(units[alone:])
+        rest = iter(wave.units[alone:])
 
         def drain(runner: Runner) -> None:
             # next() on a list's iterator is atomic: each unit goes to one thread.
             for unit in rest:
-                work(runner, unit)
+                work(runner, wave, unit)
 
-        n_helpers = min(self._n_threads, len(units) - alone) - 1
+        n_helpers = min(self._n_threads, len(wave.units) - alone) - 1
         helpers = [self._pool.submit(drain, self._runners[i + 1]) for i in range(n_helpers)]
         try:
             drain(self._runners[0])
@@ -144,31 +161,29 @@ class Engine:
             for helper in helpers:
                 helper.result()
 
-    def _start(self, wave: Sequence[np.ndarray], runner: Runner, unit: _Unit) -> None:
-        unit.positions = np.concatenate([np.arange(n, dtype=np.int64) for n in unit.lengths])
-        ids = np.concatenate([wave[index] for index in unit.indices])
-        unit.states = np.empty((len(ids), self._architecture.hidden), np.float32)
+    def _start(self, runner: Runner, wave: _Wave, unit: _Unit) -> None:
         for rows in unit.slices():
-            runner.embed_norm(
-                self._weights.embed(ids[rows], unit.positions[rows]), unit.states[rows]
-            )
+            embedded = self._weights.embed(wave.ids[rows], wave.positions[rows])
+            runner.embed_norm(embedded, wave.states[rows])
 
-    def _layer(self, layer: int, runner: Runner, unit: _Unit) -> None:
+    def _layer(self, layer: int, runner: Runner, wave: _Wave, unit: _Unit) -> None:
         kernel = Kernel.SWAPPED if unit.n_tokens in SWAPPED_TOKENS else Kernel.PLAIN
-        queries, keys, values = (np.empty_like(unit.states) for _ in range(3))
+        # One block for queries, keys, values and context, so that it is mapped and unmapped
+        # as a whole instead of breaking up the heap.
+        block = np.empty((4, unit.n_tokens, self._architecture.hidden), np.float32)
+        start = unit.rows.start
         for rows in unit.slices():
+            local = slice(rows.start - start, rows.stop - start)
             runner.project(
                 layer,
                 kernel,
-                unit.states[rows],
-                unit.positions[rows],
-                (queries[rows], keys[rows], values[rows]),
+                wave.states[rows],
+                wave.positions[rows],
+                (block[0, local], block[1, local], block[2, local]),
             )
-        context = np.empty_like(unit.states)
-        for rows in unit.texts():
-            runner.attend(queries[rows], keys[rows], values[rows], context[rows])
-        # Queries are no longer needed: their memory takes the new states.
-        new_states = queries
+        for rows in unit.texts:
+            local = slice(rows.start - start, rows.stop - start)
+            runner.attend(block[0, local], block[1, local], block[2, local], block[3, local])
         for rows in unit.slices():
-            runner.transform(layer, kernel, unit.states[rows], context[rows], new_states[rows])
-        unit.states = new_states
+            local = slice(rows.start - start, rows.stop - start)
+            runner.transform(layer, kernel, wave.states[rows], block[3, local])

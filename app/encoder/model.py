@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -126,6 +127,7 @@ class EmbeddingModel:
         self.weights_bytes = sidecar.index.weights_bytes
         self._weights = Weights(architecture, sidecar, max_tokens=limit)
         self._engine = Engine(architecture, self._weights, n_threads=n_threads, exact=exact)
+        self._computing = Lock()  # the weights must not be unmapped under a wave
 
     def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
         """Ids with the task's prefix, cut to the token limit."""
@@ -139,9 +141,10 @@ class EmbeddingModel:
         wave: int64 token ids of each text. A row that comes out with NaN or infinity is
         computed once more, alone; where that fails too it stays so, for the caller to refuse.
         """
-        vectors = self._pooled(wave, drop_pages)
-        for index in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-            vectors[index] = self._pooled([wave[index]], drop_pages)[0]
+        with self._computing:
+            vectors = self._pooled(wave, drop_pages)
+            for index in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+                vectors[index] = self._pooled([wave[index]], drop_pages)[0]
         return vectors
 
     def finish(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
@@ -152,9 +155,10 @@ class EmbeddingModel:
         )
 
     def close(self) -> None:
-        """Stop threads, drop sessions and unmap the weights."""
-        self._engine.close()
-        self._weights.close()
+        """Stop threads, drop sessions and unmap the weights, after the wave under way."""
+        with self._computing:
+            self._engine.close()
+            self._weights.close()
 
     def _pooled(self, wave: Sequence[np.ndarray], drop_pages: bool) -> np.ndarray:
         states = self._engine.encode(wave, drop_pages=drop_pages)

@@ -126,13 +126,16 @@ class Runner:
         kernel: Kernel,
         states: np.ndarray,
         context: np.ndarray,
-        new_states: np.ndarray,
     ) -> None:
-        """The rest of the layer into `new_states`."""
+        """The rest of the layer, in place.
+
+        The graph's first norm is the last to read `states`, its second norm writes the output:
+        so the output may be bound to the same memory.
+        """
         binding = self._binding("transform", kernel, layer)
         _bind_input(binding, "states", states)
         _bind_input(binding, "context", context)
-        _bind_output(binding, "new_states", new_states)
+        _bind_output(binding, "new_states", states)
         self._sessions.transform[kernel].run_with_iobinding(binding)
 
     def close(self) -> None:

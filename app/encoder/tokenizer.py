@@ -52,7 +52,7 @@ class WordPieceTokenizer:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         """Read the vocabulary. Raises ModelUnsupportedError for any other kind of tokenizer."""
         kind = metadata.get("tokenizer.ggml.model")
-        if kind != "bert":
+        if not isinstance(kind, str) or kind != "bert":
             raise ModelUnsupportedError(f"tokenizer {kind!r} is not supported; WordPiece (bert) is")
         words = original_vocabulary(
             metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
@@ -89,11 +89,12 @@ def original_vocabulary(tokens: Any, types: Any) -> list[str]:
     """Undo the phantom space; the list index is the id."""
     if not isinstance(tokens, list) or not tokens:
         raise ModelUnsupportedError("the file has no vocabulary (tokenizer.ggml.tokens)")
-    if types is None:
-        types = [1] * len(tokens)
-    if len(types) != len(tokens):
-        raise ModelUnsupportedError(f"{len(tokens)} tokens but {len(types)} token types")
-    return [_original(token, int(kind)) for token, kind in zip(tokens, types, strict=True)]
+    kinds = np.ones(len(tokens), np.int32) if types is None else np.asarray(types)
+    if kinds.shape != (len(tokens),) or kinds.dtype.kind not in "iu":
+        raise ModelUnsupportedError(
+            f"the file's {len(tokens)} tokens do not have a type each (tokenizer.ggml.token_type)"
+        )
+    return [_original(token, kind) for token, kind in zip(tokens, kinds.tolist(), strict=True)]
 
 
 def _original(token: str, kind: int) -> str:

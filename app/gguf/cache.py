@@ -104,8 +104,8 @@ def verify(
 ) -> list[Damage]:
     """Compare every byte of a sidecar's weights with its checksums; empty when all are right.
 
-    progress: told bytes done and in all. Nothing is changed: a load builds a damaged sidecar
-    anew when it comes to the damage, or after `evict`.
+    progress: told bytes done and in all. A damaged sidecar is put aside, so that the next load
+    builds it again.
     Raises CacheCorruptError when index or header are damaged, CacheError when it is of a newer
     format.
     """
@@ -120,6 +120,8 @@ def verify(
             ]
             done_bytes += place.n_bytes
             progress(done_bytes, total_bytes)
+        if damages:
+            sidecar.put_aside()
     return damages
 
 
@@ -146,36 +148,38 @@ def evict(
 
 def _entry(folder: Path) -> CacheEntry | None:
     """Describe a sidecar; None when it has gone meanwhile."""
-    index, fault, is_newer = _read(folder)
+    in_use = _is_in_use(folder)
+    index, fault, is_broken = _read(folder, in_use)
     state = _source_state(index.source) if index else SourceState.UNKNOWN
-    gone = state in (SourceState.CHANGED, SourceState.MISSING)
     try:
         return CacheEntry(
             key=folder.name,
             folder=folder,
             n_bytes=sum(path.stat().st_size for path in _contents(folder)),
             created=datetime.fromtimestamp(_mark(folder).stat().st_mtime, UTC),
-            in_use=_is_in_use(folder),
+            in_use=in_use,
             source_path=Path(index.source.path) if index else None,
             source_state=state,
             compute=index.compute if index else None,
             fault=fault,
-            is_stale=gone or (fault is not None and not is_newer),
+            is_stale=is_broken or state in (SourceState.CHANGED, SourceState.MISSING),
         )
     except FileNotFoundError:
         return None
 
 
-def _read(folder: Path) -> tuple[SidecarIndex | None, str | None, bool]:
-    """The index, or why there is none and whether that is for us to judge."""
+def _read(folder: Path, in_use: bool) -> tuple[SidecarIndex | None, str | None, bool]:
+    """The index, or why there is none, and whether there never will be."""
     if folder.suffix == storage.TEMPORARY_SUFFIX:
-        return None, "a load was stopped before its end", False
+        fault = "it is being made" if in_use else "a load was stopped before its end"
+        return None, fault, not in_use
     try:
         return parse_index((folder / INDEX_NAME).read_bytes(), folder.name), None, False
     except CacheError as error:
-        return None, str(error), not isinstance(error, CacheCorruptError)
+        return None, str(error), isinstance(error, CacheCorruptError)
     except OSError as error:
-        return None, f"the index cannot be read: {error.strerror}", False
+        fault = f"the index cannot be read: {error.strerror}"
+        return None, fault, isinstance(error, FileNotFoundError)
 
 
 def _mark(folder: Path) -> Path:

@@ -101,8 +101,10 @@ class Sidecar:
             if not done[chunk]:
                 if not self._is_whole(place, chunk):
                     start, end = place.chunk_bounds(chunk)
-                    self._condemn(
-                        f"{self.weights_path} is damaged in {name}, bytes {start} to {end}"
+                    self.put_aside()
+                    raise CacheCorruptError(
+                        f"{self.weights_path} is damaged in {name}, bytes {start} to {end}; it is "
+                        "built again when the model is loaded next"
                     )
                 done[chunk] = 1
 
@@ -111,6 +113,26 @@ class Sidecar:
         place = self.index.tensors[name]
         chunks = range(place.n_chunks)
         return [place.chunk_bounds(chunk) for chunk in chunks if not self._is_whole(place, chunk)]
+
+    def put_aside(self) -> None:
+        """Make the next load, in whatever process, build these weights again.
+
+        A built source is damaged itself, so it goes too. What another process has already
+        replaced is left alone.
+        Raises CacheCorruptError when the cache cannot be written to.
+        """
+        damaged = [(self._mark.fileno(), self.folder / INDEX_NAME)]
+        if self.index.weights is WeightsPlace.BUILT:
+            damaged.append((self._weights.fileno(), self.weights_path))
+        try:
+            for fd, path in damaged:
+                if storage.is_at(fd, path):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CacheCorruptError(
+                f"{self.weights_path} is damaged and cannot be put aside ({error.strerror}): "
+                f"remove {self.folder}"
+            ) from error
 
     def advise(self, names: Sequence[str], advice: int) -> None:
         """madvise the pages that hold these tensors.
@@ -160,26 +182,6 @@ class Sidecar:
         except GGUFError:  # the disk failed, or the file has become shorter
             return False
         return checksum(data) == place.checksum(chunk)
-
-    def _condemn(self, fault: str) -> None:
-        """Make the next load, in whatever process, build these weights again.
-
-        A built source is damaged itself, so it goes too. What another process has already
-        replaced is left alone.
-        """
-        condemned = [(self._mark.fileno(), self.folder / INDEX_NAME)]
-        if self.index.weights is WeightsPlace.BUILT:
-            condemned.append((self._weights.fileno(), self.weights_path))
-        try:
-            for fd, path in condemned:
-                if storage.is_at(fd, path):
-                    path.unlink(missing_ok=True)
-        except OSError as error:
-            raise CacheCorruptError(
-                f"{fault}, and it cannot be put aside ({error.strerror}): remove it with "
-                "`plimsoll cache evict`"
-            ) from error
-        raise CacheCorruptError(f"{fault}; it is built again when the model is loaded next")
 
 
 def _read_header(folder: Path, expected_checksum: str) -> GGUFHeader:

@@ -40,9 +40,6 @@ class Opener(Protocol):
     def open(self, progress: Callable[[int, int], None]) -> EmbeddingModel:
         """Fetch, convert and open; blocks. Raises PlimsollError."""
 
-    def discard(self) -> None:
-        """Remove weights that turned out to be damaged, so that the next open makes them anew."""
-
 
 class ModelSlot:
     """Owns one model; hands out leases on it."""
@@ -102,7 +99,9 @@ class ModelSlot:
             self._leases -= 1
             self._last_used_s = self._clock()
             if self._damaged and not self._leases:
-                await self._discard()
+                # The damaged sidecar has put itself aside: the next open builds it anew.
+                self._damaged = False
+                await self.close()
 
     async def close_when_idle(self) -> None:
         """Watch for idleness until cancelled."""
@@ -117,26 +116,34 @@ class ModelSlot:
 
     async def close(self) -> None:
         """Close the model, waiting for an opening under way."""
-        if self._loading is not None:
+        # Without a pause where nothing is loading: nobody may lease the model in between.
+        if self._loading is not None and not self._loading.done():
             await asyncio.wait([self._loading])
-            self._loading = None
         model, self._model = self._model, None
         if model is not None:
             self._telemetry.model_open.set(0)
             await asyncio.to_thread(model.close)
 
     async def _opened(self) -> EmbeddingModel:
-        if self._model is not None and not self._damaged:
+        if self._damaged:
+            # Requests under way still hold the damaged model; it closes with the last of them.
+            raise ModelLoadingError(
+                f"{self.name} has damaged weights, which are being made again",
+                retry_after_s=LOADING_RETRY_S,
+            )
+        if self._model is not None:
             return self._model
-        if self._loading is None or self._loading.done():
+        loading = self._loading
+        if loading is None or loading.done():
             if self.error is not None and self._clock() - self._failed_at_s < RETRY_PAUSE_S:
-                raise self.error
-            self._loading = asyncio.create_task(self._open())
-        done, _ = await asyncio.wait([self._loading], timeout=self._load_wait_s)
+                # Without the frames of those who met it before, which would pile up.
+                raise self.error.with_traceback(None)
+            loading = self._loading = asyncio.create_task(self._open())
+        done, _ = await asyncio.wait([loading], timeout=self._load_wait_s)
         if not done:
             retry_after_s = self._load_wait_s or LOADING_RETRY_S
             raise ModelLoadingError(self._waiting_message(), retry_after_s=retry_after_s)
-        return self._loading.result()
+        return loading.result()
 
     async def _open(self) -> EmbeddingModel:
         start = perf_counter()
@@ -158,11 +165,6 @@ class ModelSlot:
         self._telemetry.model_open.set(1)
         log.info("opened %s in %.2f s, %s", self.name, seconds, model.traits.fingerprint())
         return model
-
-    async def _discard(self) -> None:
-        self._damaged = False
-        await self.close()
-        await asyncio.to_thread(self._opener.discard)
 
     def watch_progress(self, watcher: Callable[[int, int], None]) -> None:
         """Tell `watcher` bytes done and in all while the model loads."""
