@@ -5,9 +5,8 @@ Heavy modules are imported inside the commands, so that `plimsoll --help` is qui
 
 import asyncio
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +14,14 @@ import click
 from tqdm import tqdm
 
 from app import __version__
+from app.cli_cache import cache
+from app.cli_options import byte_bar, load, setting_options
 from app.errors import PlimsollError
 from app.settings import Settings
-from app.settings_sources import LoadedSettings, load_settings
 
 if TYPE_CHECKING:
     from app.encoder.model import EmbeddingModel
     from app.serving.service import Embeddings
-
-log = logging.getLogger(__name__)
 
 INPUT_TYPES = ("search_document", "search_query", "classification", "clustering")
 
@@ -39,24 +37,6 @@ class _Commands(click.Group):
             ctx.exit(2)
 
 
-def setting_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add an option for each named setting (all of them without names)."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for name in reversed(names or tuple(Settings.model_fields)):
-            field = Settings.model_fields[name]
-            flag = f"--{name.replace('_', '-')}"
-            # Values stay strings here: settings parse and check them like every other source.
-            if field.annotation is bool:
-                option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None)
-            else:
-                option = click.option(flag, name, metavar="VALUE", help=field.description)
-            command = option(command)
-        return command
-
-    return decorate
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="plimsoll")
 def main() -> None:
@@ -69,7 +49,7 @@ def main() -> None:
 @setting_options()
 def serve(**overrides: Any) -> None:
     """Run the server."""
-    settings = _load(overrides).settings
+    settings = load(overrides).settings
     from app.main import serve as run
 
     run(settings)
@@ -82,8 +62,8 @@ def pull(model: str | None, **overrides: Any) -> None:
     """Fetch MODEL and make its weights ready, so that serving starts at once."""
     from app.main import prepare_model
 
-    settings = _load(overrides, model=model).settings
-    with _byte_bar(f"preparing {settings.model}") as progress:
+    settings = load(overrides, model=model).settings
+    with byte_bar(f"preparing {settings.model}") as progress:
         folder = prepare_model(settings, progress)
     click.echo(f"{settings.model} is ready in {folder}", err=True)
 
@@ -110,7 +90,7 @@ def embed(
     **overrides: Any,
 ) -> None:
     """Embed TEXTS and lines of files, or lines of standard input; prints JSON lines."""
-    settings = _load(overrides).settings
+    settings = load(overrides).settings
     lines = [*_arguments(texts), *(line for file in files for line in _lines_of(file))]
     if not texts and not files:
         lines.extend(_lines("standard input", sys.stdin.buffer))
@@ -131,7 +111,7 @@ def inspect(file: str, as_json: bool, **overrides: Any) -> None:
     from app.encoder.inspection import inspect_gguf
     from app.main import engine_threads
 
-    report = inspect_gguf(file, n_threads=engine_threads(_load(overrides).settings))
+    report = inspect_gguf(file, n_threads=engine_threads(load(overrides).settings))
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
     sys.exit(0 if report.supported else 1)
 
@@ -154,7 +134,7 @@ def verify(against: Path | None, threshold: float, **overrides: Any) -> None:
     """Compare the model's vectors with published ones, or with those of another file."""
     from app.encoder.verification import compare_models, compare_published
 
-    settings = _load(overrides, exact=True).settings
+    settings = load(overrides, exact=True).settings
     with _opened(settings) as model:
         if against is None:
             rows = compare_published(model)
@@ -164,7 +144,7 @@ def verify(against: Path | None, threshold: float, **overrides: Any) -> None:
                     "file of the same model: plimsoll verify --against FILE.gguf"
                 )
         else:
-            other_settings = _load({**overrides, "model": str(against)}, exact=True).settings
+            other_settings = load({**overrides, "model": str(against)}, exact=True).settings
             with _opened(other_settings) as other:
                 rows = compare_models(model, other)
     for row in rows:
@@ -177,93 +157,18 @@ def verify(against: Path | None, threshold: float, **overrides: Any) -> None:
         sys.exit(1)
 
 
-@main.group()
-def cache() -> None:
-    """List, check and remove what lies in the cache folder."""
-
-
-@cache.command("list")
-@setting_options("cache_dir")
-def cache_list(**overrides: Any) -> None:
-    """Say what lies in the cache folder: model files, and the sidecars made from them."""
-    from app.gguf.cache import list_models, list_sidecars
-
-    folder = _load(overrides).settings.cache_dir
-    click.echo(f"cache {folder}")
-    for model in list_models(folder):
-        made = "built" if model.built else "file"
-        click.echo(f"{made:<24}  {model.n_bytes >> 20:>6} MiB  {model.path}")
-    for entry in list_sidecars(folder):
-        state = entry.fault or f"source {entry.source_state}"
-        used = ", in use" if entry.in_use else ""
-        source = entry.source_path or "unknown source"
-        click.echo(f"{entry.key:<24}  {entry.n_bytes >> 20:>6} MiB  {source} ({state}{used})")
-
-
-@cache.command("verify")
-@setting_options("cache_dir")
-def cache_verify(**overrides: Any) -> None:
-    """Compare every byte of every sidecar with its checksums; exit code 1 where one differs."""
-    from app.gguf.cache import list_sidecars, verify
-
-    n_damaged = 0
-    for entry in list_sidecars(_load(overrides).settings.cache_dir):
-        faults = [entry.fault] if entry.fault else []
-        if not faults:
-            with _byte_bar(entry.key) as progress:
-                faults = [
-                    f"{damage.tensor}, bytes {damage.start_byte} to {damage.stop_byte}"
-                    for damage in verify(entry, progress)
-                ]
-        click.echo(f"{entry.key}  {'damaged: ' + '; '.join(faults) if faults else 'whole'}")
-        n_damaged += bool(faults)
-    if n_damaged:
-        click.echo("plimsoll: remove them with `plimsoll cache evict KEY`", err=True)
-        sys.exit(1)
-
-
-@cache.command("evict")
-@click.argument("keys", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Every sidecar.")
-@click.option("--stale", is_flag=True, help="Those that no load would use any more.")
-@setting_options("cache_dir")
-def cache_evict(keys: tuple[str, ...], everything: bool, stale: bool, **overrides: Any) -> None:
-    """Remove sidecars by KEY, all of them, or the stale ones; those in use stay."""
-    from app.gguf.cache import evict
-
-    if not keys and not everything and not stale:
-        raise click.UsageError("name KEYs, or give --all or --stale")
-    folder = _load(overrides).settings.cache_dir
-    result = evict(folder, keys or None, stale_only=stale)
-    for entry in result.removed:
-        click.echo(f"removed {entry.key}")
-    for entry in result.in_use:
-        click.echo(f"kept {entry.key}: in use by a live process", err=True)
-    click.echo(f"{result.removed_bytes >> 20} MiB freed")
-    if result.in_use:
-        sys.exit(1)
+main.add_command(cache)
 
 
 @main.command()
 @setting_options()
 def config(**overrides: Any) -> None:
     """Print every setting, its value and where it comes from."""
-    loaded = _load(overrides)
+    loaded = load(overrides)
     width = max(len(name) for name in loaded.sources)
     for name, source in loaded.sources.items():
         value = getattr(loaded.settings, name)
         click.echo(f"{name:<{width}}  {value!s:<32}  {source}")
-
-
-def _load(overrides: Mapping[str, Any], **fixed: Any) -> LoadedSettings:
-    given = {name: value for name, value in {**overrides, **fixed}.items() if value is not None}
-    loaded = load_settings(given)
-    from app.logs import configure
-
-    configure(loaded.settings.log_level, loaded.settings.log_format)
-    for name in loaded.ignored:
-        log.info("ignoring %s: a container platform set it for a service of that name", name)
-    return loaded
 
 
 class _opened:  # noqa: N801 - reads as a function
@@ -275,31 +180,12 @@ class _opened:  # noqa: N801 - reads as a function
     def __enter__(self) -> "EmbeddingModel":
         from app.main import open_model
 
-        with _byte_bar(f"loading {self._settings.model}") as progress:
+        with byte_bar(f"loading {self._settings.model}") as progress:
             self._model = open_model(self._settings, progress)
         return self._model
 
     def __exit__(self, *reason: object) -> None:
         self._model.close()
-
-
-class _byte_bar:  # noqa: N801
-    """A progress bar that takes bytes done and in all; shown on a terminal only."""
-
-    def __init__(self, title: str) -> None:
-        self._bar = tqdm(
-            desc=title, unit="B", unit_scale=True, unit_divisor=1024, disable=None, leave=False
-        )
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        def progress(done_bytes: int, total_bytes: int) -> None:
-            self._bar.total = total_bytes
-            self._bar.update(done_bytes - self._bar.n)
-
-        return progress
-
-    def __exit__(self, *reason: object) -> None:
-        self._bar.close()
 
 
 def _arguments(texts: Iterable[str]) -> Iterator[str]:
@@ -338,7 +224,7 @@ async def _embed(
     start = n_failed = 0
     said: set[str] = set()
     with (
-        _byte_bar(f"loading {settings.model}") as progress,
+        byte_bar(f"loading {settings.model}") as progress,
         tqdm(total=len(lines), unit="text", disable=None) as bar,
     ):
         async for part in embed_texts(settings, task, progress):

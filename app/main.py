@@ -26,6 +26,7 @@ from app.encoder.model import EmbeddingModel
 from app.encoder.opener import ModelOpener, Progress
 from app.errors import SettingsError
 from app.gguf.loader import StreamingGGUFLoader
+from app.memory import allocator
 from app.memory.cores import available_cores
 from app.memory.monitor import MemoryMonitor
 from app.serving.executor import WaveExecutor
@@ -53,6 +54,7 @@ class _Drain:
 def make_opener(settings: Settings, monitor: MemoryMonitor, spec: ModelSpec) -> ModelOpener:
     """What opens `spec` under these settings."""
     cache = settings.cache_dir
+    allocator.tune()
 
     def make_loader(progress: Progress) -> StreamingGGUFLoader:
         return StreamingGGUFLoader(
@@ -149,7 +151,7 @@ def create_app(settings: Settings, drain: _Drain | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         executor.start()
-        watch = asyncio.create_task(slot.close_when_idle())
+        watch = asyncio.create_task(slot.watch_idleness())
         preload = asyncio.create_task(_preload(slot)) if settings.preload else None
         try:
             yield

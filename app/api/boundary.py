@@ -10,16 +10,18 @@ import json
 import logging
 from collections.abc import Callable, Coroutine
 from time import perf_counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import FailFast, StrictStr
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import TypeAliasType
 
 from app import errors
 from app.serving.service import Embeddings
@@ -29,6 +31,10 @@ log = logging.getLogger("plimsoll.access")
 
 InputType = Literal["search_document", "search_query", "classification", "clustering"]
 Encoding = Literal["float", "base64"]
+# Every error becomes an object: those of a body that is wrong throughout would take hundreds of
+# times its memory. So a list ends at its first error, and fields are counted.
+Texts = TypeAliasType("Texts", Annotated[list[StrictStr], FailFast()])
+MAX_FIELDS = 64
 
 # Most specific first: the first class that fits gives the status.
 STATUS: dict[type[errors.PlimsollError], int] = {
@@ -141,6 +147,8 @@ class _StrictRequest(Request):
             except orjson.JSONDecodeError as error:
                 # FastAPI turns only this type into a validation error.
                 raise json.JSONDecodeError(error.msg, "", error.pos) from error
+            if isinstance(self._json, dict) and len(self._json) > MAX_FIELDS:
+                raise HTTPException(400, f"the body has more than {MAX_FIELDS} fields")
         return self._json
 
 
@@ -189,7 +197,8 @@ def _telemetry(request: Request) -> Telemetry:
 
 
 def _explain(request: Request, error: RequestValidationError) -> tuple[str, str | None]:
-    first = error.errors()[0]
+    found = error.errors()
+    first = found[0]
     if first["type"] == "json_invalid":
         return f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None
     content_type = request.headers.get("content-type", "")
@@ -198,11 +207,14 @@ def _explain(request: Request, error: RequestValidationError) -> tuple[str, str 
             f"send JSON with the header Content-Type: application/json, not {content_type!r}",
             None,
         )
-    where = [str(part) for part in first["loc"] if part != "body"]
-    param = where[0] if where else None
-    if param is None:
+    if len(first["loc"]) == 1:
         return f"the body must be a JSON object: {first['msg']}", None
-    return f"{'.'.join(where)}: {first['msg']}", param
+    param = str(first["loc"][1])
+    # A field of several types has errors of each; the first that names an item says most.
+    of_items = [e for e in found if e["loc"][1] == param and isinstance(e["loc"][-1], int)]
+    best = of_items[0] if of_items else first
+    item = f"[{best['loc'][-1]}]" if of_items else ""
+    return f"{param}{item}: {best['msg']}", param
 
 
 class Edge:

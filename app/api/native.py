@@ -9,6 +9,7 @@ from app.api.boundary import (
     Encoding,
     InputType,
     StrictJSONRoute,
+    Texts,
     embeddings_response,
     vector_field,
 )
@@ -20,9 +21,7 @@ class EmbedRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    input: Annotated[
-        StrictStr | list[StrictStr], Field(description="A text, or a list of any length.")
-    ]
+    input: Annotated[StrictStr | Texts, Field(description="A text, or a list of any length.")]
     input_type: Annotated[
         InputType | None,
         Field(description="Task prefix, for models trained with one; null: the text as it is."),

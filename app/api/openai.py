@@ -8,12 +8,14 @@ tokenizer's. `input_type` and `truncate` may be sent besides.
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, FailFast, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from typing_extensions import TypeAliasType
 
 from app.api.boundary import (
     Encoding,
     InputType,
     StrictJSONRoute,
+    Texts,
     embeddings_response,
     vector_field,
 )
@@ -22,14 +24,15 @@ from app.serving.service import Embeddings, EmbeddingService, EmbedTask
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 
-TokenIds = list[StrictInt | StrictFloat]
+TokenIds = TypeAliasType("TokenIds", Annotated[list[StrictInt | StrictFloat], FailFast()])
+TokenIdLists = TypeAliasType("TokenIdLists", Annotated[list[TokenIds], FailFast()])
 
 
 class EmbeddingsRequest(BaseModel):
     """OpenAI's embeddings request."""
 
     input: Annotated[
-        StrictStr | list[StrictStr] | TokenIds | list[TokenIds],
+        StrictStr | Texts | TokenIds | TokenIdLists,
         Field(description="A text or up to 2048 of them. Token ids are refused."),
     ]
     model: Annotated[StrictStr | None, Field(description="As GET /v1/models lists it.")] = None

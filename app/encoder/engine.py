@@ -105,6 +105,11 @@ class Engine:
                 states[index] = wave.states[rows]
         return states
 
+    def release_memory(self) -> None:
+        """Give unused activation memory back; for when nothing has run for a while."""
+        with self._lock:
+            self._whole_runner.shrink_arena()
+
     def close(self) -> None:
         """Stop the engine threads and drop every binding to the weights."""
         self._pool.shutdown()

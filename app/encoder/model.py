@@ -20,6 +20,7 @@ from app.encoder.tokenizer import TokenizedText, WordPieceTokenizer
 from app.encoder.weights import Weights
 from app.errors import InvalidRequestError, ModelUnsupportedError
 from app.gguf.sidecar import Sidecar
+from app.memory import allocator
 
 FINGERPRINT_VERSION = "v1"
 # The two halves of a search share one space; every other task of a prefixed model has its own.
@@ -153,6 +154,11 @@ class EmbeddingModel:
         return pooling.finish(
             vectors, dimensions, norm_first=cut and self.traits.known.layer_norm_before_cut
         )
+
+    def release_memory(self) -> None:
+        """Give memory that only a run needs back to the kernel."""
+        self._engine.release_memory()
+        allocator.release()
 
     def close(self) -> None:
         """Stop threads, drop sessions and unmap the weights, after the wave under way."""

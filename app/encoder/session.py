@@ -5,10 +5,15 @@ a few megabytes and milliseconds. Inputs and outputs are bound by address: ONNX 
 reads states and writes results where NumPy arrays already lie.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+
+# ONNX Runtime's wheels report usage unless told not to before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from app.encoder import graph
@@ -23,13 +28,32 @@ def as_value(array: np.ndarray) -> "ort.OrtValue":
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _open(model: bytes, n_threads: int) -> ort.InferenceSession:
+@cache
+def _share_arena() -> None:
+    """Give the sessions of this process one arena between them.
+
+    An arena keeps its high-water mark, so it is for runs whose size is bounded: the
+    token-wise graphs, which see a slice at most. It grows by what is asked for, not by doubling.
+    """
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    extend_as_requested = 1
+    ort.create_and_register_allocator(
+        memory, ort.OrtArenaCfg({"arena_extend_strategy": extend_as_requested})
+    )
+
+
+def _open(model: bytes, n_threads: int, *, bounded: bool) -> ort.InferenceSession:
+    """`bounded`: whether runs are small enough for what they used to be kept."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
-    # The arena keeps its high-water mark for ever; malloc gives memory back.
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = bounded
     options.enable_mem_pattern = False
+    if bounded:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     # Between calls a spinning pool would take the cores from the other engine threads.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # The graphs are fused by hand, and the optimizer would turn the swapped kernel back.
@@ -43,11 +67,16 @@ class LayerSessions:
 
     def __init__(self, graphs: "LayerGraphs", n_threads: int) -> None:
         self.n_threads = n_threads
-        self.embed_norm = _open(graphs.embed_norm, n_threads)
-        self.project = {kernel: _open(model, n_threads) for kernel, model in graphs.project.items()}
-        self.attend = _open(graphs.attend, n_threads)
+        self.embed_norm = _open(graphs.embed_norm, n_threads, bounded=True)
+        self.project = {
+            kernel: _open(model, n_threads, bounded=True)
+            for kernel, model in graphs.project.items()
+        }
+        # Attention sees whole texts, whose buffers would stay in the arena.
+        self.attend = _open(graphs.attend, n_threads, bounded=False)
         self.transform = {
-            kernel: _open(model, n_threads) for kernel, model in graphs.transform.items()
+            kernel: _open(model, n_threads, bounded=True)
+            for kernel, model in graphs.transform.items()
         }
 
 
@@ -137,6 +166,18 @@ class Runner:
         _bind_input(binding, "context", context)
         _bind_output(binding, "new_states", states)
         self._sessions.transform[kernel].run_with_iobinding(binding)
+
+    def shrink_arena(self) -> None:
+        """Give back what the shared arena holds and nobody uses."""
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        binding = self._binding("embed_norm", Kernel.PLAIN, -1)
+        width = self._embedding["token_embd_norm.weight"].shape()[0]
+        states = np.zeros((1, width), np.float32)
+        normed = np.empty_like(states)
+        _bind_input(binding, "states", states)
+        _bind_output(binding, "normed", normed)
+        self._sessions.embed_norm.run_with_iobinding(binding, options)
 
     def close(self) -> None:
         """Drop bindings and tensors, so that the memory they point into may go."""

@@ -80,7 +80,6 @@ class StreamingGGUFLoader:
         *,
         compute: str = "float32",
         in_place: bool = False,
-        owned: Sequence[Path] | None = None,
         allow_memory_backed: bool = False,
         n_workers: int = 2,
         under_pressure: Callable[[], bool] = lambda: False,
@@ -89,10 +88,9 @@ class StreamingGGUFLoader:
     ) -> None:
         """Build nothing yet.
 
-        in_place: map a float32 source where it lies. Unsafe: whoever truncates it kills the
-            process, whoever writes to it changes the vectors.
-        owned: folders of files that Plimsoll wrote, `<cache>/built` unless given; float32 files
-            there are mapped in place.
+        in_place: map a float32 source of the user's where it lies. Unsafe: whoever truncates it
+            kills the process, whoever writes to it changes the vectors. One in `<cache>/built`,
+            where Plimsoll alone writes, always is.
         allow_memory_backed: accept a cache folder whose files are memory.
         under_pressure: whether memory is above the line; the readers slow down while it is.
             Asked many times a second, from a thread of the pipeline.
@@ -103,7 +101,6 @@ class StreamingGGUFLoader:
         self._cache_dir = cache_dir
         self._compute = compute
         self._in_place = in_place
-        self._owned = [cache_dir / storage.BUILT_FOLDER] if owned is None else list(owned)
         self._allow_memory_backed = allow_memory_backed
         self._n_workers = n_workers
         self._under_pressure = under_pressure
@@ -163,7 +160,7 @@ class StreamingGGUFLoader:
     def _weights_place(self, path: Path, header: GGUFHeader) -> WeightsPlace:
         if any(tensor.type is not GGMLType.F32 for tensor in header.tensors):
             return WeightsPlace.COPY
-        if any(path.is_relative_to(folder.resolve()) for folder in self._owned):
+        if path.is_relative_to(self._cache_dir.resolve() / storage.BUILT_FOLDER):
             return WeightsPlace.BUILT
         return WeightsPlace.IN_PLACE if self._in_place else WeightsPlace.COPY
 

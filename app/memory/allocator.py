@@ -15,9 +15,9 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 # Larger blocks are mapped, and unmapped when freed; smaller ones are reused in place.
-MMAP_THRESHOLD_BYTES = 4 << 20
-# Free memory that a heap may keep at its top, so that one call's blocks serve the next.
-TRIM_THRESHOLD_BYTES = 16 << 20
+MMAP_THRESHOLD_BYTES = 256 << 10
+# Free memory that a heap may keep at its top.
+TRIM_THRESHOLD_BYTES = 1 << 20
 ARENAS = 2
 
 

@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 # A model that would not open is not tried again for every request that comes in.
 RETRY_PAUSE_S = 5.0
-MAX_IDLE_CHECK_S = 5.0
+IDLE_CHECK_S = 0.5
+# After this pause activations' memory goes back to the kernel; the weights stay mapped.
+IDLE_RELEASE_S = 1.0
 LOADING_RETRY_S = 5.0
 
 
@@ -70,6 +72,7 @@ class ModelSlot:
         self._last_used_s = clock()
         self._failed_at_s = -RETRY_PAUSE_S
         self._damaged = False
+        self._released = True
         self._watcher: Callable[[int, int], None] = lambda done_bytes, total_bytes: None
 
     @property
@@ -96,23 +99,31 @@ class ModelSlot:
             self._damaged = True
             raise
         finally:
-            self._leases -= 1
             self._last_used_s = self._clock()
-            if self._damaged and not self._leases:
-                # The damaged sidecar has put itself aside: the next open builds it anew.
-                self._damaged = False
-                await self.close()
+            self._released = False
+            await self._end_lease()
 
-    async def close_when_idle(self) -> None:
-        """Watch for idleness until cancelled."""
-        if not self._idle_unload_s:
-            return
+    async def watch_idleness(self) -> None:
+        """Until cancelled: give memory back after a pause, close the model after a long one."""
         while True:
-            await asyncio.sleep(min(MAX_IDLE_CHECK_S, self._idle_unload_s / 2))
-            idle_s = self._clock() - self._last_used_s
-            if self._model is not None and not self._leases and idle_s >= self._idle_unload_s:
-                log.info("closing %s after %.0f s without a request", self.name, idle_s)
-                await self.close()
+            await asyncio.sleep(IDLE_CHECK_S)
+            await self.check_idleness()
+
+    async def check_idleness(self) -> None:
+        """Do what the time since the last request calls for."""
+        if self._model is None or self._leases:
+            return
+        idle_s = self._clock() - self._last_used_s
+        if self._idle_unload_s and idle_s >= self._idle_unload_s:
+            log.info("closing %s after %.0f s without a request", self.name, idle_s)
+            await self.close()
+        elif idle_s >= IDLE_RELEASE_S and not self._released:
+            self._released = True
+            self._leases += 1  # so that nothing closes it meanwhile
+            try:
+                await asyncio.to_thread(self._model.release_memory)
+            finally:
+                await self._end_lease()
 
     async def close(self) -> None:
         """Close the model, waiting for an opening under way."""
@@ -123,6 +134,13 @@ class ModelSlot:
         if model is not None:
             self._telemetry.model_open.set(0)
             await asyncio.to_thread(model.close)
+
+    async def _end_lease(self) -> None:
+        self._leases -= 1
+        if self._damaged and not self._leases:
+            # The damaged sidecar has put itself aside: the next open builds it anew.
+            self._damaged = False
+            await self.close()
 
     async def _opened(self) -> EmbeddingModel:
         if self._damaged:

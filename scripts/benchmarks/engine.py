@@ -1,0 +1,57 @@
+"""Plimsoll's engine as a peer: opened as the server opens it, fed the executor's waves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from app.encoder.catalog import resolve
+from app.encoder.opener import ModelOpener
+from app.gguf.loader import StreamingGGUFLoader
+
+from .texts import in_waves
+
+
+def make_opener(model: str, cache_dir: Path, *, n_threads: int) -> ModelOpener:
+    """What opens a model as the server does by default, without reading any settings."""
+    return ModelOpener(
+        resolve(model),
+        cache_dir,
+        lambda progress: StreamingGGUFLoader(cache_dir, progress=progress),
+        n_threads=n_threads,
+    )
+
+
+def unreported(done_bytes: int, total_bytes: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+class EnginePeer:
+    """An open model without the service around it."""
+
+    def __init__(
+        self,
+        model: str,
+        cache_dir: Path,
+        *,
+        n_threads: int,
+        wave_texts: int,
+        wave_tokens: int,
+        drop_pages: bool,
+    ) -> None:
+        """Open `model`, whose sidecar is warm; waves hold at most so many texts and tokens."""
+        self._model = make_opener(model, cache_dir, n_threads=n_threads).open(unreported)
+        self._wave = (wave_texts, wave_tokens)
+        self._drop_pages = drop_pages
+
+    def encode(self, texts: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors float32 (texts, hidden)."""
+        pooled = [
+            self._model.encode(wave, drop_pages=self._drop_pages)
+            for wave in in_waves(texts, *self._wave)
+        ]
+        return self._model.finish(np.concatenate(pooled), self._model.traits.dimensions)
+
+    def close(self) -> None:
+        """Stop threads and unmap the weights."""
+        self._model.close()

@@ -1,0 +1,242 @@
+"""OpenAI's dialect, with OpenAI's own client as it is, over a real socket."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.evaluation_data import DATA_DIR
+from tests.running_server import DEADLINE_S, RunningServer
+
+MODEL = "all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="module")
+def api(server: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=DEADLINE_S
+    ) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def native_vector(server: RunningServer) -> np.ndarray:
+    """The vector of "hello world" as Plimsoll's own route gives it."""
+    answer = httpx.post(f"{server.url}/embed", json={"input": "hello world"}, timeout=DEADLINE_S)
+    return np.float32(answer.json()["embeddings"][0])
+
+
+# --- the client -----------------------------------------------------------------------------
+
+
+def test_the_client_reads_vectors_as_it_asks_for_them_by_default(
+    api: openai.OpenAI, native_vector: np.ndarray
+):
+    """Without an encoding_format it sends base64 and decodes what comes, whatever that is."""
+    answer = api.embeddings.create(model=MODEL, input="hello world")
+
+    np.testing.assert_array_equal(np.float32(answer.data[0].embedding), native_vector)
+    assert (answer.object, answer.model) == ("list", MODEL)
+    assert answer.usage.model_dump() == {"prompt_tokens": 4, "total_tokens": 4}
+
+
+def test_the_default_request_is_answered_in_base64(api: openai.OpenAI, native_vector: np.ndarray):
+    """The JavaScript client reads a list of numbers as a vector of one zero."""
+    raw = api.embeddings.with_raw_response.create(
+        model=MODEL, input="hello world", encoding_format="base64"
+    )
+    encoded = json.loads(raw.content)["data"][0]["embedding"]
+
+    assert isinstance(encoded, str)
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(encoded), "<f4"), native_vector)
+
+
+def test_the_client_reads_floats(api: openai.OpenAI, native_vector: np.ndarray):
+    """What a client gets that asks for them, or that says nothing and is not OpenAI's."""
+    answer = api.embeddings.create(model=MODEL, input="hello world", encoding_format="float")
+
+    np.testing.assert_array_equal(np.float32(answer.data[0].embedding), native_vector)
+
+
+def test_a_request_without_an_encoding_is_answered_in_floats(server: RunningServer):
+    """litellm leaves it out and expects numbers."""
+    answer = httpx.post(
+        f"{server.url}/v1/embeddings", json={"input": "x", "model": MODEL}, timeout=DEADLINE_S
+    ).json()
+
+    assert isinstance(answer["data"][0]["embedding"][0], float)
+
+
+def test_the_client_gets_as_many_dimensions_as_it_asks_for(
+    api: openai.OpenAI, native_vector: np.ndarray
+):
+    """Cut and made a unit again, as OpenAI's own models do."""
+    answer = api.embeddings.create(model=MODEL, input="hello world", dimensions=64)
+
+    head = native_vector[:64]
+    np.testing.assert_allclose(
+        answer.data[0].embedding, head / np.linalg.norm(head), rtol=0, atol=1e-6
+    )
+
+
+def test_a_list_keeps_its_order(api: openai.OpenAI):
+    """Clients zip the answer with what they sent."""
+    texts = ["a ship", "hello world " * 20, "the sea", "hello world"]
+
+    answer = api.embeddings.create(model=MODEL, input=texts)
+
+    assert [row.index for row in answer.data] == [0, 1, 2, 3]
+    for text, row in zip(texts, answer.data, strict=True):
+        alone = api.embeddings.create(model=MODEL, input=text).data[0].embedding
+        np.testing.assert_allclose(row.embedding, alone, rtol=0, atol=1e-6)
+
+
+def test_the_client_lists_the_model_and_its_other_names(api: openai.OpenAI):
+    """Whichever of them a client was configured with is accepted, in any case."""
+    listed = [model.id for model in api.models.list()]
+
+    assert listed[0] == MODEL
+    assert "builtin" in listed
+    for name in [*listed, MODEL.upper()]:
+        assert api.embeddings.create(model=name, input="x").model == MODEL
+        assert api.models.retrieve(name).object == "model"
+
+
+def test_a_model_that_is_not_served_is_not_found(api: openai.OpenAI):
+    """Vectors of another model than the one asked for would be stored as its own."""
+    with pytest.raises(openai.NotFoundError, match=MODEL) as failed:
+        api.embeddings.create(model="text-embedding-3-small", input="x")
+    assert (failed.value.code, failed.value.param) == ("model_not_found", "model")
+
+    with pytest.raises(openai.NotFoundError):
+        api.models.retrieve("text-embedding-3-small")
+
+
+@pytest.mark.parametrize("ids", [[9906, 1917], [[9906, 1917], [15339]]])
+def test_token_ids_are_refused_with_the_setting_that_stops_them(api: openai.OpenAI, ids: list):
+    """langchain-openai sends another tokenizer's ids by default; as WordPiece they are noise."""
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False") as failed:
+        api.embeddings.create(model=MODEL, input=ids)
+    assert failed.value.param == "input"
+
+
+@pytest.mark.parametrize(("texts", "index"), [("", 0), (["a", "", "b", ""], 1)])
+def test_an_empty_text_fails_the_request_by_its_index(
+    api: openai.OpenAI, texts: str | list[str], index: int
+):
+    """This dialect has no errors per text, and a row must not be missing silently."""
+    with pytest.raises(openai.BadRequestError, match=rf"input\[{index}\]") as failed:
+        api.embeddings.create(model=MODEL, input=texts)
+    assert failed.value.param == "input"
+
+
+def test_more_texts_than_openai_takes_are_refused(api: openai.OpenAI):
+    """The client that relies on the limit finds it; the message knows a way without one."""
+    with pytest.raises(openai.BadRequestError, match=r"2049.*2048.*/embed"):
+        api.embeddings.create(model=MODEL, input=["x"] * 2049)
+
+
+def test_a_long_text_is_cut_unless_the_request_forbids_it(api: openai.OpenAI):
+    """OpenAI's server refuses long texts; ours says in a header what it has cut."""
+    long = "ship " * 400
+
+    cut = api.embeddings.with_raw_response.create(model=MODEL, input=long)
+    assert cut.headers["X-Plimsoll-Truncated"] == "1"
+    assert cut.headers["X-Plimsoll-Fingerprint"].startswith("v1:")
+    with pytest.raises(openai.BadRequestError, match="402"):
+        api.embeddings.create(model=MODEL, input=long, extra_body={"truncate": False})
+
+
+def test_fields_that_nobody_knows_are_ignored(api: openai.OpenAI, native_vector: np.ndarray):
+    """Benchmark clients send fields of their own; OpenAI's server does not mind either."""
+    answer = api.embeddings.create(
+        model=MODEL,
+        input="hello world",
+        user="somebody",
+        extra_body={"priority": 0, "truncate_prompt_tokens": None},
+    )
+
+    np.testing.assert_array_equal(np.float32(answer.data[0].embedding), native_vector)
+
+
+# --- malformed bodies -----------------------------------------------------------------------
+
+
+def _nasty_bodies() -> list:
+    path = DATA_DIR / "nasty-bodies.jsonl"
+    if not path.is_file():
+        skipped = pytest.mark.skip(reason=f"the evaluation data are absent: no {path}")
+        return [pytest.param({}, marks=skipped, id="absent")]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [pytest.param(line, id=line["id"]) for line in lines]
+
+
+# What we have decided where the file leaves it to us, or allows more than one thing.
+DECIDED = {
+    "/v1/embeddings": {
+        "lone-surrogate": {400},
+        "list-with-empty": {400},
+        "dup-key": {200},
+        "model-unknown": {404},
+        "no-model": {200},
+        "bom": {400},
+    },
+    "/embed": {
+        "lone-surrogate": {400},
+        "list-with-empty": {200},  # with an error for each
+        "dup-key": {200},
+        "model-unknown": {400},  # a field that is not known there
+        "no-model": {200},
+        "bom": {400},
+        "2049-inputs": {400},  # for the same field: lists may have any length
+    },
+}
+
+
+def _allowed(expected: object) -> set[int]:
+    """Status codes in an `expect` such as 400, "400/422, no crash" or "OpenAI …: 400/413"."""
+    words = str(expected).replace("/", " ").replace(",", " ").split()
+    return {int(word) for word in words if word in ("200", "400", "404", "413", "415", "422")}
+
+
+@pytest.mark.parametrize("case", _nasty_bodies())
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
+def test_a_malformed_body_gets_an_answer_that_says_what_is_wrong(
+    client: TestClient, path: str, case: dict
+):
+    """Never a 500, never a hang, and always the one shape of an error."""
+    body = base64.b64decode(case["body_b64"])
+    if case["id"] not in ("model-unknown", "2049-inputs"):
+        # The model's name is not what these bodies are about; it must not hide what is.
+        body = re.sub(rb'"model": ?"m", ?', b"", body)
+
+    response = client.post(path, content=body, headers={"content-type": "application/json"})
+
+    allowed = DECIDED[path].get(case["id"]) or _allowed(case["expect"])
+    assert response.status_code in allowed
+    if response.status_code == 200:
+        assert "data" in response.json() or "embeddings" in response.json()
+    else:
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"]
+
+
+@pytest.mark.parametrize("case", _nasty_bodies())
+def test_a_malformed_body_does_not_disturb_the_connection(server: RunningServer, case: dict):
+    """Over a socket: the next request on the same connection is answered as ever."""
+    body = base64.b64decode(case["body_b64"])
+    headers = {"content-type": "application/json"}
+
+    with httpx.Client(base_url=server.url, timeout=DEADLINE_S) as connection:
+        first = connection.post("/v1/embeddings", content=body, headers=headers)
+        second = connection.post("/v1/embeddings", json={"input": "x"})
+
+    assert first.status_code in (200, 400, 404, 413, 415, 422)
+    assert second.status_code == 200

@@ -1,0 +1,58 @@
+"""Fixtures that several folders share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app, prepare_model
+from app.settings import Settings
+from app.settings_sources import load_settings
+from tests.evaluation_data import DATA_DIR
+from tests.running_server import RunningServer
+
+# Taken out of the environment: it is no setting, and a server refuses what it does not know.
+TEST_CACHE = Path(given) if (given := os.environ.pop("PLIMSOLL_TEST_CACHE", "")) else None
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of evaluation data; skips where it is absent."""
+    if not DATA_DIR.is_dir():
+        pytest.skip(f"the evaluation data are not beside the project: no {DATA_DIR}")
+    return DATA_DIR
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that has the built-in model, fetched at its first use on a machine.
+
+    PLIMSOLL_TEST_CACHE, else the folder that a server has by default.
+    """
+    folder = TEST_CACHE or _default_cache(tmp_path_factory.mktemp("empty"))
+    prepare_model(Settings(cache_dir=folder), lambda done_bytes, total_bytes: None)
+    return folder
+
+
+def _default_cache(empty: Path) -> Path:
+    environ = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", "")}
+    return load_settings(environ=environ, directory=empty).settings.cache_dir
+
+
+@pytest.fixture(scope="session")
+def client(model_cache: Path) -> Iterator[TestClient]:
+    """The application with the built-in model, without a socket."""
+    with TestClient(create_app(Settings(cache_dir=model_cache, idle_unload_s=0))) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def server(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with the built-in model and a body limit of 1 MiB, in a process of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    options = ("--cache-dir", str(model_cache), "--body-limit-mib", "1")
+    with RunningServer(folder, *options) as server:
+        yield server
+    (folder / "server.log").write_text(server.log, encoding="utf-8")
