@@ -23,11 +23,13 @@ speed    tokens a second from ids to unit vectors, padding not counted: one text
          float32 initializers in an ONNX Runtime session with default options, fed padded batches
          of 32 in file order; PyTorch is transformers' model, fed the same batches. *Linear
          layers* is the mixed list's rate in multiplications and additions of weights alone,
-         beside the best rate of ONNX Runtime and NumPy at 512 to 1024 × 768 × 3072 in the round.
+         beside the best rate of ONNX Runtime and NumPy at 512 to 1024 × 768 × 3072 just before
+         and after.
 memory   of a fresh process, sampled from outside every 10 ms: peak since its start, and settled
-         after 3 idle seconds. *Anonymous* is what the kernel cannot take back; *resident* holds
-         file pages besides, such as the mapped weights. *Above bare interpreter* takes off the
-         anonymous memory of a process that has imported numpy, onnxruntime and tokenizers.
+         after 3 idle seconds; the engine gives memory back after one, as the server has it do.
+         *Anonymous* is what the kernel cannot take back; *resident* holds file pages besides,
+         such as the mapped weights. *Above bare interpreter* takes off the anonymous memory of a
+         process that has imported numpy, onnxruntime and tokenizers.
 200 MiB  a control group whose limit kills, the weights evicted from the file cache before. The
          group's usage holds file pages and so may touch the limit; oom_kill must stay 0, and
          must not for the naive path: that is the control. Needs root.

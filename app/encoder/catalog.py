@@ -238,12 +238,11 @@ def describe(metadata: Mapping[str, object]) -> KnownModel:
 
     An unknown model has no prefixes, no Matryoshka sizes and its file's own token limit.
     """
-    architecture = metadata.get("general.architecture")
-    shape = (
-        metadata.get(f"{architecture}.block_count"),
-        metadata.get(f"{architecture}.embedding_length"),
-    )
-    names = _names(metadata)
+    # Arrays stand for themselves in metadata, and no array is a name or a number.
+    plain = {key: value for key, value in metadata.items() if isinstance(value, str | int)}
+    architecture = plain.get("general.architecture")
+    shape = tuple(plain.get(f"{architecture}.{key}") for key in ("block_count", "embedding_length"))
+    names = _names(plain)
     for signature in _SIGNATURES:
         if (
             signature.architecture == architecture

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # A model that would not open is not tried again for every request that comes in.
 RETRY_PAUSE_S = 5.0
+RETRY_UNASKED_S = 30.0
 IDLE_CHECK_S = 0.5
 # After this pause activations' memory goes back to the kernel; the weights stay mapped.
 IDLE_RELEASE_S = 1.0
@@ -112,6 +113,7 @@ class ModelSlot:
     async def check_idleness(self) -> None:
         """Do what the time since the last request calls for."""
         if self._model is None or self._leases:
+            await self._retry_failed()
             return
         idle_s = self._clock() - self._last_used_s
         if self._idle_unload_s and idle_s >= self._idle_unload_s:
@@ -124,6 +126,15 @@ class ModelSlot:
                 await asyncio.to_thread(self._model.release_memory)
             finally:
                 await self._end_lease()
+
+    async def _retry_failed(self) -> None:
+        """Try again what would not open, unasked: nobody asks a server that is not ready."""
+        loading = self._loading is not None and not self._loading.done()
+        pause_s = self._clock() - self._failed_at_s
+        if self._model is None and self.error and not loading and pause_s >= RETRY_UNASKED_S:
+            self._loading = asyncio.create_task(self._open())
+            await asyncio.wait([self._loading])
+            self._loading.exception()  # logged already
 
     async def close(self) -> None:
         """Close the model, waiting for an opening under way."""

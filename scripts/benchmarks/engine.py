@@ -8,12 +8,14 @@ import numpy as np
 from app.encoder.catalog import resolve
 from app.encoder.opener import ModelOpener
 from app.gguf.loader import StreamingGGUFLoader
+from app.memory import allocator
 
 from .texts import in_waves
 
 
 def make_opener(model: str, cache_dir: Path, *, n_threads: int) -> ModelOpener:
     """What opens a model as the server does by default, without reading any settings."""
+    allocator.tune()
     return ModelOpener(
         resolve(model),
         cache_dir,
@@ -51,6 +53,10 @@ class EnginePeer:
             for wave in in_waves(texts, *self._wave)
         ]
         return self._model.finish(np.concatenate(pooled), self._model.traits.dimensions)
+
+    def release(self) -> None:
+        """Give memory back, as the server does when it has been idle for a second."""
+        self._model.release_memory()
 
     def close(self) -> None:
         """Stop threads and unmap the weights."""

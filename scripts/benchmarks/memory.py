@@ -13,6 +13,8 @@ from .worker import Kind, WorkerSpec
 MIB = 1 << 20
 SHORT_TOKENS = 16
 LONG_TOKENS = 2048
+# After so long the server's idle watch gives memory back; the engine alone has no watch.
+IDLE_S = 1.0
 ANONYMOUS_FLOOR_MIB = 57  # 60 MB
 
 
@@ -108,7 +110,9 @@ def _watch(run: Run, spec: WorkerSpec, lengths: Sequence[int]) -> _Memory:
         worker.wait_ready()
         if lengths:
             worker.ask(lengths=list(lengths), repeats=1)
-        sleep(run.sizes.settle_s)
+            sleep(IDLE_S)
+            worker.ask(release=True)
+        sleep(run.sizes.settle_s - IDLE_S)
         settled = process_memory(worker.pid)
         assert settled is not None
     finally:

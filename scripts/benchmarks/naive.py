@@ -31,6 +31,9 @@ class NaivePeer:
             rows.append(pooled(self._session.run(None, inputs)[0], mask, self._pooling))
         return np.concatenate(rows)
 
+    def release(self) -> None:
+        """Nothing: an ordinary session keeps what it has."""
+
 
 def padded(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask of a batch as long as its longest text: int64 (batch, seq) each."""

@@ -70,6 +70,9 @@ class PyTorchPeer:
             rows.append(pooled(states.numpy(), mask, self._pooling))
         return np.concatenate(rows)
 
+    def release(self) -> None:
+        """Nothing: PyTorch keeps what it has on a processor."""
+
 
 def _model(architecture: Architecture, sidecar: Sidecar) -> Any:
     import transformers

@@ -43,6 +43,9 @@ class Peer(Protocol):
     def encode(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors float32 (texts, hidden)."""
 
+    def release(self) -> None:
+        """Do what the peer's server does when it has become idle."""
+
 
 def open_peer(spec: WorkerSpec) -> Peer | None:
     """The peer of this process; None where the process only measures itself."""
@@ -76,6 +79,7 @@ def answer(spec: WorkerSpec, peer: Peer | None, request: Mapping[str, Any]) -> d
 
     {"lengths": […], "repeats": n}: encode n times; seconds of all.
     {"lengths": […], "vectors": path}: encode, and save the vectors there.
+    {"release": true}: become idle.
     {"sgemm": true}: the best rate of each library.
     {"read": true}: bytes that this process has had read from disks.
     """
@@ -89,6 +93,9 @@ def answer(spec: WorkerSpec, peer: Peer | None, request: Mapping[str, Any]) -> d
         return {"read_bytes": int(counters["read_bytes"])}
     if peer is None:
         raise ValueError(f"a {spec.kind} process encodes nothing")
+    if "release" in request:
+        peer.release()
+        return {"released": True}
     texts = token_ids(request["lengths"], spec.vocabulary)
     if "vectors" in request:
         np.save(request["vectors"], peer.encode(texts))

@@ -15,7 +15,7 @@ from app import __version__
 from app.errors import CacheCorruptError, ModelDownloadError, ModelLoadingError
 from app.gguf.sidecar import Sidecar
 from app.main import create_app, prepare_model
-from app.serving.slot import IDLE_RELEASE_S, RETRY_PAUSE_S, ModelSlot, ModelState
+from app.serving.slot import IDLE_RELEASE_S, RETRY_PAUSE_S, RETRY_UNASKED_S, ModelSlot, ModelState
 from app.settings import Settings
 from tests.fakes import DEADLINE_S, FakeClock, FakeOpener, FakeServer, fake_slot, metric
 from tests.small_models import TINY, small_settings
@@ -399,6 +399,25 @@ def test_an_error_that_is_told_many_times_does_not_pile_up_what_its_hearers_held
     bodies = asyncio.run(scenario())
     gc.collect()
     assert [body() for body in bodies[:-1]] == [None] * 4
+
+
+def test_a_model_that_would_not_open_is_tried_again_unasked():
+    """No request reaches a server that is not ready, so it must heal by itself."""
+
+    async def scenario() -> None:
+        clock = FakeClock()
+        slot = fake_slot(FakeOpener(ModelDownloadError("the network is down")), clock=clock)
+        with pytest.raises(ModelDownloadError):
+            async with slot.lease():
+                pass
+        clock.now_s += RETRY_UNASKED_S - 1
+        await slot.check_idleness()
+        assert slot.state is ModelState.FAILED
+        clock.now_s += 1
+        await slot.check_idleness()
+        assert slot.state is ModelState.READY
+
+    asyncio.run(scenario())
 
 
 def test_an_idle_model_closes_and_the_next_request_opens_it_again():

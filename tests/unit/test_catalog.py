@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.encoder import catalog
@@ -184,3 +185,13 @@ def test_a_models_prefixes_cannot_be_changed():
     """They are part of the vector space's name: one careless write would mix two spaces."""
     with pytest.raises(TypeError):
         NOMIC_V1_5.task_prefixes["search_query"] = ""
+
+
+def test_metadata_of_odd_types_names_nothing():
+    """A hostile file may put an array where a name belongs; it is then nobody's file."""
+    odd = {
+        "general.name": np.zeros(3),
+        "general.basename": ["a"],
+        "general.architecture": np.ones(2),
+    }
+    assert describe(odd).name == "unknown"
