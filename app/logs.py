@@ -32,5 +32,6 @@ def configure(level: str, style: str) -> None:
             logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
         )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Its lines repeat ours, request by request.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # httpx repeats our own lines, request by request; gguf tells what it writes as it writes it.
+    for name in ("httpx", "gguf"):
+        logging.getLogger(name).setLevel(logging.WARNING)
