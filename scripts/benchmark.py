@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measure Plimsoll beside its alternatives, in one run and in turn.
 
     python scripts/benchmark.py --quick            a few minutes

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from heapq import heappop, heappush
 from itertools import pairwise
 from threading import Lock
 
@@ -26,7 +27,9 @@ from app.encoder.session import LayerSessions, Runner, build_graphs
 from app.encoder.weights import Weights
 
 # Joining more than this many tokens gains nothing: the kernels are at full speed.
-PACK_TOKENS = 256
+PACK_TOKENS = 512
+# So few tokens are not worth splitting between threads.
+SHARED_TOKENS = 256
 # Token-wise intermediates take tens of kilobytes a token, so long texts are cut for them;
 # the kernels reach full speed well below.
 SLICE_TOKENS = 512
@@ -117,16 +120,8 @@ class Engine:
             runner.close()
 
     def _lay_out(self, texts: Sequence[np.ndarray]) -> _Wave:
-        """Group texts into units, longest first; one of PACK_TOKENS or more stands alone."""
-        groups: list[list[int]] = []
-        room = 0
-        for index in sorted(range(len(texts)), key=lambda i: -len(texts[i])):
-            length = len(texts[index])
-            if self._exact or length > room:
-                groups.append([])
-                room = PACK_TOKENS
-            groups[-1].append(index)
-            room -= length
+        """Group texts into units of nearly equal size, the largest first."""
+        groups = self._group([len(ids) for ids in texts])
         units = []
         stop = 0
         for group in groups:
@@ -142,6 +137,35 @@ class Engine:
             positions=np.concatenate([np.arange(len(texts[i]), dtype=np.int64) for i in order]),
             states=np.empty((stop, self._architecture.hidden), np.float32),
         )
+
+    def _group(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices of the texts of each unit.
+
+        Alone: every text where bits must depend on it alone, and one that fills a pack. The
+        others go, longest first, to the lightest of as many packs as keep every thread busy
+        to the end of a layer; few tokens stay one pack, which all threads share.
+        """
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        if self._exact:
+            return [[index] for index in order]
+        groups = [[index] for index in order if lengths[index] >= PACK_TOKENS]
+        short = order[len(groups) :]
+        n_tokens = sum(lengths[index] for index in short)
+        rounds = -(-n_tokens // (PACK_TOKENS * self._n_threads))
+        n_packs = 1 if n_tokens <= SHARED_TOKENS else min(len(short), rounds * self._n_threads)
+        packs: list[list[int]] = [[] for _ in range(n_packs if short else 0)]
+        loads = [(0, pack) for pack in range(len(packs))]
+        for index in short:
+            load, pack = heappop(loads)
+            packs[pack].append(index)
+            heappush(loads, (load + lengths[index], pack))
+        packs.sort(key=lambda pack: -sum(lengths[index] for index in pack))
+        return groups + packs
+
+    def _kernel(self, wave: _Wave, unit: _Unit) -> Kernel:
+        # Not the pack's own size: packs follow from the number of threads, and bits must not.
+        n_tokens = unit.n_tokens if self._exact else len(wave.ids)
+        return Kernel.SWAPPED if n_tokens in SWAPPED_TOKENS else Kernel.PLAIN
 
     def _each(self, wave: _Wave, work: Callable[[Runner, _Wave, _Unit], None]) -> None:
         """Do `work` on every unit: with all threads on one where it is most of the work left."""
@@ -172,7 +196,7 @@ class Engine:
             runner.embed_norm(embedded, wave.states[rows])
 
     def _layer(self, layer: int, runner: Runner, wave: _Wave, unit: _Unit) -> None:
-        kernel = Kernel.SWAPPED if unit.n_tokens in SWAPPED_TOKENS else Kernel.PLAIN
+        kernel = self._kernel(wave, unit)
         # One block for queries, keys, values and context, so that it is mapped and unmapped
         # as a whole instead of breaking up the heap.
         block = np.empty((4, unit.n_tokens, self._architecture.hidden), np.float32)

@@ -31,10 +31,14 @@ class WorkerDiedError(MeasurementError):
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without Plimsoll's settings, with the project importable."""
+    """This process's environment without Plimsoll's settings, with the project importable.
+
+    No peer reports its usage over the network: that would be measured too.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PLIMSOLL_")}
     paths = [str(ROOT), str(ROOT / "scripts"), kept.get("PYTHONPATH", "")]
-    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | variables
+    fixed = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "ORT_DISABLE_TELEMETRY": "1"}
+    return kept | fixed | variables
 
 
 class Worker:

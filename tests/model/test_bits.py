@@ -172,7 +172,7 @@ def test_company_moves_a_vector_by_rounding_alone(engines: Engines, lengths: lis
 
 @searched
 @given(
-    lengths=st.lists(st.integers(PACK_TOKENS, 400), min_size=2, max_size=3),
+    lengths=st.lists(st.integers(PACK_TOKENS, PACK_TOKENS + 150), min_size=2, max_size=3),
     n_first=st.integers(1, 2),
 )
 def test_texts_that_share_no_pack_do_not_see_how_waves_are_split(
