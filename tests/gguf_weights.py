@@ -44,9 +44,9 @@ def write_gguf(path: Path, tensors: Mapping[str, np.ndarray], quant: str = "F32"
 def expanded(path: Path) -> dict[str, np.ndarray]:
     """What gguf-py makes of a file: float32, in its tensors' shapes."""
     return {
-        tensor.name: np.array(
-            gguf.dequantize(tensor.data, tensor.tensor_type)
-        ).reshape(tuple(int(n) for n in reversed(tensor.shape)))  # not its map
+        tensor.name: np.array(gguf.dequantize(tensor.data, tensor.tensor_type)).reshape(
+            tuple(int(n) for n in reversed(tensor.shape))
+        )  # not its map
         for tensor in gguf.GGUFReader(path).tensors
     }
 
