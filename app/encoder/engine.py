@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from itertools import pairwise
-from threading import Lock
 
 import numpy as np
 
@@ -68,7 +67,10 @@ class _Wave:
 
 
 class Engine:
-    """Owns sessions, engine threads and their bindings; shares the weights read-only."""
+    """Owns sessions, engine threads and their bindings; shares the weights read-only.
+
+    Its bindings are for one call at a time: whoever owns the engine sees to that.
+    """
 
     def __init__(
         self, architecture: Architecture, weights: Weights, *, n_threads: int, exact: bool = False
@@ -84,7 +86,6 @@ class Engine:
         self._whole_runner = Runner(whole, layers, weights.embedding())
         self._runners = [Runner(single, layers, weights.embedding()) for _ in range(n_threads)]
         self._pool = ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="engine")
-        self._lock = Lock()
 
     def encode(self, texts: Sequence[np.ndarray], *, drop_pages: bool = False) -> list[np.ndarray]:
         """Last hidden states of each sequence.
@@ -93,15 +94,14 @@ class Engine:
         drop_pages: give each layer's pages back to the kernel after its use.
         Returns float32 (tokens, hidden) per sequence, in the order given.
         """
-        with self._lock:
-            self._weights.verify_tokens(texts)
-            wave = self._lay_out(texts)
-            self._each(wave, self._start)
-            for layer in range(self._architecture.n_layers):
-                self._weights.enter_layer(layer, prefetch=drop_pages)
-                self._each(wave, partial(self._layer, layer))
-                if drop_pages:
-                    self._weights.drop_layer(layer)
+        self._weights.verify_tokens(texts)
+        wave = self._lay_out(texts)
+        self._each(wave, self._start)
+        for layer in range(self._architecture.n_layers):
+            self._weights.enter_layer(layer, prefetch=drop_pages)
+            self._each(wave, partial(self._layer, layer))
+            if drop_pages:
+                self._weights.drop_layer(layer)
         states: list[np.ndarray] = [wave.states] * len(texts)
         for unit in wave.units:
             for index, rows in zip(unit.indices, unit.texts, strict=True):
@@ -110,8 +110,7 @@ class Engine:
 
     def release_memory(self) -> None:
         """Give unused activation memory back; for when nothing has run for a while."""
-        with self._lock:
-            self._whole_runner.shrink_arena()
+        self._whole_runner.shrink_arena()
 
     def close(self) -> None:
         """Stop the engine threads and drop every binding to the weights."""

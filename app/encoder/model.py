@@ -128,7 +128,7 @@ class EmbeddingModel:
         self.weights_bytes = sidecar.index.weights_bytes
         self._weights = Weights(architecture, sidecar, max_tokens=limit)
         self._engine = Engine(architecture, self._weights, n_threads=n_threads, exact=exact)
-        self._computing = Lock()  # the weights must not be unmapped under a wave
+        self._computing = Lock()  # one wave at a time, and no unmapping under it
 
     def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
         """Ids with the task's prefix, cut to the token limit."""
@@ -157,7 +157,8 @@ class EmbeddingModel:
 
     def release_memory(self) -> None:
         """Give memory that only a run needs back to the kernel."""
-        self._engine.release_memory()
+        with self._computing:
+            self._engine.release_memory()
         allocator.release()
 
     def close(self) -> None:
