@@ -108,7 +108,10 @@ class ModelSlot:
         """Until cancelled: give memory back after a pause, close the model after a long one."""
         while True:
             await asyncio.sleep(IDLE_CHECK_S)
-            await self.check_idleness()
+            try:
+                await self.check_idleness()
+            except Exception:  # this task must outlive whatever goes wrong once
+                log.exception("cannot look after %s", self.name)
 
     async def check_idleness(self) -> None:
         """Do what the time since the last request calls for."""

@@ -22,16 +22,6 @@ TIMEOUT_S = 60
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def source(tmp_path):
-    return write_gguf(tmp_path / "model.gguf", random_tensors(), "Q8_0")
-
-
-@pytest.fixture
 def folder(cache, source):
     """A sidecar that nobody has open."""
     return load(cache, source)

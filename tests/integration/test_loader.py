@@ -39,16 +39,6 @@ ARRAYS = "{n: s.array(n).tobytes() for n in s.index.tensors}"
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def source(tmp_path):
-    return write_gguf(tmp_path / "model.gguf", random_tensors(), "Q8_0")
-
-
-@pytest.fixture
 def float32_source(tmp_path):
     return write_gguf(tmp_path / "float32.gguf", random_tensors())
 
