@@ -1,0 +1,1 @@
+"""Retrieval by words: what is left where no model can run."""

@@ -1,0 +1,37 @@
+"""Rank documents that come with the request, by words alone.
+
+rank_bm25's BM25Okapi with its defaults; nothing is stored between calls. Its inverse document
+frequency was made for collections: a word in half of the documents or more says nothing or less,
+so among two or three documents the scores may be 0 or negative.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from rank_bm25 import BM25Okapi
+
+_WORD = re.compile("[a-z0-9]+")
+
+
+def rank_documents(query: str, documents: Sequence[str]) -> np.ndarray:
+    """Score each document for the query; more is better.
+
+    Returns float64 (documents,), all 0 where the query or every document is without words.
+    One document's words are held at a time, and a count for each distinct word of each document.
+    """
+    scores = np.zeros(len(documents))
+    wanted = Counter(_words(query))
+    # BM25Okapi divides by the number of distinct words.
+    if not wanted or not any(_words(document) for document in documents):
+        return scores
+    ranker = BM25Okapi(_words(document) for document in documents)
+    for word, count in wanted.items():
+        if word in ranker.idf:
+            scores += count * ranker.get_scores([word])
+    return scores
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
