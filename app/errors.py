@@ -24,7 +24,14 @@ PlimsollError
 │   ├── TextTooLongError        over the token limit with truncation off
 │   └── UnknownModelError       a model that this server does not serve
 ├── EncodeError               the engine could not compute
+│   ├── EncodeMemoryError       it found no memory, also for a single text
 │   └── NonFiniteError          a vector with NaN or infinity, also when computed alone
+├── OverloadError             refused to protect what is under way; retry later
+│   ├── QueueFullError          more tokens wait than drain in good time
+│   ├── MemoryPressureError     no room below the memory line within the wait
+│   └── BreakerOpenError        memory failed or ran high; only the fallback answers
+├── TooLargeError             could never fit this budget, however long one waits
+├── SlowBodyError             a body that arrives too slowly
 └── SettingsError             a setting that is unknown or out of bounds
 """
 
@@ -135,6 +142,46 @@ class EncodeError(PlimsollError):
 
 class NonFiniteError(EncodeError):
     """A vector holds NaN or infinity, also when computed alone."""
+
+
+class EncodeMemoryError(EncodeError):
+    """An allocation was refused."""
+
+
+class OverloadError(PlimsollError):
+    """Refused for now; `retry_after_s` says when it is worth trying again."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFullError(OverloadError):
+    """More tokens wait than the engine drains in good time."""
+
+    code = "queue_full"
+
+
+class MemoryPressureError(OverloadError):
+    """No room below the memory line within the queue's timeout."""
+
+    code = "memory_pressure"
+
+
+class BreakerOpenError(OverloadError):
+    """The memory breaker is open."""
+
+    code = "breaker_open"
+
+
+class TooLargeError(PlimsollError):
+    """A request that could never fit this budget; the message has the largest that would."""
+
+
+class SlowBodyError(PlimsollError):
+    """A body that did not arrive in time."""
 
 
 class SettingsError(PlimsollError):

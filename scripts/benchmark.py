@@ -29,6 +29,8 @@ memory   of a fresh process, sampled from outside every 10 ms: peak since its st
          *Anonymous* is what the kernel cannot take back; *resident* holds file pages besides,
          such as the mapped weights. *Above bare interpreter* takes off the anonymous memory of a
          process that has imported numpy, onnxruntime and tokenizers.
+footprint  what waves of many shapes take at their peak beside what admission predicts for them, in
+         fresh shapes that the formula's constants were not fitted to.
 200 MiB  a control group whose limit kills, the weights evicted from the file cache before. The
          group's usage holds file pages and so may touch the limit; oom_kill must stay 0, and
          must not for the naive path: that is the control. Needs root.
@@ -53,14 +55,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # For `app` and `tests`, and for `benchmarks` however this file was started.
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from benchmarks import hard_limit, memory, speed, startup  # noqa: E402
+from benchmarks import footprint, hard_limit, memory, speed, startup  # noqa: E402
 from benchmarks.models import SYNTHETIC, ModelCase, builtin_is_here, make_ready  # noqa: E402
 from benchmarks.processes import MeasurementError  # noqa: E402
 from benchmarks.report import Report  # noqa: E402
 from benchmarks.run import FULL, QUICK, Run  # noqa: E402
 
 from app.errors import PlimsollError  # noqa: E402
-from app.memory.cores import available_cores  # noqa: E402
+from app.memory.cpu import available_cores  # noqa: E402
 
 # Above this load average a core, other programs take part in what is measured.
 BUSY_RATIO = 0.3
@@ -70,6 +72,7 @@ STAGES: dict[str, Callable[[Run, ModelCase], None]] = {
     "speed": speed.measure,
     "memory": memory.measure,
     "limit": hard_limit.measure,
+    "footprint": footprint.measure,
 }
 
 

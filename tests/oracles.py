@@ -25,19 +25,25 @@ from gguf.quants import dequantize
 Embed = Callable[[list[int]], np.ndarray]
 
 
-def nomic_reference(gguf_path: Path, rope_base: float | None = None) -> Embed:
+def nomic_reference(gguf_path: Path, *, scales: bool = False) -> Embed:
     """transformers' own NomicBertModel (no remote code) with mean pooling.
 
-    rope_base replaces the file's rotary base, for texts past the trained length.
+    scales: dynamic rope as the model card sets it, for texts past the trained length. Such a
+    model keeps the base of the longest text that it has seen: take a fresh one for every text.
     """
     transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
     reader = gguf.GGUFReader(gguf_path)
+    rope = {"rope_type": "default"}
+    if scales:
+        trained = int(_field(reader, "nomic-bert.context_length"))
+        rope = {
+            "rope_type": "dynamic",
+            "factor": 2.0,
+            "original_max_position_embeddings": trained,
+        }
     config = transformers.NomicBertConfig(
-        **_sizes(reader, "nomic-bert"),
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": rope_base or float(_field(reader, "nomic-bert.rope.freq_base")),
-        },
+        **_sizes(reader, "nomic-bert") | ({"attn_implementation": "sdpa"} if scales else {}),
+        rope_parameters=rope | {"rope_theta": float(_field(reader, "nomic-bert.rope.freq_base"))},
     )
     model = transformers.NomicBertModel(config)
     return _mean_pooled(model, _nomic_state(_tensors(reader), config.num_hidden_layers))

@@ -88,17 +88,18 @@ def write_synthetic(
     seed: int = 0,
     shape: Shape = NOMIC_SHAPE,
     vocab: Sequence[str] | Path | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write one model.
 
     arch: "nomic-bert" or "bert". quant: a key of _FILE_TYPES; as in llama.cpp only
     two-dimensional weights take it, position and type embeddings stay float32.
     vocab: WordPiece tokens ("##" continues a word), or a vocab.txt; generated when not
-    given, filled with unused tokens up to the shape's size.
+    given, filled with unused tokens up to the shape's size. name: what the file calls itself.
     """
     tokens = _tokens(shape, vocab)
     writer = gguf.GGUFWriter(path, arch)
-    _add_metadata(writer, arch, quant, shape)
+    _add_metadata(writer, arch, quant, shape, name or f"synthetic-{arch}")
     _add_tokenizer(writer, tokens)
     tensors = tensor_shapes(arch, shape)
     for name, dimensions in tensors.items():
@@ -124,6 +125,7 @@ def cached_synthetic(
     seed: int = 0,
     shape: Shape = NOMIC_SHAPE,
     vocab: Sequence[str] | Path | None = None,
+    name: str | None = None,
 ) -> Path:
     """Return the model from `cache_dir`, written there first if need be.
 
@@ -132,7 +134,7 @@ def cached_synthetic(
     """
     tokens = _tokens(shape, vocab)
     key = repr((FORMAT, gguf.GGML_QUANT_VERSION, arch, quant, seed, astuple(shape), tokens))
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    digest = hashlib.sha256((key + (name or "")).encode()).hexdigest()[:12]
     path = cache_dir / f"{arch}-{shape.n_layers}x{shape.hidden}-{quant}-{digest}.gguf"
     if path.exists():
         return path
@@ -140,9 +142,13 @@ def cached_synthetic(
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if quant in _FILE_TYPES:
-            write_synthetic(partial, arch=arch, quant=quant, seed=seed, shape=shape, vocab=tokens)
+            write_synthetic(
+                partial, arch=arch, quant=quant, seed=seed, shape=shape, vocab=tokens, name=name
+            )
         else:
-            source = cached_synthetic(cache_dir, arch=arch, seed=seed, shape=shape, vocab=tokens)
+            source = cached_synthetic(
+                cache_dir, arch=arch, seed=seed, shape=shape, vocab=tokens, name=name
+            )
             quantize_with_llama(source, partial, quant)
         partial.replace(path)
     finally:
@@ -249,8 +255,8 @@ def _encode(values: np.ndarray, type_: gguf.GGMLQuantizationType) -> np.ndarray:
     return np.concatenate(encoded)
 
 
-def _add_metadata(writer: gguf.GGUFWriter, arch: str, quant: str, shape: Shape) -> None:
-    writer.add_name(f"synthetic-{arch}")
+def _add_metadata(writer: gguf.GGUFWriter, arch: str, quant: str, shape: Shape, name: str) -> None:
+    writer.add_name(name)
     writer.add_block_count(shape.n_layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from app.encoder.architecture import Architecture, Pooling
 from app.errors import ModelNotFoundError
 
 
@@ -49,7 +50,8 @@ class KnownModel:
 
     `token_limit` is None where the file's own context length holds. `task_prefixes` maps an
     input type to what stands before the text. `trained_dimensions` are Matryoshka sizes,
-    largest first; empty where a shortened vector was not trained for.
+    largest first; empty where a shortened vector was not trained for. With `scales_rotation`
+    texts may be longer than the file's context length: their rotary base grows with them.
     """
 
     name: str
@@ -63,6 +65,7 @@ class KnownModel:
     recommends_input_type: bool = False
     layer_norm_before_cut: bool = False
     trained_dimensions: tuple[int, ...] = ()
+    scales_rotation: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ NOMIC_V1_5 = KnownModel(
         "nomic-ai/nomic-embed-text-v1.5",
         "nomic-ai/nomic-embed-text-v1.5-GGUF",
     ),
-    token_limit=2048,
+    token_limit=8192,
+    scales_rotation=True,
     task_prefixes=MappingProxyType(
         {
             "search_query": "search_query: ",
@@ -148,6 +152,8 @@ NOMIC_V1 = replace(
     aliases=("nomic-ai/nomic-embed-text-v1", "nomic-ai/nomic-embed-text-v1-GGUF"),
     layer_norm_before_cut=False,
     trained_dimensions=(),
+    token_limit=2048,
+    scales_rotation=False,
     source=HubSource(
         repository="nomic-ai/nomic-embed-text-v1-GGUF",
         files=_nomic_files("nomic-embed-text-v1"),
@@ -171,6 +177,36 @@ BGE_EN_V1_5 = KnownModel(
 )
 
 MODELS = (BUILTIN, NOMIC_V1_5, NOMIC_V1)
+
+# What their files say, for who plans for a model that is not there.
+SHAPES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        BUILTIN.name: Architecture(
+            name="bert",
+            n_layers=6,
+            hidden=384,
+            ffn=1536,
+            n_heads=12,
+            vocabulary=30_522,
+            context_tokens=512,
+            layer_norm_eps=1e-12,
+            pooling=Pooling.MEAN,
+            rope_base=None,
+        ),
+        NOMIC_V1_5.name: Architecture(
+            name="nomic-bert",
+            n_layers=12,
+            hidden=768,
+            ffn=3072,
+            n_heads=12,
+            vocabulary=30_528,
+            context_tokens=2048,
+            layer_norm_eps=1e-12,
+            pooling=Pooling.MEAN,
+            rope_base=1000.0,
+        ),
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,13 @@ Matryoshka cut and the norm in `finish`, so that one run can serve any number of
 
 import hashlib
 import json
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +20,12 @@ from app.encoder import pooling
 from app.encoder.architecture import Architecture, read_architecture
 from app.encoder.catalog import KnownModel, describe
 from app.encoder.engine import Engine
+from app.encoder.layout import PACK_TOKENS, wave_bytes
+from app.encoder.probe import attention_is_linear, lower_token_limit
+from app.encoder.session import is_allocation_failure
 from app.encoder.tokenizer import TokenizedText, WordPieceTokenizer
 from app.encoder.weights import Weights
-from app.errors import InvalidRequestError, ModelUnsupportedError
+from app.errors import EncodeMemoryError, InvalidRequestError, ModelUnsupportedError
 from app.gguf.sidecar import Sidecar
 from app.memory import allocator
 
@@ -108,7 +115,12 @@ class EmbeddingModel:
         metadata = sidecar.header.metadata
         known = describe(metadata)
         architecture = read_architecture(sidecar.header)
-        limit = min(known.token_limit or architecture.context_tokens, architecture.context_tokens)
+        limit = known.token_limit or architecture.context_tokens
+        if not known.scales_rotation:
+            limit = min(limit, architecture.context_tokens)
+        self._linear_attention = attention_is_linear()
+        if not self._linear_attention:
+            limit = lower_token_limit(limit, architecture.n_heads)
         self.tokenizer = WordPieceTokenizer(metadata)
         self.traits = Traits(
             name=name,
@@ -126,27 +138,65 @@ class EmbeddingModel:
                 f"{architecture.vocabulary} rows"
             )
         self.weights_bytes = sidecar.index.weights_bytes
-        self._weights = Weights(architecture, sidecar, max_tokens=limit)
+        self._weights = Weights(architecture, sidecar)
+        self._n_threads = n_threads
+        self._exact = exact
         self._engine = Engine(architecture, self._weights, n_threads=n_threads, exact=exact)
         self._computing = Lock()  # one wave at a time, and no unmapping under it
 
     def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
         """Ids with the task's prefix, cut to the token limit."""
-        prefix = self.traits.prefix(input_type)
-        prefixed = [prefix + text for text in texts] if prefix else texts
-        return self.tokenizer.tokenize(prefixed, self.traits.token_limit)
+        steps = self.tokenize_steps(texts, input_type)
+        return [text for finished in steps for text in finished]
 
-    def encode(self, wave: Sequence[np.ndarray], *, drop_pages: bool = False) -> np.ndarray:
+    def tokenize_steps(
+        self, texts: Iterable[str], input_type: str | None
+    ) -> Iterator[list[TokenizedText]]:
+        """Like `tokenize`, in steps that each take little time and memory.
+
+        Each gives the texts, in order, that it came to the end of; often none.
+        """
+        prefix = self.traits.prefix(input_type)
+        return self.tokenizer.steps(texts, self.traits.token_limit, prefix)
+
+    def encode(
+        self,
+        wave: Sequence[np.ndarray],
+        *,
+        drop_pages: bool = False,
+        n_threads: int | None = None,
+        pack_tokens: int = PACK_TOKENS,
+    ) -> np.ndarray:
         """Pooled vectors, not normalised: float64 (texts, hidden).
 
         wave: int64 token ids of each text. A row that comes out with NaN or infinity is
         computed once more, alone; where that fails too it stays so, for the caller to refuse.
         """
-        with self._computing:
-            vectors = self._pooled(wave, drop_pages)
+        run = partial(
+            self._pooled, drop_pages=drop_pages, n_threads=n_threads, pack_tokens=pack_tokens
+        )
+        with self._computing, _out_of_memory_named():
+            vectors = run(wave)
             for index in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
-                vectors[index] = self._pooled([wave[index]], drop_pages)[0]
+                vectors[index] = run([wave[index]])[0]
         return vectors
+
+    def wave_bytes(
+        self,
+        lengths: Sequence[int],
+        *,
+        n_threads: int | None = None,
+        pack_tokens: int = PACK_TOKENS,
+    ) -> int:
+        """Peak of the memory that `encode` takes for texts of so many tokens each."""
+        return wave_bytes(
+            self.traits.architecture,
+            lengths,
+            n_threads=n_threads or self._n_threads,
+            exact=self._exact,
+            pack_tokens=pack_tokens,
+            linear_attention=self._linear_attention,
+        )
 
     def finish(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
         """Cut and normalise pooled vectors: float32 (texts, dimensions)."""
@@ -167,7 +217,26 @@ class EmbeddingModel:
             self._engine.close()
             self._weights.close()
 
-    def _pooled(self, wave: Sequence[np.ndarray], drop_pages: bool) -> np.ndarray:
-        states = self._engine.encode(wave, drop_pages=drop_pages)
+    def _pooled(self, wave: Sequence[np.ndarray], **options: Any) -> np.ndarray:
+        states = self._engine.encode(wave, **options)
         how = self.traits.architecture.pooling
         return np.stack([pooling.pool(rows, how) for rows in states])
+
+
+@contextmanager
+def _out_of_memory_named() -> Iterator[None]:
+    """Turn a refused allocation, NumPy's or ONNX Runtime's, into EncodeMemoryError."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not is_allocation_failure(error):
+            raise
+        _empty_frames(error)
+        raise EncodeMemoryError(f"no memory to compute with: {error}") from None
+
+
+def _empty_frames(error: BaseException | None) -> None:
+    """Let go of what an error's frames hold: the failed wave's arrays, just when memory is short."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

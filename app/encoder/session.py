@@ -23,6 +23,12 @@ from app.encoder.graph import Kernel
 Tensors = Mapping[str, "ort.OrtValue"]
 
 
+def is_allocation_failure(error: Exception) -> bool:
+    """Whether ONNX Runtime failed for want of memory; it has no exception of its own for that."""
+    words = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+    return any(word in str(error) for word in words)
+
+
 def as_value(array: np.ndarray) -> "ort.OrtValue":
     """Wrap a contiguous array, uncopied; the array must outlive the value."""
     return ort.OrtValue.ortvalue_from_numpy(array)
@@ -128,25 +134,33 @@ class Runner:
         kernel: Kernel,
         states: np.ndarray,
         positions: np.ndarray,
+        rotation: tuple[np.ndarray, np.ndarray] | None,
         outputs: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
-        """Queries, keys and values of `states` into `outputs`; positions int64 (tokens,)."""
+        """Queries, keys and values of `states` into `outputs`.
+
+        positions: int64 (tokens,). rotation: cosines and sines, (places, head_size / 2), where
+        positions are rotary.
+        """
         binding = self._binding("project", kernel, layer)
         _bind_input(binding, "states", states)
-        if "cos" in self._embedding:
+        if rotation is not None:
             _bind_input(binding, "positions", positions[np.newaxis])
+            _bind_input(binding, "cos", rotation[0])
+            _bind_input(binding, "sin", rotation[1])
         for name, output in zip(("queries", "keys", "values"), outputs, strict=True):
             _bind_output(binding, name, output)
         self._sessions.project[kernel].run_with_iobinding(binding)
 
-    def attend(
-        self, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, context: np.ndarray
-    ) -> None:
-        """Attention of one whole text into `context`."""
+    def attend(self, queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+        """Attention of some of a text's tokens to all of them, written over `queries`.
+
+        The operator copies what it reads into another order before it writes.
+        """
         binding = self._binding("attend", Kernel.PLAIN, -1)
         for name, array in (("queries", queries), ("keys", keys), ("values", values)):
             _bind_input(binding, name, array[np.newaxis])
-        _bind_output(binding, "context", context[np.newaxis])
+        _bind_output(binding, "context", queries[np.newaxis])
         self._sessions.attend.run_with_iobinding(binding)
 
     def transform(

@@ -7,16 +7,22 @@ the `tokenizers` library gives the ids of the model's original tokenizer.
 
 GGUF does not record whether the model is cased; a vocabulary that has no upper-case
 letter outside its special tokens belongs to an uncased model.
+
+The library takes up to 500 bytes a character, so it never sees a long text as a whole: the
+text goes in as pieces, cut where the library parts words whatever stands there.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -31,6 +37,15 @@ CONTROL = 3  # gguf's TokenType.CONTROL
 MAX_WORD_CHARACTERS = 100
 UNKNOWN = "[UNK]"
 SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
+# A longer text is cut. The pieces of a step go to the library in one call, several cores at once.
+PIECE_CHARACTERS = 8 << 10
+# Read in one step: tens of milliseconds and at most 16 MiB inside the library.
+STEP_CHARACTERS = 32 << 10
+# Ideographs, which the library makes words of their own: its own table, with its own gaps.
+IDEOGRAPHS = (
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b73f"
+    "\U0002b740-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
+)
 
 
 @dataclass(frozen=True)
@@ -46,11 +61,33 @@ class TokenizedText:
         return self.n_tokens > len(self.ids)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Characters whose tokens follow those of the piece before, and what it took to find them."""
+
+    characters: str
+    n_read: int
+    ends_text: bool = False
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Where a text may be cut without a change to its tokens."""
+
+    first: re.Pattern[str]  # the next character that parts words
+    last: re.Pattern[str]  # all up to the last place to cut at
+
+
 class WordPieceTokenizer:
     """Turns texts into ids between [CLS] and [SEP]; read-only after construction."""
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        """Read the vocabulary. Raises ModelUnsupportedError for any other kind of tokenizer."""
+    def __init__(
+        self, metadata: Mapping[str, Any], *, piece_characters: int = PIECE_CHARACTERS
+    ) -> None:
+        """Read the vocabulary. Raises ModelUnsupportedError for any other kind of tokenizer.
+
+        piece_characters: cut longer texts; at least as many as a special token has.
+        """
         kind = metadata.get("tokenizer.ggml.model")
         if not isinstance(kind, str) or kind != "bert":
             raise ModelUnsupportedError(f"tokenizer {kind!r} is not supported; WordPiece (bert) is")
@@ -65,24 +102,131 @@ class WordPieceTokenizer:
         cased = _is_cased(words)
         named = json.dumps(["WordPiece", cased, words]).encode()
         self.vocabulary_sha256 = hashlib.sha256(named).hexdigest()
-        self._separator = vocabulary["[SEP]"]
+        self._cased = cased
+        self._ends = vocabulary["[CLS]"], vocabulary["[SEP]"]
+        self._piece_characters = piece_characters
         self._tokenizer = _build(vocabulary, cased=cased)
 
-    def tokenize(self, texts: Sequence[str], limit: int) -> list[TokenizedText]:
+    def tokenize(self, texts: Iterable[str], limit: int) -> list[TokenizedText]:
         """Ids of each text, with the last one kept [SEP] where it was cut to `limit`.
 
         A text without any token of its own has two ids, [CLS] and [SEP].
         """
-        # Batch calls release the GIL, single ones do not.
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return [self._cut(np.asarray(encoding.ids, np.int64), limit) for encoding in encodings]
+        return [text for finished in self.steps(texts, limit) for text in finished]
 
-    def _cut(self, ids: np.ndarray, limit: int) -> TokenizedText:
-        if len(ids) <= limit:
-            return TokenizedText(ids, len(ids))
-        kept = ids[:limit].copy()
-        kept[-1] = self._separator
-        return TokenizedText(kept, len(ids))
+    def steps(
+        self, texts: Iterable[str], limit: int, prefix: str = ""
+    ) -> Iterator[list[TokenizedText]]:
+        """Tokenize in steps, between which a caller may let others in.
+
+        A step reads STEP_CHARACTERS at most and gives the texts that it came to the end of, often
+        none; all steps together give what `tokenize` gives. `prefix` stands before every text.
+        """
+        kept: list[int] = []
+        n_tokens = len(self._ends)
+        for pieces in self._batches(texts, prefix):
+            finished = []
+            for piece, encoding in zip(pieces, self._encode(pieces), strict=True):
+                n_tokens += len(encoding)
+                if len(kept) < limit:
+                    kept += encoding.ids[: limit - len(kept)]
+                if piece.ends_text:
+                    finished.append(self._finished(kept, n_tokens, limit))
+                    kept, n_tokens = [], len(self._ends)
+            yield finished
+
+    def _encode(self, pieces: Sequence[_Piece]) -> list[Encoding]:
+        # Batch calls release the GIL, single ones do not.
+        return self._tokenizer.encode_batch_fast(
+            [piece.characters for piece in pieces], add_special_tokens=False
+        )
+
+    def _finished(self, kept: Sequence[int], n_tokens: int, limit: int) -> TokenizedText:
+        start, separator = self._ends
+        ids = np.array([start, *kept, separator], np.int64)
+        if n_tokens > limit:
+            ids = ids[:limit]
+            ids[-1] = separator
+        return TokenizedText(ids, n_tokens)
+
+    def _batches(self, texts: Iterable[str], prefix: str) -> Iterator[list[_Piece]]:
+        pieces: list[_Piece] = []
+        n_read = 0
+        for text in texts:
+            for piece in self._pieces(text, prefix):
+                if pieces and n_read + piece.n_read > STEP_CHARACTERS:
+                    yield pieces
+                    pieces, n_read = [], 0
+                pieces.append(piece)
+                n_read += max(1, piece.n_read)
+        if pieces:
+            yield pieces
+
+    def _pieces(self, text: str, prefix: str) -> Iterator[_Piece]:
+        most = self._piece_characters
+        if len(text) > most and prefix.endswith(" "):
+            yield _Piece(prefix, len(prefix))  # no copy of the text with it in front
+        else:
+            text = prefix + text
+        start = 0
+        while len(text) - start > most:
+            boundaries = find_boundaries(cased=self._cased)
+            cut = boundaries.last.match(text, start, start + most)
+            if cut is not None:
+                yield _Piece(cut[0], cut.end() - start)
+                start = cut.end()
+            elif text[start] == "[":
+                yield _Piece("[", most)
+                start += 1
+            else:
+                start = yield from self._long_word(text, start, boundaries)
+        yield _Piece(text[start:], len(text) - start, ends_text=True)
+
+    def _long_word(
+        self, text: str, start: int, boundaries: Boundaries
+    ) -> Generator[_Piece, None, int]:
+        """A word from `start` that no piece holds; returns where it ends.
+
+        What is left after normalisation stands for it, and of that no more than makes it unknown.
+        Only marks that outlive normalisation, with a piece of others between them, might have been
+        reordered in the whole; no vocabulary has such words.
+        """
+        word = ""
+        end = None
+        while end is None and start < len(text):
+            end = boundaries.first.search(text, start, start + self._piece_characters)
+            stop = end.start() if end else min(start + self._piece_characters, len(text))
+            if len(word) <= MAX_WORD_CHARACTERS:
+                word += self._tokenizer.normalizer.normalize_str(text[start:stop])
+            yield _Piece("", stop - start)
+            start = stop
+        yield _Piece(word[: MAX_WORD_CHARACTERS + 1], 0)
+        return start
+
+
+@cache
+def find_boundaries(*, cased: bool) -> Boundaries:
+    """What parts words for the library: asked of itself, since Unicode's tables differ by version.
+
+    A cut is made after such a character, but before "[", with which a special token may begin.
+    Takes tens of milliseconds, so it waits for the first long text.
+    """
+    normalizer, pre_tokenizer = BertNormalizer(lowercase=not cased), BertPreTokenizer()
+    # Of the characters that are no letters, numbers or controls; beyond are ideographs only.
+    candidates = [
+        character
+        for character in map(chr, range(0x20000))
+        if unicodedata.category(character)[0] not in "LNC" or character in "\t\n\r"
+    ]
+    parting = [
+        re.escape(character)
+        for character in candidates
+        if len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f"x{character}x"))) > 1
+    ]
+    after = "".join(parting).replace(re.escape("["), "") + IDEOGRAPHS
+    return Boundaries(
+        first=re.compile(rf"[{after}\[]"), last=re.compile(rf".*(?:[{after}]|.(?=\[))", re.DOTALL)
+    )
 
 
 def original_vocabulary(tokens: Any, types: Any) -> list[str]:

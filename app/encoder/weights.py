@@ -17,11 +17,16 @@ from app.encoder.architecture import (
 from app.encoder.session import Tensors, as_value
 from app.gguf.sidecar import Sidecar
 
+ROPE_FACTOR = 2
+
+Rotation = tuple[np.ndarray, np.ndarray]
+"""Cosines and sines of every position, each float32 (positions, head_size / 2)."""
+
 
 class Weights:
     """Read-only weights of one model; owns the sidecar."""
 
-    def __init__(self, architecture: Architecture, sidecar: Sidecar, *, max_tokens: int) -> None:
+    def __init__(self, architecture: Architecture, sidecar: Sidecar) -> None:
         self._architecture = architecture
         self._sidecar = sidecar
         self._layer_names = [
@@ -35,11 +40,13 @@ class Weights:
             name: as_value(sidecar.array(name))
             for name in ("token_embd_norm.weight", "token_embd_norm.bias")
         }
-        if architecture.rope_base is not None:
-            tables = rotary_tables(architecture.rope_base, architecture.head_size, max_tokens)
-            self._embedding |= {
-                name: as_value(table) for name, table in zip(("cos", "sin"), tables, strict=True)
-            }
+        self._rotation = (
+            rotary_tables(
+                architecture.rope_base, architecture.head_size, architecture.context_tokens
+            )
+            if architecture.rope_base is not None
+            else None
+        )
         for name in embedding_tensor_shapes(architecture):
             if name != "token_embd.weight":
                 sidecar.verify(name)
@@ -49,8 +56,20 @@ class Weights:
         return self._layers[layer]
 
     def embedding(self) -> Tensors:
-        """Graph inputs that belong to no block: the first norm and the rotary tables."""
+        """Graph inputs that belong to no block: the first norm."""
         return self._embedding
+
+    def rotation(self, n_tokens: int) -> Rotation | None:
+        """Rotary tables for a text of so many tokens; None where positions are learned.
+
+        Beyond the length that the model was trained for the base grows with the text's own
+        length, so such tables are made for one text.
+        """
+        architecture = self._architecture
+        if self._rotation is None or n_tokens <= architecture.context_tokens:
+            return self._rotation
+        base = scaled_rope_base(architecture, n_tokens)
+        return rotary_tables(base, architecture.head_size, n_tokens)
 
     def embed(self, ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Sum of token, type and (where learned) position embeddings: float32 (tokens, hidden)."""
@@ -93,6 +112,18 @@ class Weights:
             for i, part in enumerate(("attn_q", "attn_k", "attn_v")):
                 arrays[f"{part}.weight"] = qkv[i * hidden : (i + 1) * hidden]
         return {name: as_value(array) for name, array in arrays.items()}
+
+
+def scaled_rope_base(architecture: Architecture, n_tokens: int) -> float:
+    """Rotary base of a text longer than the model was trained for.
+
+    Dynamic NTK scaling with a factor of 2, as Nomic's model card and transformers' dynamic rope
+    have it: base · (2 · n / trained - 1)^(d / (d - 2)), d being the size of a head.
+    """
+    assert architecture.rope_base is not None  # noqa: S101 - only asked where positions rotate
+    growth = ROPE_FACTOR * n_tokens / architecture.context_tokens - (ROPE_FACTOR - 1)
+    size = architecture.head_size
+    return float(architecture.rope_base * growth ** (size / (size - 2)))
 
 
 def rotary_tables(base: float, head_size: int, n_positions: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from app.encoder.architecture import read_architecture
 from app.encoder.catalog import BUILTIN, BuiltinSource, describe, resolve
 from app.gguf import storage
-from app.memory.cores import available_cores
-from app.serving.executor import WAVE_TEXTS, WAVE_TOKENS
+from app.memory.cpu import available_cores
+from app.serving.runs import GROWN_TOKENS, MOST_TEXTS
 from app.settings_sources import load_settings
 
 from .engine import make_opener, unreported
@@ -59,8 +59,8 @@ class ModelCase:
             pooling=self.pooling,
             vocabulary=self.vocabulary,
             n_threads=available_cores(),
-            wave_texts=WAVE_TEXTS,
-            wave_tokens=WAVE_TOKENS,
+            wave_texts=MOST_TEXTS,
+            wave_tokens=GROWN_TOKENS,
             drop_pages=drop_pages,
         )
 

@@ -34,6 +34,10 @@ class NaivePeer:
     def release(self) -> None:
         """Nothing: an ordinary session keeps what it has."""
 
+    def predict(self, lengths: Sequence[int]) -> int:
+        """Nothing: nobody can say what a padded batch will take."""
+        return 0
+
 
 def padded(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask of a batch as long as its longest text: int64 (batch, seq) each."""

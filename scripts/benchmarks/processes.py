@@ -151,8 +151,9 @@ def process_memory(pid: int) -> ProcessMemory | None:
 class MemoryWatch:
     """Samples a process's memory in a thread until stopped; owns the peaks."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, every_s: float = SAMPLE_S) -> None:
         """Start to sample."""
+        self._every_s = every_s
         self.peak = ProcessMemory(0, 0)
         self._pid = pid
         self._stopped = threading.Event()
@@ -166,7 +167,7 @@ class MemoryWatch:
         return self.peak
 
     def _run(self) -> None:
-        while not self._stopped.wait(SAMPLE_S):
+        while not self._stopped.wait(self._every_s):
             now = process_memory(self._pid)
             if now is not None:
                 self.peak = ProcessMemory(

@@ -73,6 +73,10 @@ class PyTorchPeer:
     def release(self) -> None:
         """Nothing: PyTorch keeps what it has on a processor."""
 
+    def predict(self, lengths: Sequence[int]) -> int:
+        """Nothing: nobody can say what a padded batch will take."""
+        return 0
+
 
 def _model(architecture: Architecture, sidecar: Sidecar) -> Any:
     import transformers

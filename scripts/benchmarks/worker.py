@@ -46,6 +46,9 @@ class Peer(Protocol):
     def release(self) -> None:
         """Do what the peer's server does when it has become idle."""
 
+    def predict(self, lengths: Sequence[int]) -> int:
+        """Bytes that a wave of texts of these lengths is said to take; 0 where nothing is said."""
+
 
 def open_peer(spec: WorkerSpec) -> Peer | None:
     """The peer of this process; None where the process only measures itself."""
@@ -80,6 +83,7 @@ def answer(spec: WorkerSpec, peer: Peer | None, request: Mapping[str, Any]) -> d
     {"lengths": […], "repeats": n}: encode n times; seconds of all.
     {"lengths": […], "vectors": path}: encode, and save the vectors there.
     {"release": true}: become idle.
+    {"predict": […]}: bytes that the engine's formula promises for a wave of these lengths.
     {"sgemm": true}: the best rate of each library.
     {"read": true}: bytes that this process has had read from disks.
     """
@@ -96,6 +100,8 @@ def answer(spec: WorkerSpec, peer: Peer | None, request: Mapping[str, Any]) -> d
     if "release" in request:
         peer.release()
         return {"released": True}
+    if "predict" in request:
+        return {"bytes": peer.predict(request["predict"])}
     texts = token_ids(request["lengths"], spec.vocabulary)
     if "vectors" in request:
         np.save(request["vectors"], peer.encode(texts))

@@ -6,6 +6,7 @@ published model's quality.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,24 @@ def test_eight_bit_files_agree_with_llama_cpp(cache_dir, tmp_path):
         ours = vectors(model, ids)
     theirs = np.stack([reference(one.tolist()) for one in ids]).astype(np.float64)
     assert cosines(ours, theirs).min() >= 0.9995
+
+
+def test_texts_past_the_trained_length_equal_transformers_dynamic_rope(cache_dir, tmp_path):
+    """The rotary base grows with the text's own length, and with no other text's."""
+    shape = replace(NOMIC_SHAPE, n_layers=2)
+    path = cached_synthetic(cache_dir, shape=shape)
+    short = random_ids([40], shape.vocab)
+    long = random_ids([2047, 2048, 2049, 4096, 8192], shape.vocab)
+    # A short text after each long one: nothing of a long text's tables may stay behind.
+    texts = [ids for text in long for ids in (text, *short)]
+    with model_of(path, tmp_path) as model:
+        ours = np.stack([vectors(model, [ids])[0] for ids in texts])
+        together = vectors(model, [*long[3:], *short])
+    theirs = np.stack([nomic_reference(path, scales=True)(ids.tolist()) for ids in texts]).astype(
+        np.float64
+    )
+    assert cosines(ours, theirs).min() >= 0.99999
+    assert cosines(together, ours[[6, 8, 9]]).min() >= 0.9999999
 
 
 def test_bert_files_equal_transformers(cache_dir, tmp_path):

@@ -104,7 +104,8 @@ class TestNomic:
         }
         assert NOMIC_V1_5.trained_dimensions == (768, 512, 256, 128, 64)
         assert NOMIC_V1_5.layer_norm_before_cut
-        assert NOMIC_V1_5.token_limit == 2048
+        assert NOMIC_V1_5.token_limit == 8192
+        assert NOMIC_V1_5.scales_rotation
 
     def test_v1_shares_the_prefixes_but_was_not_trained_to_be_shortened(self):
         """Cutting v1 vectors loses far more than cutting v1.5 ones, so nothing may suggest it."""

@@ -33,7 +33,7 @@ class HeldEngine:
         self.closed = threading.Event()
         self.closed_under_a_wave = False
 
-    def encode(self, wave: list[np.ndarray], *, drop_pages: bool) -> list[np.ndarray]:
+    def encode(self, wave: list[np.ndarray], **options: object) -> list[np.ndarray]:
         self.encoding.set()
         assert self.released.wait(DEADLINE_S), "nobody released the engine"
         self.closed_under_a_wave = self.closed.is_set()

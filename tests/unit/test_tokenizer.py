@@ -1,11 +1,31 @@
 """WordPiece from a GGUF vocabulary, on vocabularies small enough to check by eye."""
 
+import json
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from app.encoder.tokenizer import WordPieceTokenizer, original_vocabulary
+from app.encoder.catalog import BGE_EN_V1_5, E5, NOMIC_V1_5
+from app.encoder.tokenizer import (
+    STEP_CHARACTERS,
+    WordPieceTokenizer,
+    find_boundaries,
+    original_vocabulary,
+)
 from app.errors import ModelUnsupportedError
+from tests.evaluation_data import json_lines, text_of
 
+ROOT = Path(__file__).parents[2]
 NORMAL, CONTROL = 1, 3
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLS, SEP, UNK = 2, 3, 1
@@ -166,6 +186,186 @@ def test_a_batch_gives_each_text_its_own_ids():
     ]
     assert [text.n_tokens for text in batch] == [3, 2, 5, 52]
     assert tokenizer.tokenize([], limit=6) == []
+
+
+# --- long texts, piece by piece -------------------------------------------------------------
+
+PIECE = 8  # so short that a few words are a long text; a special token still fits
+NO_LIMIT = 1 << 30
+FRAGMENTS = (
+    *"aAzé 0.,!-_()[]'\t\n\r\x00\x0b\x1c\x7f\x85\xa0\xad\u200b\u2028\u3000\ufeff\ufffd",
+    *"…。「」—≠≮`\u1fef\u037e\u166d\U000111c9¿§°+=|~^$",  # punctuation, some of it only here
+    *"東京カ한\uf900\u2e80\U00020000\U0002b820\U0002b91f\U0002b920\U0002f800",
+    *"\u0301\u0323\u0338\u034f\u093f\u1b44\u302e\ufe0f\u200d🚢👩👍🏽İẞΣﬁก็",
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[sep]", "[SE", "P]", "[[SEP]]", "[X]"),
+    *("a" * 99, "a" * 100, "a" * 101, "ab" * 80, "\x00" * 20, "\u0301" * 20, "  " * 10, "[" * 12),
+    *("a\x00b", "a" + "\x00" * 30 + "b", "e" + "\u0301" * 30 + "e", "ship" * 10, "東" * 12),
+)
+ANY_TEXT = st.lists(
+    st.one_of(st.sampled_from(FRAGMENTS), st.text(st.characters(exclude_categories=["Cs"]))),
+    max_size=30,
+).map("".join)
+
+
+class WholeTexts:
+    """The library's own BERT tokenizer, which is given a text as a whole."""
+
+    def __init__(self, texts: Iterable[str], *, cased: bool) -> None:
+        """Knows every character of `texts` and their pairs, so that another cut is another id."""
+        normalizer = BertNormalizer(lowercase=not cased)
+        characters = sorted({c for text in texts for c in normalizer.normalize_str(text)} - {"▁"})
+        words = [c for c in characters if not c.isspace()] + ["ab", "ship"] + ["Ab"] * cased
+        self.metadata = metadata(*(f"▁{word}" for word in words), *words)
+        vocabulary = [*SPECIAL, *words, *(f"##{word}" for word in words)]
+        self._tokenizer = BertWordPieceTokenizer(
+            {word: index for index, word in enumerate(vocabulary)}, lowercase=not cased
+        )
+
+    def ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_a_text_in_pieces_has_the_ids_of_the_whole(cased: bool):
+    """Wherever it is cut: another id anywhere is another vector, and nothing would say so."""
+    whole = WholeTexts(FRAGMENTS, cased=cased)
+
+    @settings(max_examples=300, deadline=None)
+    @given(text=ANY_TEXT, piece=st.integers(6, 40), prefix=st.sampled_from(["", "a: ", "ab"]))
+    def check(text: str, piece: int, prefix: str) -> None:
+        tokenizer = WordPieceTokenizer(whole.metadata, piece_characters=piece)
+        ((found,),) = tokenizer.steps([text], NO_LIMIT, prefix)
+        assert found.ids.tolist() == whole.ids(prefix + text)
+        assert found.n_tokens == len(found.ids)
+
+    check()
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_texts_chosen_to_break_a_tokenizer_have_the_ids_of_the_whole(data_dir: Path, cased: bool):
+    """Other scripts, joiners, controls, words without end."""
+    # The longest only repeat themselves.
+    texts = [text_of(entry)[:20_000] for entry in json_lines("nasty-texts.jsonl")]
+    whole = WholeTexts(texts, cased=cased)
+    tokenizer = WordPieceTokenizer(whole.metadata, piece_characters=PIECE)
+
+    found = tokenizer.tokenize(texts, NO_LIMIT)
+
+    assert [text.ids.tolist() for text in found] == [whole.ids(text) for text in texts]
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_texts_are_cut_at_every_character_that_parts_words_and_at_no_other(cased: bool):
+    """One too many tears a word; one too few, repeated, would pass for a single word."""
+    boundaries = find_boundaries(cased=cased)
+    normalizer, pre_tokenizer = BertNormalizer(lowercase=not cased), BertPreTokenizer()
+
+    def n_words(characters: Iterable[str]) -> int:
+        lines = "".join(f"x{character}x\n" for character in characters)
+        return len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(lines)))
+
+    different = []
+    for start in (*range(0, 0x30000, 256), *range(0xE0000, 0xE1000, 256)):
+        block = [chr(code) for code in range(start, start + 256) if not 0xD800 <= code < 0xE000]
+        if n_words(block) == len(block):
+            different += [character for character in block if boundaries.first.match(character)]
+            continue
+        for character in block:
+            parts = n_words([character]) > 1
+            if parts is not bool(boundaries.first.match(character)):
+                different.append(character)
+    assert [f"{ord(c):x} {unicodedata.category(c)}" for c in different] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("a" * 100, [5, *[6] * 99]),
+        ("a" * 101, [UNK]),
+        ("a" * 10_000, [UNK]),
+        ("a" * 50 + "\x00" * 10_000 + "a" * 50, [5, *[6] * 99]),
+        ("a" * 50 + "\u0301" * 10_000 + "a" * 51, [UNK]),
+        ("\x00" * 10_000, []),
+        ("[" * 1000, [7] * 1000),
+    ],
+)
+def test_a_word_that_no_piece_holds_is_read_as_one(word: str, expected: list[int]):
+    """By what is left of it after normalisation, and its neighbours keep their own ids."""
+    tokenizer = WordPieceTokenizer(metadata("▁a", "a", "▁["), piece_characters=PIECE)
+
+    assert ids(tokenizer, word, NO_LIMIT) == [CLS, *expected, SEP]
+    assert ids(tokenizer, f"a {word} a", NO_LIMIT) == [CLS, 5, *expected, 5, SEP]
+
+
+@pytest.mark.parametrize("limit", [2, 3, 4, 17, 51, 52, 53])
+def test_a_text_in_pieces_is_cut_to_the_limit_and_counted_to_its_end(limit: int):
+    """A client is told how long its text was."""
+    tokenizer = WordPieceTokenizer(metadata("▁ship", "▁sea"), piece_characters=PIECE)
+
+    (text,) = tokenizer.tokenize(["sea " + "ship " * 49], limit)
+
+    assert text.n_tokens == 52
+    assert text.ids.tolist() == [*[CLS, 6, *[5] * 49][: limit - 1], SEP]
+
+
+def test_a_step_reads_no_more_than_it_may_and_texts_come_in_order():
+    """Between steps other requests have their turn, so a long text must not be one step."""
+    n_words = 3 * STEP_CHARACTERS // 5
+    texts = ["ship", "ship " * n_words, "", *["sea"] * STEP_CHARACTERS]
+    tokenizer = WordPieceTokenizer(metadata("▁ship", "▁sea"))
+
+    steps = list(tokenizer.steps(texts, limit=4))
+
+    assert [len(step) for step in steps[:3]] == [1, 0, 0]
+    assert max(map(len, steps)) <= STEP_CHARACTERS // len("sea") + 1
+    found = [text for step in steps for text in step]
+    assert [text.n_tokens for text in found] == [3, n_words + 2, 2, *[3] * STEP_CHARACTERS]
+    assert len(steps) == len(list(tokenizer.steps(iter(texts), limit=4)))
+
+
+def test_texts_of_nothing_are_counted_as_work():
+    """Each still costs its object in the library."""
+    steps = WordPieceTokenizer(metadata("▁ship")).steps([""] * (STEP_CHARACTERS + 2), limit=4)
+
+    assert [len(step) for step in steps] == [STEP_CHARACTERS + 1, 1]
+
+
+def test_every_known_prefix_can_be_a_piece_of_its_own():
+    """Otherwise a long text is copied with the prefix in front of it."""
+    for known in (NOMIC_V1_5, E5, BGE_EN_V1_5):
+        assert all(prefix.endswith(" ") for prefix in known.task_prefixes.values())
+
+
+MEMORY_PROBE = """
+import json, sys
+from app.encoder.tokenizer import WordPieceTokenizer
+from app.memory.allocator import tune
+
+def memory():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(lines["VmHWM"].split()[0])
+
+tune()
+tokenizer = WordPieceTokenizer(json.loads(sys.argv[1]))
+text = "a." * 1_000_000
+tokenizer.tokenize(["a." * 50_000], 256)
+open("/proc/self/clear_refs", "w").write("5")
+before = memory()
+(found,) = tokenizer.tokenize([text], 256)
+print(json.dumps([found.n_tokens, (memory() - before) << 10]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
+def test_a_long_text_takes_little_memory_beside_itself():
+    """Each character is a token here: as a whole it would take the library 900 MB."""
+    arguments = [sys.executable, "-c", MEMORY_PROBE, json.dumps(metadata("▁a", "▁."))]
+
+    done = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
+    n_tokens, taken_bytes = json.loads(done.stdout)
+
+    assert n_tokens == 2_000_002
+    assert taken_bytes < 20_000_000
 
 
 # --- vocabularies that cannot be used -------------------------------------------------------
