@@ -16,12 +16,13 @@ from tqdm import tqdm
 from app import __version__
 from app.cli_cache import cache
 from app.cli_options import byte_bar, load, setting_options
+from app.cli_simulate import simulate
 from app.errors import PlimsollError
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.encoder.model import EmbeddingModel
-    from app.serving.service import Embeddings
+    from app.serving.tasks import Embeddings
 
 INPUT_TYPES = ("search_document", "search_query", "classification", "clustering")
 
@@ -60,7 +61,7 @@ def serve(**overrides: Any) -> None:
 @setting_options("cache_dir", "cache_on_tmpfs", "weights_in_place")
 def pull(model: str | None, **overrides: Any) -> None:
     """Fetch MODEL and make its weights ready, so that serving starts at once."""
-    from app.main import prepare_model
+    from app.composition import prepare_model
 
     settings = load(overrides, model=model).settings
     with byte_bar(f"preparing {settings.model}") as progress:
@@ -105,13 +106,17 @@ def embed(
 @main.command()
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@setting_options("threads")
+@setting_options("threads", "memory_budget_mib")
 def inspect(file: str, as_json: bool, **overrides: Any) -> None:
-    """Say what a GGUF FILE (path or URL) holds, what it would cost, and whether it runs."""
-    from app.encoder.inspection import inspect_gguf
-    from app.main import engine_threads
+    """Say what a GGUF FILE (path or URL) holds, what it would cost here, and whether it runs."""
+    from app.composition import engine_threads
+    from app.encoder.inspection import describe_machine, inspect_gguf
+    from app.memory.cpu import CPUMonitor
+    from app.memory.monitor import MemoryMonitor
 
-    report = inspect_gguf(file, n_threads=engine_threads(load(overrides).settings))
+    settings = load(overrides).settings
+    machine = describe_machine(MemoryMonitor(settings.memory_budget_mib), CPUMonitor())
+    report = inspect_gguf(file, n_threads=engine_threads(settings), machine=machine)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
     sys.exit(0 if report.supported else 1)
 
@@ -158,6 +163,7 @@ def verify(against: Path | None, threshold: float, **overrides: Any) -> None:
 
 
 main.add_command(cache)
+main.add_command(simulate)
 
 
 @main.command()
@@ -178,7 +184,7 @@ class _opened:  # noqa: N801 - reads as a function
         self._settings = settings
 
     def __enter__(self) -> "EmbeddingModel":
-        from app.main import open_model
+        from app.composition import open_model
 
         with byte_bar(f"loading {self._settings.model}") as progress:
             self._model = open_model(self._settings, progress)
@@ -217,8 +223,8 @@ async def _embed(
     truncate: bool,
 ) -> int:
     """Print a JSON line a text; returns how many have no vector."""
-    from app.main import embed_texts
-    from app.serving.service import EmbedTask
+    from app.composition import embed_texts
+    from app.serving.tasks import EmbedTask
 
     task = EmbedTask(lines, input_type, dimensions, truncate)
     start = n_failed = 0

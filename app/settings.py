@@ -33,6 +33,19 @@ class Settings(BaseSettings):
         max_length=4096,
         description="Model to serve: a name, name:quantization, or the path of a .gguf file.",
     )
+    extra_models: str | None = Field(
+        None,
+        min_length=1,
+        max_length=65_536,
+        description="Further models to serve, separated by commas, each written as PLIMSOLL_MODEL "
+        "is; that one stays the default.",
+    )
+    max_open_models: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Models open at once; one more takes the place of the least recently used.",
+    )
     threads: int = Field(
         0,
         ge=0,
@@ -40,7 +53,9 @@ class Settings(BaseSettings):
         description="Engine threads; 0 takes the cores that the CPU quota and affinity allow.",
     )
     preload: bool = Field(
-        False, description="Load the model at start instead of at the first request."
+        False,
+        description="Load models at start, as many as may be open, instead of at the first "
+        "request.",
     )
     idle_unload_s: float = Field(
         900.0,
@@ -87,6 +102,25 @@ class Settings(BaseSettings):
         description="Seconds that a request waits for a model that is being fetched or expanded, "
         "before it gets the fallback or 503.",
     )
+    queue_s: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="Seconds of work that may wait; a request that would wait longer is refused "
+        "with 429.",
+    )
+    queue_timeout_s: float = Field(
+        5.0,
+        ge=0,
+        le=600,
+        description="Seconds that a request waits for memory before it gets the fallback or 503.",
+    )
+    recovery_timeout_s: float = Field(
+        15.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds that the memory breaker stays open before it tries one request.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log lines to write."
     )
@@ -95,6 +129,12 @@ class Settings(BaseSettings):
     )
     body_limit_mib: int = Field(
         20, ge=1, le=1024, description="Largest request body accepted, in MiB."
+    )
+    body_timeout_s: float = Field(
+        30.0,
+        ge=1,
+        le=600,
+        description="Seconds within which a request body must have arrived whole.",
     )
     config: Path | None = Field(
         None, description="TOML file with settings; unset, plimsoll.toml here if there is one."

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Literal, TypeAlias, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import (
@@ -23,11 +24,15 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
-__all__ = ["CONTENT_TYPE", "STAGES", "Telemetry"]
+__all__ = ["CONTENT_TYPE", "STAGES", "EvictionReason", "Telemetry"]
 
-STAGES = ("parse", "tokenize", "queue", "encode", "pool", "render")
+STAGES = ("parse", "tokenize", "admission", "queue", "encode", "pool", "render")
 # 1 ms to 60 s: a cached short text to a long list on a busy machine.
+RUN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+EvictionReason: TypeAlias = Literal["idle", "lru", "pressure"]
+"""Why a model was closed: unused for long, room for another one, memory."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Telemetry:
         PlatformCollector(registry=self.registry)
         self.requests = Counter(
             "plimsoll_requests",
-            "Requests answered, by route, status code and kind of reply (dense, none)",
+            "Requests answered, by route, status code and kind of reply (dense, sparse, none)",
             ["route", "status", "kind"],
             registry=self.registry,
         )
@@ -80,6 +85,54 @@ class Telemetry:
         self.queue_tokens = Gauge(
             "plimsoll_queue_tokens", "Tokens waiting for the engine", registry=self.registry
         )
+        self.run_tokens = Histogram(
+            "plimsoll_run_tokens",
+            "Tokens that the engine took at once",
+            buckets=RUN_BUCKETS,
+            registry=self.registry,
+        )
+        self.throughput = Gauge(
+            "plimsoll_throughput_tokens_per_second",
+            "Tokens embedded in the last second",
+            registry=self.registry,
+        )
+        self.parallelism = Gauge(
+            "plimsoll_parallelism", "Sequences that run at once", registry=self.registry
+        )
+        self.engine_threads = Gauge(
+            "plimsoll_engine_threads", "Threads that the engine uses", registry=self.registry
+        )
+        self.ladder_step = Gauge(
+            "plimsoll_ladder_step",
+            "Step of the memory ladder: 0 all is well, 1 saving, 2 dropping pages, "
+            "3 requests wait or get the fallback, 4 breaker open",
+            registry=self.registry,
+        )
+        self.breaker_state = Gauge(
+            "plimsoll_breaker_state",
+            "1 for the state that the memory breaker is in (closed, open, half_open), else 0",
+            ["state"],
+            registry=self.registry,
+        )
+        self.breaker_transitions = Counter(
+            "plimsoll_breaker_transitions",
+            "Changes of the memory breaker's state, by the state that followed",
+            ["state"],
+            registry=self.registry,
+        )
+        self.degraded = Counter(
+            "plimsoll_degraded",
+            "Requests that did not get the primary answer, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.recoveries = Counter(
+            "plimsoll_recoveries",
+            "Failures for want of memory that were worked around, by level (1 smaller runs, "
+            "2 pages dropped, 3 fallback) and outcome",
+            ["level", "outcome"],
+            registry=self.registry,
+        )
         self.model_loads = Counter(
             "plimsoll_model_loads",
             "Times a model was opened, by outcome (ok, failed)",
@@ -92,9 +145,18 @@ class Telemetry:
             buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
             registry=self.registry,
         )
-        self.model_open = Gauge(
-            "plimsoll_model_open", "1 while a model is open, else 0", registry=self.registry
+        self.models_open = Gauge(
+            "plimsoll_model_open", "Models that are open", registry=self.registry
         )
+        self.model_evictions = Counter(
+            "plimsoll_model_evictions",
+            "Models closed while nobody used them, by reason (idle: unused for long, lru: another "
+            "one opened, pressure: memory ran high)",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in get_args(EvictionReason):
+            self.model_evictions.labels(reason)
         self._used = Gauge(
             "plimsoll_memory_used_bytes",
             "Memory that the kernel cannot take back at once",
@@ -112,6 +174,36 @@ class Telemetry:
         )
         self._utilization = Gauge(
             "plimsoll_memory_utilization_ratio", "Used over budget", registry=self.registry
+        )
+        self.predicted = Gauge(
+            "plimsoll_memory_predicted_bytes",
+            "Memory in use and promised to admitted requests, at its peak",
+            registry=self.registry,
+        )
+        self.pressure = Gauge(
+            "plimsoll_memory_pressure_ratio",
+            "Share of the last 10 s in which some task waited for memory (PSI)",
+            registry=self.registry,
+        )
+        self.refaults = Gauge(
+            "plimsoll_memory_refaults_per_second",
+            "File pages read again soon after the kernel took them",
+            registry=self.registry,
+        )
+        self.oom_kills = Gauge(
+            "plimsoll_memory_oom_kills",
+            "Processes that the kernel has killed in this control group",
+            registry=self.registry,
+        )
+        self.cpu_others = Gauge(
+            "plimsoll_cpu_others_ratio",
+            "Share of the allowed CPU that other processes took",
+            registry=self.registry,
+        )
+        self.cpu_throttled = Gauge(
+            "plimsoll_cpu_throttled_ratio",
+            "Share of time in which the CPU quota held this process back",
+            registry=self.registry,
         )
         self._build = Info("plimsoll_build", "Version of Plimsoll", registry=self.registry)
         self._build.info({"version": version})

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app.main import create_app, prepare_model
+from app.composition import prepare_model
+from app.main import create_app
 from app.settings import Settings
 from app.settings_sources import load_settings
 from tests.evaluation_data import DATA_DIR
@@ -15,6 +16,11 @@ from tests.running_server import RunningServer
 
 # Taken out of the environment: it is no setting, and a server refuses what it does not know.
 TEST_CACHE = Path(given) if (given := os.environ.pop("PLIMSOLL_TEST_CACHE", "")) else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of these tests."""
+    parser.addoption("--soak", action="store_true", help="load servers for ten minutes a run")
 
 
 @pytest.fixture(scope="session")

@@ -5,22 +5,27 @@ text counts its tokens, so two texts differ by what they say, not by whose compa
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import numpy as np
 from fastapi import FastAPI
 
-from app.api import native, openai, operations
+from app.api import native, openai, operations, rank
 from app.api.boundary import install
+from app.api.edge import BodyGate, UnlimitedBodies
 from app.encoder.architecture import Architecture, Pooling
 from app.encoder.catalog import KnownModel
 from app.encoder.model import Traits
 from app.encoder.tokenizer import TokenizedText
 from app.errors import PlimsollError
+from app.memory.cpu import CPUMonitor
 from app.memory.monitor import MemoryMonitor
-from app.serving.executor import WaveExecutor
-from app.serving.service import EmbeddingService
-from app.serving.slot import ModelSlot
+from app.memory.resources import ResourceManager
+from app.memory.slots import ModelSlot
+from app.serving.core import ServingCore, ServingOptions
+from app.serving.served_model import ServedModel
 from app.telemetry import Telemetry
 
 DEADLINE_S = 60  # for what must come, however busy the machine is
@@ -69,6 +74,9 @@ class FakeModel:
         self.releasing = threading.Event()
         self.release_gate = threading.Event()  # giving memory back waits for it
         self.release_gate.set()
+        self.closing = threading.Event()
+        self.close_gate = threading.Event()  # closing waits for it
+        self.close_gate.set()
         self.closed = threading.Event()
         self.error: Exception | None = None
 
@@ -82,7 +90,18 @@ class FakeModel:
             tokenized.append(TokenizedText(ids[:limit], len(ids)))
         return tokenized
 
-    def encode(self, wave: Sequence[np.ndarray], *, drop_pages: bool = False) -> np.ndarray:
+    def tokenize_steps(
+        self, texts: Sequence[str], input_type: str | None
+    ) -> Iterator[list[TokenizedText]]:
+        """One text a step."""
+        for text in texts:
+            yield self.tokenize([text], input_type)
+
+    def wave_bytes(self, lengths: Sequence[int], **options: object) -> int:
+        """A hundred a token."""
+        return 100 * sum(lengths)
+
+    def encode(self, wave: Sequence[np.ndarray], **options: object) -> np.ndarray:
         """Sums over tokens, NaN for the poison."""
         assert not self.closed.is_set(), "a closed model was asked to encode"
         self.waves.append(list(wave))
@@ -105,7 +124,9 @@ class FakeModel:
         assert self.release_gate.wait(DEADLINE_S), "nobody released the model"
 
     def close(self) -> None:
-        """Note it."""
+        """Wait until let, then note it."""
+        self.closing.set()
+        assert self.close_gate.wait(DEADLINE_S), "nobody let the model close"
         self.closed.set()
 
 
@@ -146,17 +167,16 @@ class FakeClock:
 
 def fake_slot(
     opener: FakeOpener,
-    *,
-    load_wait_s: float | None = DEADLINE_S,
+    *names: str,
     idle_unload_s: float = 0,
     clock: Callable[[], float] | None = None,
-) -> ModelSlot:
+    telemetry: Telemetry | None = None,
+) -> ModelSlot[FakeModel]:
     """A slot over fake models."""
     return ModelSlot(
-        "fake",
+        names or ("fake",),
         opener,
-        Telemetry("test"),
-        load_wait_s=load_wait_s,
+        telemetry or Telemetry("test"),
         idle_unload_s=idle_unload_s,
         clock=clock or FakeClock(),
     )
@@ -165,31 +185,51 @@ def fake_slot(
 class FakeServer:
     """The whole of the API over fake models; `app` needs no lifespan, `close` ends its threads."""
 
-    def __init__(self, opener: FakeOpener, *, load_wait_s: float | None = DEADLINE_S) -> None:
+    def __init__(
+        self,
+        opener: FakeOpener,
+        *,
+        load_wait_s: float | None = DEADLINE_S,
+        body_gate: BodyGate | None = None,
+        body_limit_bytes: int = 1 << 20,
+        body_timeout_s: float = DEADLINE_S,
+        monitor: MemoryMonitor | None = None,
+        options: ServingOptions | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.telemetry = Telemetry("test")
-        self.slot = ModelSlot(
-            "fake", opener, self.telemetry, load_wait_s=load_wait_s, idle_unload_s=0
+        model = ServedModel(("fake",), opener, self.telemetry, idle_unload_s=0)
+        self.slot = model.slot
+        models = ResourceManager([self.slot], max_open=1, load_wait_s=load_wait_s)
+        monitor = monitor or MemoryMonitor()
+        self.core = ServingCore(
+            models, monitor, CPUMonitor(), self.telemetry, options or ServingOptions(), clock=clock
         )
-        self._executor = WaveExecutor(self.telemetry)
-        self._executor.start()
-        monitor = MemoryMonitor()
-        self._service = EmbeddingService(
-            self.slot, self._executor, self.telemetry, budget_bytes=1 << 40
-        )
+        self.core.start()
+        service = self.core.service
         self.app = FastAPI()
-        install(self.app, self.telemetry, body_limit_bytes=1 << 20)
-        self.app.include_router(native.router(self._service))
-        self.app.include_router(openai.router(self._service, model_names=("fake",), created=0))
+        self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
+        install(
+            self.app,
+            self.telemetry,
+            body_gate=body_gate or UnlimitedBodies(),
+            body_limit_bytes=body_limit_bytes,
+            body_timeout_s=body_timeout_s,
+            parsing=self.parsing,
+        )
+        self.app.include_router(native.router(service))
+        self.app.include_router(rank.router(self.core.ranking))
+        self.app.include_router(openai.router(service, models, created=0))
         self.app.include_router(
             operations.router(
-                self.slot, monitor, self.telemetry, version="test", draining=lambda: False
+                [model], self.core, monitor, self.telemetry, version="test", draining=lambda: False
             )
         )
 
     def close(self) -> None:
         """End the threads."""
-        self._executor.stop()
-        self._service.close()
+        self.parsing.shutdown()
+        self.core.stop()
 
 
 def metric(page: str, series: str) -> float:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).parents[1]
+SERVE = ("app", "serve", "--port", "0")
 DEADLINE_S = 120  # for a machine that has much else to do; nothing is measured
 
 
@@ -27,12 +29,23 @@ def environment(**variables: str) -> dict[str, str]:
 class RunningServer:
     """`python -m app serve` on a free port. Owns the process and its log."""
 
-    def __init__(self, folder: Path, *options: str, **variables: str) -> None:
-        """Start in `folder` and wait for the address in the log."""
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        prefix: Sequence[str] = (),
+        module: Sequence[str] = SERVE,
+        **variables: str,
+    ) -> None:
+        """Start in `folder` and wait for the address in the log.
+
+        prefix: a command that becomes the server, such as one that enters a control group first.
+        module: what Python runs; another server that prints its address as uvicorn does.
+        """
         self.lines: list[str] = []
         self._address: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", "0", *options],
+            [*prefix, sys.executable, "-m", *module, *options],
             cwd=folder,
             env=environment(**variables),
             stderr=subprocess.PIPE,

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.composition import open_model
 from app.encoder.model import EmbeddingModel
-from app.main import open_model
 from app.settings import Settings
 from tests.synthetic import Shape, write_synthetic
 

@@ -4,37 +4,49 @@ Errors leave as `{"error": {"message", "type", "param", "code"}}`. Status codes 
 STATUS alone; a test fails when an error class has none.
 """
 
-import asyncio
 import base64
-import json
-import logging
-from collections.abc import Callable, Coroutine
-from time import perf_counter
-from typing import Annotated, Any, Literal
+import random
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from typing import Annotated, Literal
 
 import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
-from pydantic import FailFast, StrictStr
+from pydantic import BaseModel, FailFast, StrictStr
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypeAliasType
 
 from app import errors
-from app.serving.service import Embeddings
+from app.api.edge import BodyGate, BodyLimits, BodyTooLargeError, Edge
+from app.api.json_body import StrictJSONRoute as StrictJSONRoute
+from app.serving.tasks import Degraded, Embeddings, Ranking, SparseEmbeddings
 from app.telemetry import Telemetry
-
-log = logging.getLogger("plimsoll.access")
 
 InputType = Literal["search_document", "search_query", "classification", "clustering"]
 Encoding = Literal["float", "base64"]
-# Every error becomes an object: those of a body that is wrong throughout would take hundreds of
-# times its memory. So a list ends at its first error, and fields are counted.
+# Every error becomes an object: those of a list that is wrong throughout would take hundreds of
+# times its memory. So a list ends at its first error.
 Texts = TypeAliasType("Texts", Annotated[list[StrictStr], FailFast()])
-MAX_FIELDS = 64
+RETRY_AFTER_MOST_S = 60
+
+
+class Truncated(BaseModel):
+    """A text that was cut to the model's token limit."""
+
+    index: int
+    tokens: int
+    kept: int
+
+
+class DegradedAnswer(BaseModel):
+    """Why this is not the primary answer, and when to ask for that again."""
+
+    reason: str
+    retry_after_s: float
+
 
 # Most specific first: the first class that fits gives the status.
 STATUS: dict[type[errors.PlimsollError], int] = {
@@ -43,34 +55,71 @@ STATUS: dict[type[errors.PlimsollError], int] = {
     errors.ModelError: 503,
     errors.GGUFError: 503,
     errors.CacheError: 503,
+    errors.EncodeMemoryError: 503,
     errors.EncodeError: 500,
+    errors.QueueFullError: 429,
+    errors.OverloadError: 503,
+    errors.TooLargeError: 413,
+    errors.SlowBodyError: 408,
     errors.SettingsError: 500,
 }
 
-# For log and metrics: nginx's status of a client that hung up before its answer.
-CLIENT_GONE = 499
+# The codes of those errors that do not carry their own; likewise.
+INTERNAL = "internal_error"
+_CODES: dict[type[errors.PlimsollError], str] = {
+    errors.ModelLoadingError: "model_loading",
+    errors.ModelError: "model_unavailable",
+    errors.GGUFError: "model_unavailable",
+    errors.CacheError: "model_unavailable",
+    errors.EncodeMemoryError: "out_of_memory",
+    errors.TooLargeError: "too_large_for_budget",
+    errors.SlowBodyError: "slow_body",
+}
 
 
-def status_of(error: errors.PlimsollError) -> int:
+def status_of(error: Exception) -> int:
     """The status code an error leaves with."""
     return next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
 
 
-def code_of(error: errors.PlimsollError) -> str:
+def code_of(error: Exception) -> str:
     """The error's machine-readable name."""
-    if isinstance(error, errors.RequestError):
+    if isinstance(error, (errors.RequestError, errors.OverloadError, BodyTooLargeError)):
         return error.code
-    if isinstance(error, errors.ModelLoadingError):
-        return "model_loading"
-    if isinstance(error, (errors.ModelError, errors.GGUFError, errors.CacheError)):
-        return "model_unavailable"
-    return "internal_error"
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), INTERNAL)
+
+
+def retry_after(error: Exception, chance: Callable[[], float]) -> str | None:
+    """Whole seconds from 1 to 60 after which to try again, None where that would not help.
+
+    ± 20 % by `chance`, from 0 to 1: clients refused together must not come back together.
+    """
+    if isinstance(error, (errors.ModelLoadingError, errors.OverloadError)):
+        seconds = error.retry_after_s
+    elif isinstance(error, errors.EncodeMemoryError):
+        seconds = 1.0
+    else:
+        return None
+    spread = seconds * (0.8 + 0.4 * chance())
+    return str(round(min(RETRY_AFTER_MOST_S, max(1, spread))))
 
 
 def error_body(status: int, message: str, *, code: str, param: str | None = None) -> bytes:
     """The one shape of an error."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def error_response(error: Exception, chance: Callable[[], float]) -> Response:
+    """An error as its client sees it; of one that nobody foresaw, not what it says."""
+    is_ours = isinstance(error, errors.PlimsollError)
+    message = str(error) if is_ours else "an internal error; the server's log has it"
+    param = error.param if isinstance(error, errors.RequestError) else None
+    wait = retry_after(error, chance)
+    headers = None if wait is None else {"Retry-After": wait}
+    status = status_of(error)
+    body = error_body(status, message, code=code_of(error), param=param)
+    return Response(body, status, headers, "application/json")
 
 
 def json_response(
@@ -88,10 +137,54 @@ def embeddings_response(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Render an answer made of vectors, noting for log line and metrics what it was."""
-    request.state.kind = "dense"
-    request.state.note = f" texts={len(result.vectors)} tokens={result.n_tokens}"
+    note = f" texts={len(result.vectors)} tokens={result.n_tokens}"
+    return _rendered(request, "dense", note, content, headers)
+
+
+def sparse_response(
+    request: Request, result: SparseEmbeddings, content: Callable[[], object]
+) -> Response:
+    """Render sparse vectors, likewise; a header says where they are not what was asked for."""
+    note = f" texts={len(result.vectors)}"
+    return _rendered(request, "sparse", note, content, _degraded_header(result.degraded), result)
+
+
+def ranking_response(request: Request, result: Ranking, content: Callable[[], object]) -> Response:
+    """Render an order of documents, likewise."""
+    kind = "dense" if result.kind == "dense" else "sparse"
+    note = f" documents={len(result.results)} tokens={result.n_tokens}"
+    return _rendered(request, kind, note, content, _degraded_header(result.degraded), result)
+
+
+def dense_only(result: Embeddings | SparseEmbeddings) -> Embeddings:
+    """The answer to a task without a fallback, as dialects ask for it."""
+    assert isinstance(result, Embeddings)  # noqa: S101 - sparse is given where it is allowed
+    return result
+
+
+def releases_of(request: Request) -> ExitStack:
+    """Where a use case leaves what is to be given back once the reply has been sent."""
+    releases: ExitStack = request.state.releases
+    return releases
+
+
+def _rendered(
+    request: Request,
+    kind: str,
+    note: str,
+    content: Callable[[], object],
+    headers: dict[str, str] | None,
+    result: SparseEmbeddings | Ranking | None = None,
+) -> Response:
+    if result is not None and result.degraded is not None:
+        note += f" degraded={result.degraded.reason}"
+    request.state.kind, request.state.note = kind, note
     with _telemetry(request).stage("render"):
         return json_response(content(), headers=headers)
+
+
+def _degraded_header(degraded: Degraded | None) -> dict[str, str] | None:
+    return None if degraded is None else {"X-Plimsoll-Degraded": degraded.reason}
 
 
 def vector_field(vector: np.ndarray, encoding: Encoding) -> np.ndarray | str:
@@ -101,79 +194,38 @@ def vector_field(vector: np.ndarray, encoding: Encoding) -> np.ndarray | str:
     return vector
 
 
-class StrictJSONRoute(APIRoute):
-    """Parses bodies strictly: UTF-8, no NaN, no lone surrogates, bounded depth.
+def install(
+    app: FastAPI,
+    telemetry: Telemetry,
+    *,
+    body_gate: BodyGate,
+    body_limit_bytes: int,
+    body_timeout_s: float,
+    parsing: Executor,
+    chance: Callable[[], float] = random.random,
+) -> None:
+    """Put the edge around an application: one shape for failures, limits, log, counts.
 
-    Drops the work of a client that hangs up.
+    parsing: one thread for large bodies; whoever installs the edge ends it.
+    chance: a number from 0 to 1, which spreads the times at which clients come back.
     """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's own handler over a request whose `json` is strict."""
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            strict = _StrictRequest(request.scope, request.receive)
-            # FastAPI would turn a body over the limit into a 400 of its own.
-            await strict.body()
-            return await _while_connected(request.receive, handler(strict))
-
-        return handle
-
-
-async def _while_connected(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
-    """Await `work`, whose request has been read, and cancel it when the client hangs up.
-
-    Raises ClientDisconnect: nobody is left to answer.
-    """
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
-    try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
-    finally:
-        answer.cancel()
-        gone.cancel()
-        await asyncio.wait((answer, gone))
-
-
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            body = await self.body()
-            try:
-                with _telemetry(self).stage("parse"):
-                    self._json = orjson.loads(body)
-            except orjson.JSONDecodeError as error:
-                # FastAPI turns only this type into a validation error.
-                raise json.JSONDecodeError(error.msg, "", error.pos) from error
-            if isinstance(self._json, dict) and len(self._json) > MAX_FIELDS:
-                raise HTTPException(400, f"the body has more than {MAX_FIELDS} fields")
-        return self._json
-
-
-def install(app: FastAPI, telemetry: Telemetry, *, body_limit_bytes: int) -> None:
-    """Put the edge around an application: one shape for failures, limits, log, counts."""
     app.state.telemetry = telemetry
-    app.add_middleware(Edge, telemetry=telemetry, body_limit_bytes=body_limit_bytes)
+    app.state.parsing = parsing
+
+    def reply(error: Exception) -> Response:
+        telemetry.errors.labels(code_of(error)).inc()
+        return error_response(error, chance)
+
+    limits = BodyLimits(body_limit_bytes, body_timeout_s)
+    app.add_middleware(Edge, telemetry=telemetry, reply=reply, gate=body_gate, limits=limits)
 
     async def plimsoll_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, errors.PlimsollError)  # noqa: S101 - registered for it
-        status, code = status_of(error), code_of(error)
-        telemetry.errors.labels(code).inc()
-        headers = {}
-        if isinstance(error, errors.ModelLoadingError):
-            headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-        param = error.param if isinstance(error, errors.RequestError) else None
-        body = error_body(status, str(error), code=code, param=param)
-        return Response(body, status, headers, "application/json")
+        return reply(error)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        telemetry.errors.labels("invalid_request").inc()
-        message, param = _explain(request, error)
-        body = error_body(400, message, code="invalid_request", param=param)
-        return Response(body, 400, media_type="application/json")
+        message, param = _explain(error)
+        return reply(errors.InvalidRequestError(message, param=param))
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
@@ -196,17 +248,9 @@ def _telemetry(request: Request) -> Telemetry:
     return telemetry
 
 
-def _explain(request: Request, error: RequestValidationError) -> tuple[str, str | None]:
+def _explain(error: RequestValidationError) -> tuple[str, str | None]:
     found = error.errors()
     first = found[0]
-    if first["type"] == "json_invalid":
-        return f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", None
-    content_type = request.headers.get("content-type", "")
-    if "json" not in content_type:
-        return (
-            f"send JSON with the header Content-Type: application/json, not {content_type!r}",
-            None,
-        )
     if len(first["loc"]) == 1:
         return f"the body must be a JSON object: {first['msg']}", None
     param = str(first["loc"][1])
@@ -215,90 +259,3 @@ def _explain(request: Request, error: RequestValidationError) -> tuple[str, str 
     best = of_items[0] if of_items else first
     item = f"[{best['loc'][-1]}]" if of_items else ""
     return f"{param}{item}: {best['msg']}", param
-
-
-class Edge:
-    """ASGI middleware: body limit while it streams in, last-resort errors, log line, counts."""
-
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, *, body_limit_bytes: int) -> None:
-        self._app = app
-        self._telemetry = telemetry
-        self._limit = body_limit_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start = perf_counter()
-        status = 0
-        scope["state"] = {**scope.get("state", {}), "kind": "none", "note": ""}
-        received = 0
-
-        async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise _BodyTooLargeError
-            return message
-
-        async def noting_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            if _declared_length(scope) > self._limit:
-                raise _BodyTooLargeError
-            await self._app(scope, limited_receive, noting_send)
-        except _BodyTooLargeError:
-            self._telemetry.errors.labels("body_too_large").inc()
-            await _send_error(
-                noting_send,
-                413,
-                f"the body is larger than {self._limit >> 20} MiB (PLIMSOLL_BODY_LIMIT_MIB); send "
-                "fewer texts at a time",
-                "body_too_large",
-            )
-        except ClientDisconnect:
-            status = CLIENT_GONE
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            self._telemetry.errors.labels("internal_error").inc()
-            if status:
-                raise
-            await _send_error(
-                noting_send, 500, "an internal error; the server's log has it", "internal_error"
-            )
-        finally:
-            self._finish(scope, status, perf_counter() - start)
-
-    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
-        # A path that is no route must not make a time series of its own.
-        route = getattr(scope.get("route"), "path", "other")
-        kind = scope["state"]["kind"]
-        self._telemetry.requests.labels(route, str(status), kind).inc()
-        level = logging.DEBUG if route.startswith(("/health", "/metrics")) else logging.INFO
-        log.log(
-            level,
-            "%s %s %d %.1f ms%s",
-            scope["method"], scope["path"], status, seconds * 1000, scope["state"]["note"],
-        )  # fmt: skip
-
-
-class _BodyTooLargeError(Exception):
-    """The body passed the limit while it was read."""
-
-
-def _declared_length(scope: Scope) -> int:
-    value = dict(scope["headers"]).get(b"content-length", b"0")
-    return int(value) if value.isdigit() else 0
-
-
-async def _send_error(send: Send, status: int, message: str, code: str) -> None:
-    body = error_body(status, message, code=code)
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

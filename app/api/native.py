@@ -1,19 +1,26 @@
 """Plimsoll's own dialect: POST /embed."""
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from app.api.boundary import (
+    DegradedAnswer,
     Encoding,
     InputType,
     StrictJSONRoute,
     Texts,
+    Truncated,
     embeddings_response,
+    json_response,
+    releases_of,
+    sparse_response,
     vector_field,
 )
-from app.serving.service import Embeddings, EmbeddingService, EmbedTask
+from app.serving.service import EmbeddingService
+from app.serving.tasks import Embeddings, EmbedTask, SparseEmbeddings
 
 
 class EmbedRequest(BaseModel):
@@ -22,6 +29,9 @@ class EmbedRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     input: Annotated[StrictStr | Texts, Field(description="A text, or a list of any length.")]
+    model: Annotated[
+        StrictStr | None, Field(description="As GET /v1/models lists it; null: the default.")
+    ] = None
     input_type: Annotated[
         InputType | None,
         Field(description="Task prefix, for models trained with one; null: the text as it is."),
@@ -36,14 +46,14 @@ class EmbedRequest(BaseModel):
     encoding_format: Annotated[
         Encoding, Field(description="base64 is that of little-endian float32.")
     ] = "float"
-
-
-class Truncated(BaseModel):
-    """A text that was cut."""
-
-    index: int
-    tokens: int
-    kept: int
+    encoder: Annotated[
+        Literal["dense", "bm25"],
+        Field(description="bm25: sparse vectors of words instead of the model's, at any time."),
+    ] = "dense"
+    fallback: Annotated[
+        Literal["bm25", "none"],
+        Field(description="Under memory pressure, answer with bm25 and say so; none: 503 instead."),
+    ] = "bm25"
 
 
 class TextError(BaseModel):
@@ -79,18 +89,93 @@ class EmbedResponse(BaseModel):
     degraded: None
 
 
+class SparseVectorFields(BaseModel):
+    """Words by number, ascending."""
+
+    indices: list[int]
+    values: list[float]
+
+
+class SparseResponse(BaseModel):
+    """BM25 vectors, never in a field for dense ones; `degraded` is null where they were asked for.
+
+    They fit an index of fastembed's Qdrant/bm25, whose side applies the inverse document frequency.
+    """
+
+    kind: Literal["sparse"]
+    encoder: Literal["bm25"]
+    fingerprint: str
+    sparse: list[SparseVectorFields]
+    degraded: DegradedAnswer | None
+
+
+class ExplainResponse(BaseModel):
+    """What would become of the request now, and the numbers that decide it; nothing has run."""
+
+    kind: Literal["explanation"]
+    outcome: Annotated[
+        Literal["admit", "wait", "queue_full", "too_large", "breaker_open", "model_loading"],
+        Field(description="wait: for memory, then the fallback."),
+    ]
+    step: Annotated[int, Field(description="Of the memory ladder, 0 to 4.")]
+    n_texts: int
+    n_tokens: Annotated[int, Field(description="Exact, of the texts that would run.")]
+    longest_tokens: int
+    predicted_bytes: Annotated[int, Field(description="At the request's peak.")]
+    predicted_s: Annotated[float, Field(description="Until its last vector.")]
+    headroom_bytes: int
+    largest_bytes: Annotated[int, Field(description="What an idle server could give.")]
+    queue_tokens: int
+    tokens_per_s: float
+    retry_after_s: float
+
+
 def router(service: EmbeddingService) -> APIRouter:
     """The route over the use case."""
     routes = APIRouter(route_class=StrictJSONRoute, tags=["embeddings"])
 
-    @routes.post("/embed", response_model=EmbedResponse, summary="Embed one text or a list")
-    async def embed(body: EmbedRequest, request: Request) -> Response:
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        task = EmbedTask(texts, body.input_type, body.dimensions, body.truncate)
-        result = await service.embed(task)
+    @routes.post(
+        "/embed",
+        response_model=EmbedResponse | SparseResponse | ExplainResponse,
+        summary="Embed one text or a list",
+    )
+    async def embed(
+        body: EmbedRequest,
+        request: Request,
+        explain: Annotated[
+            bool, Query(description="Say what would become of it; run nothing.")
+        ] = False,
+    ) -> Response:
+        task = EmbedTask(
+            texts=[body.input] if isinstance(body.input, str) else body.input,
+            input_type=body.input_type,
+            dimensions=body.dimensions,
+            truncate=body.truncate,
+            model=body.model,
+            encoder=body.encoder,
+            fallback=body.fallback,
+        )
+        if explain:
+            explanation = await service.explain(task)
+            return json_response({"kind": "explanation", **asdict(explanation)})
+        result = await service.embed(task, releases_of(request))
+        if isinstance(result, SparseEmbeddings):
+            return sparse_response(request, result, lambda: _render_sparse(result))
         return embeddings_response(request, result, lambda: _render(result, body.encoding_format))
 
     return routes
+
+
+def _render_sparse(result: SparseEmbeddings) -> dict[str, Any]:
+    return {
+        "kind": "sparse",
+        "encoder": "bm25",
+        "fingerprint": result.fingerprint,
+        "sparse": [
+            {"indices": vector.indices, "values": vector.values} for vector in result.vectors
+        ],
+        "degraded": result.degraded,
+    }
 
 
 def _render(result: Embeddings, encoding: Encoding) -> dict[str, Any]:

@@ -16,11 +16,16 @@ from app.api.boundary import (
     InputType,
     StrictJSONRoute,
     Texts,
+    dense_only,
     embeddings_response,
+    releases_of,
     vector_field,
 )
-from app.errors import InvalidRequestError, NonFiniteError, UnknownModelError
-from app.serving.service import Embeddings, EmbeddingService, EmbedTask
+from app.encoder.model import EmbeddingModel
+from app.errors import InvalidRequestError, NonFiniteError
+from app.memory.resources import ResourceManager
+from app.serving.service import EmbeddingService
+from app.serving.tasks import Embeddings, EmbedTask
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 
@@ -35,7 +40,9 @@ class EmbeddingsRequest(BaseModel):
         StrictStr | Texts | TokenIds | TokenIdLists,
         Field(description="A text or up to 2048 of them. Token ids are refused."),
     ]
-    model: Annotated[StrictStr | None, Field(description="As GET /v1/models lists it.")] = None
+    model: Annotated[
+        StrictStr | None, Field(description="As GET /v1/models lists it; null: the default.")
+    ] = None
     encoding_format: Encoding = "float"
     dimensions: Annotated[StrictInt | None, Field(ge=1)] = None
     user: StrictStr | None = None
@@ -43,24 +50,17 @@ class EmbeddingsRequest(BaseModel):
     truncate: StrictBool = True
 
 
-def router(service: EmbeddingService, *, model_names: tuple[str, ...], created: int) -> APIRouter:
-    """Routes over the use case. `model_names`: what clients may call the model, its own first."""
+def router(
+    service: EmbeddingService, models: ResourceManager[EmbeddingModel], *, created: int
+) -> APIRouter:
+    """Routes over the use case and the models that it has; `created` is a Unix time."""
     routes = APIRouter(prefix="/v1", route_class=StrictJSONRoute, tags=["openai"])
-    accepted = {name.lower() for name in model_names}
-
-    def check_model(name: str | None) -> None:
-        if name is not None and name.lower() not in accepted:
-            raise UnknownModelError(
-                f"this server serves {model_names[0]!r}, not {name!r}; see GET /v1/models",
-                param="model",
-            )
 
     @routes.post("/embeddings", summary="Embed texts, in OpenAI's shape")
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         texts = _texts(body.input)
-        check_model(body.model)
-        task = EmbedTask(texts, body.input_type, body.dimensions, body.truncate)
-        result = await service.embed(task)
+        task = EmbedTask(texts, body.input_type, body.dimensions, body.truncate, body.model)
+        result = dense_only(await service.embed(task, releases_of(request)))
         _raise_first(result)
         headers = {"X-Plimsoll-Fingerprint": result.fingerprint}
         if result.truncated:
@@ -69,13 +69,13 @@ def router(service: EmbeddingService, *, model_names: tuple[str, ...], created: 
             request, result, lambda: _render(result, body.encoding_format), headers
         )
 
-    @routes.get("/models", summary="The model that is served")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(name, created) for name in model_names]}
+    @routes.get("/models", summary="Every name of the models that are served")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(name, created) for name in models.names]}
 
     @routes.get("/models/{name:path}", summary="One model")
     async def model(name: str) -> dict[str, Any]:
-        check_model(name)
+        models.find(name)
         return _model(name, created)
 
     return routes

@@ -1,6 +1,6 @@
-"""Routes for operators: health, readiness, metrics. None of them opens the model."""
+"""Routes for operators: health, readiness, metrics. None of them opens a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -8,52 +8,46 @@ from fastapi import APIRouter, Response
 
 from app.api.boundary import json_response
 from app.memory.monitor import MemoryMonitor
-from app.serving.slot import ModelSlot, ModelState
+from app.memory.slots import ModelState
+from app.serving.core import ServingCore
+from app.serving.served_model import ServedModel
 from app.telemetry import CONTENT_TYPE, Telemetry
 
 
 def router(
-    slot: ModelSlot,
+    models: Sequence[ServedModel],
+    core: ServingCore,
     monitor: MemoryMonitor,
     telemetry: Telemetry,
     *,
     version: str,
     draining: Callable[[], bool],
 ) -> APIRouter:
-    """Routes that only look."""
+    """Routes that only look. `models`: the default first, which decides about readiness."""
     routes = APIRouter(tags=["operations"])
+    default = models[0]
     started_s = monotonic()
 
     def unready() -> str | None:
         if draining():
             return "draining"
-        if slot.state is ModelState.FAILED:
+        if default.slot.state is ModelState.FAILED:
             return "unavailable"
         # Before the first open there is nothing to answer from while the model loads.
-        if slot.state is ModelState.LOADING and slot.traits is None:
+        if default.slot.state is ModelState.LOADING and default.traits is None:
             return "starting"
         return None
 
-    @routes.get("/health", summary="State of the server, its model and its memory")
+    @routes.get("/health", summary="State of the server, its models and its memory")
     async def health() -> Response:
         sample = monitor.sample()
-        traits = slot.traits
         return json_response(
             {
                 "status": unready() or "ok",
                 "version": version,
                 "uptime_s": round(monotonic() - started_s, 3),
-                "model": {
-                    "name": slot.name,
-                    "state": slot.state.value,
-                    "fingerprint": traits.fingerprint() if traits else None,
-                    "dimensions": traits.dimensions if traits else None,
-                    "token_limit": traits.token_limit if traits else None,
-                    "compute": traits.compute if traits else None,
-                    "error": str(slot.error) if slot.error else None,
-                    "loaded_bytes": slot.progress[0],
-                    "total_bytes": slot.progress[1],
-                },
+                "model": _model(default),
+                "models": [_model(model) for model in models],
                 "memory": {
                     "used_bytes": sample.used_bytes,
                     "resident_bytes": sample.resident_bytes,
@@ -62,6 +56,24 @@ def router(
                     "utilization_ratio": round(sample.utilization_ratio, 4),
                     "budget_source": monitor.budget.source,
                     "scope": sample.scope,
+                    "limits": [
+                        {"source": source, "limit_bytes": limit_bytes}
+                        for source, limit_bytes in monitor.limits
+                    ],
+                    "pressure_ratio": sample.pressure_ratio,
+                    "refaults_per_s": round(core.watch.rates.refaults_per_s, 1),
+                    "oom_kills": sample.oom_kills,
+                    "predicted_bytes": core.gate.admission.predicted_bytes,
+                    "line_bytes": core.gate.admission.line_bytes,
+                },
+                "cpu": core.watch.load,
+                "ladder_step": core.watch.step,
+                "breaker": core.breaker.snapshot(),
+                "plan": core.watch.plan,
+                "queue": {
+                    "tokens": core.gate.admission.queue_tokens,
+                    "limit_tokens": core.gate.admission.queue_limit_tokens,
+                    "tokens_per_s": round(core.gate.admission.tokens_per_s, 1),
                 },
             }
         )
@@ -80,3 +92,18 @@ def router(
         return Response(telemetry.render(), media_type=CONTENT_TYPE)
 
     return routes
+
+
+def _model(model: ServedModel) -> dict[str, Any]:
+    slot, traits = model.slot, model.traits
+    return {
+        "name": slot.name,
+        "state": slot.state.value,
+        "fingerprint": traits.fingerprint() if traits else None,
+        "dimensions": traits.dimensions if traits else None,
+        "token_limit": traits.token_limit if traits else None,
+        "compute": traits.compute if traits else None,
+        "error": str(slot.error) if slot.error else None,
+        "loaded_bytes": slot.progress[0],
+        "total_bytes": slot.progress[1],
+    }

@@ -160,6 +160,18 @@ class MemoryCircuitBreaker:
         """The state after the last call."""
         return self._state
 
+    @property
+    def verdict(self) -> Verdict:
+        """What a request would be told now; changes nothing.
+
+        Open and half-open differ only in what has been noticed: whether a probe is due.
+        """
+        if self._state is BreakerState.CLOSED:
+            return Verdict.RUN
+        is_due = self._advance() >= self._next_probe_s
+        can_probe = is_due and self._probe is None and not self._is_high()
+        return Verdict.PROBE if can_probe else Verdict.REFUSED
+
     def observe(self, utilization_ratio: float, *, floor_ratio: float = 0.0) -> None:
         """Take a measurement of used memory; once a second or oftener.
 
@@ -180,13 +192,13 @@ class MemoryCircuitBreaker:
         """Decide on one request."""
         now_s = self._advance()
         self._half_open_if_due(now_s)
-        if self._state is BreakerState.CLOSED:
-            return Admittance(Verdict.RUN)
-        is_due = self._state is BreakerState.HALF_OPEN and now_s >= self._next_probe_s
-        if is_due and self._probe is None and not self._is_high():
-            self._probe = Admittance(Verdict.PROBE)
-            return self._probe
-        return Admittance(Verdict.REFUSED, self._retry_after_s(now_s))
+        verdict = self.verdict
+        if verdict is Verdict.REFUSED:
+            return Admittance(verdict, self._retry_after_s(now_s))
+        admittance = Admittance(verdict)
+        if verdict is Verdict.PROBE:
+            self._probe = admittance
+        return admittance
 
     def record_success(self, admittance: Admittance) -> None:
         """Note that a request was answered.

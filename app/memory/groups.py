@@ -1,11 +1,12 @@
-"""Find this process's memory control groups; read their limits and counters.
+"""Find this process's control groups; read what those of memory limit and count.
 
 Knows the files of control groups v1 and v2 and nothing of budgets: that is monitor.py's matter.
 Every function reads anew and keeps nothing.
 Sources: the kernel's Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst,
-proc_pid_cgroup(5), proc_pid_mountinfo(5).
+Documentation/accounting/psi.rst, proc_pid_cgroup(5), proc_pid_mountinfo(5).
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ Version = Literal[1, 2]
 
 @dataclass(frozen=True, slots=True)
 class ControlGroup:
-    """One memory control group: its name as in /proc/self/cgroup and its folder."""
+    """One control group: its name as in /proc/self/cgroup and its folder."""
 
     version: Version
     name: str
@@ -45,44 +46,62 @@ class Numbers(NamedTuple):
     working_set_bytes: int
 
 
+class Counts(NamedTuple):
+    """What has befallen a group since it was made; see monitor.MemorySample."""
+
+    n_refaults: int
+    oom_kills: int
+
+
 class _Files(NamedTuple):
     limit: str
     usage: str
+    events: str
     used: tuple[str, ...]  # counters of memory.stat, the first always present
     mapped: str
     inactive: str
+    refaults: str
 
 
 _FILES: Mapping[Version, _Files] = {
     1: _Files(
         limit="memory.limit_in_bytes",
         usage="memory.usage_in_bytes",
+        events="memory.oom_control",
         used=("total_rss", "total_shmem", "total_dirty", "total_writeback"),
         mapped="total_mapped_file",
         inactive="total_inactive_file",
+        refaults="total_workingset_refault_file",
     ),
     2: _Files(
         limit="memory.max",
         usage="memory.current",
+        events="memory.events",
         used=("anon", "shmem", "file_dirty", "file_writeback", "sock"),
         mapped="file_mapped",
         inactive="inactive_file",
+        refaults="workingset_refault_file",
     ),
 }
 
 
-def own_groups(proc_root: Path, cgroup_root: Path) -> tuple[ControlGroup, ...]:
-    """Return this process's memory groups, its own first, up to the highest one visible.
+def own_groups(
+    proc_root: Path, cgroup_root: Path, controller: str | None = "memory"
+) -> tuple[ControlGroup, ...]:
+    """Return this process's groups, its own first, up to the highest one visible.
 
-    Which version holds the memory controller, and where it is mounted, is read from
-    /proc/self: hosts exist with both versions mounted. In a container the path in
-    /proc/self/cgroup may be the host's; then the mount point is the container's own group.
+    controller: the tree that holds it, v1 or v2; None: the v2 tree, whatever it holds.
+
+    Which version holds a controller, and where it is mounted, is read from /proc/self: hosts
+    exist with both versions mounted. In a container the path in /proc/self/cgroup may be the
+    host's; then the mount point is the container's own group.
     """
-    membership = _memory_membership(read_text(proc_root / "self/cgroup"))
+    membership = _membership(read_text(proc_root / "self/cgroup"), controller)
     if membership is None:
         return ()
     version, path = membership
-    mounts = _memory_mounts(read_text(proc_root / "self/mountinfo"), version, cgroup_root)
+    v1_controller = controller if version == 1 else None
+    mounts = _mounts(read_text(proc_root / "self/mountinfo"), v1_controller, cgroup_root)
     for root, point in mounts:
         if ".." in path.parts or not path.is_relative_to(root):
             continue
@@ -93,11 +112,11 @@ def own_groups(proc_root: Path, cgroup_root: Path) -> tuple[ControlGroup, ...]:
     return tuple(ControlGroup(version, str(root), point) for root, point in mounts[:1])
 
 
-def smallest_limit(groups: Sequence[ControlGroup], host_bytes: int | None) -> Limit | None:
-    """Return the smallest limit on the path, of equals the outermost; None without one.
+def path_limits(groups: Sequence[ControlGroup], host_bytes: int | None) -> tuple[Limit, ...]:
+    """Return every memory limit on the path, the outermost first.
 
     host_bytes: the machine's memory. A limit above it never bites, and v1 writes "unlimited" as
-        such a number.
+        such a number: those are left out.
     """
     limits = [
         Limit(limit_bytes, group, str(group))
@@ -106,13 +125,13 @@ def smallest_limit(groups: Sequence[ControlGroup], host_bytes: int | None) -> Li
     ]
     if groups and groups[0].version == 1:  # v1 also tells of limits above what a container sees
         counters = read_counters(groups[0].folder / "memory.stat")
-        if "hierarchical_memory_limit" in counters:
+        visible_bytes = min((limit.limit_bytes for limit in limits), default=math.inf)
+        smallest_bytes = counters.get("hierarchical_memory_limit")
+        if smallest_bytes is not None and smallest_bytes < visible_bytes:
             top = groups[-1]
-            source = f"{top}, from above it"
-            limits.append(Limit(counters["hierarchical_memory_limit"], top, source))
+            limits.insert(0, Limit(smallest_bytes, top, f"{top}, from above it"))
     ceiling_bytes = 1 << 60 if host_bytes is None else host_bytes
-    real = [limit for limit in limits if limit.limit_bytes <= ceiling_bytes]
-    return min(real, key=lambda limit: limit.limit_bytes, default=None)
+    return tuple(limit for limit in limits if limit.limit_bytes <= ceiling_bytes)
 
 
 def unreadable_limit(group: ControlGroup) -> str | None:
@@ -135,6 +154,22 @@ def measure_group(group: ControlGroup) -> Numbers | None:
         used_bytes + counters.get(files.mapped, 0),
         max(0, usage_bytes - counters.get(files.inactive, 0)),
     )
+
+
+def count_events(groups: Sequence[ControlGroup]) -> Counts:
+    """Read the innermost group's counts that there are; v1 counts a kill where its victim was."""
+    for group in groups:
+        files = _FILES[group.version]
+        if counters := read_counters(group.folder / "memory.stat"):
+            kills = read_counters(group.folder / files.events)
+            return Counts(counters.get(files.refaults, 0), kills.get("oom_kill", 0))
+    return Counts(0, 0)
+
+
+def read_pressure_ratio(path: Path) -> float | None:
+    """Read a file of pressure stall information: the share of the last 10 s, "some avg10"."""
+    found = re.match(r"some avg10=(\d+(?:\.\d+)?) ", read_text(path))
+    return float(found[1]) / 100 if found else None
 
 
 def _kernel_bytes(group: ControlGroup, counters: Mapping[str, int]) -> int:
@@ -162,15 +197,16 @@ def read_text(path: Path) -> str:
 
 
 def _read_number(path: Path) -> int | None:
+    """Read a file that holds a whole number; None where it is missing or holds another thing."""
     text = read_text(path)
     return int(text) if text.isdecimal() else None
 
 
-def _memory_membership(text: str) -> tuple[Version, PurePosixPath] | None:
-    """Find the memory controller's line in /proc/self/cgroup: `id:controllers:path`."""
+def _membership(text: str, controller: str | None) -> tuple[Version, PurePosixPath] | None:
+    """Find the controller's line in /proc/self/cgroup: `id:controllers:path`."""
     lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
     for _, controllers, path in lines:
-        if "memory" in controllers.split(","):
+        if controller is not None and controller in controllers.split(","):
             return 1, PurePosixPath(path)
     for hierarchy, controllers, path in lines:
         if hierarchy == "0" and not controllers:
@@ -178,22 +214,26 @@ def _memory_membership(text: str) -> tuple[Version, PurePosixPath] | None:
     return None
 
 
-def _memory_mounts(
-    mountinfo: str, version: Version, cgroup_root: Path
+def _mounts(
+    mountinfo: str, v1_controller: str | None, cgroup_root: Path
 ) -> list[tuple[PurePosixPath, Path]]:
-    """Find the memory controller's mounts, else its usual place: (group shown, mount point)."""
+    """Find the mounts of a v1 controller or of v2, else their usual place.
+
+    v1_controller: None for v2.
+    Returns (group shown, mount point).
+    """
     mounts = []
     for line in mountinfo.splitlines():
         left, _, right = (part.split() for part in line.partition(" - "))
         if len(left) < 5 or len(right) < 3:
             continue
-        is_v1 = right[0] == "cgroup" and "memory" in right[2].split(",")
-        if is_v1 if version == 1 else right[0] == "cgroup2":
+        is_v1 = right[0] == "cgroup" and v1_controller in right[2].split(",")
+        if is_v1 if v1_controller else right[0] == "cgroup2":
             point = Path(_unescape(left[4]))
             if point.is_relative_to(USUAL_CGROUP_ROOT):
                 point = cgroup_root / point.relative_to(USUAL_CGROUP_ROOT)
             mounts.append((PurePosixPath(_unescape(left[3])), point))
-    usual = cgroup_root / "memory" if version == 1 else cgroup_root
+    usual = cgroup_root / v1_controller if v1_controller else cgroup_root
     return mounts or [(PurePosixPath("/"), usual)]
 
 

@@ -25,11 +25,13 @@ from app.memory.groups import (
     ControlGroup,
     Limit,
     Numbers,
+    count_events,
     measure_group,
     own_groups,
+    path_limits,
     read_counters,
+    read_pressure_ratio,
     read_text,
-    smallest_limit,
     unreadable_limit,
 )
 
@@ -40,11 +42,13 @@ __all__ = [
     "BudgetSource",
     "ControlGroup",
     "MemoryMonitor",
+    "MemoryRates",
     "MemorySample",
     "Scope",
     "host_memory_bytes",
     "own_groups",
     "process_anonymous_bytes",
+    "rates_between",
     "read_counters",
 ]
 
@@ -72,6 +76,14 @@ class MemorySample:
     resident_bytes: used and mapped file pages; shared pages that are mapped count in both.
     working_set_bytes: usage without inactive file pages (for a process: the same as resident).
     scope: whose numbers these are, the limiting control group's or this process's alone.
+    pressure_ratio: share of the last 10 s in which a task waited for memory (PSI "some avg10"):
+        of the limiting v2 group; without one, and on v1 hosts, of this process's own v2 group;
+        where no group tells, of the whole machine. None where the kernel does not measure it.
+    n_refaults: file pages that were read again soon after the kernel took them back.
+    oom_kills: processes killed for want of memory.
+
+    Both count from the making of this process's own group (the innermost one with memory
+    counters), limited or not: what it re-reads and loses itself, not what its neighbours do.
     """
 
     used_bytes: int
@@ -79,11 +91,31 @@ class MemorySample:
     working_set_bytes: int
     budget_bytes: int
     scope: Scope
+    pressure_ratio: float | None = None
+    n_refaults: int = 0
+    oom_kills: int = 0
 
     @property
     def utilization_ratio(self) -> float:
         """Used over budget; above 1 when the budget is already passed."""
         return self.used_bytes / self.budget_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRates:
+    """What happened between two samples."""
+
+    refaults_per_s: float
+    oom_kills: int
+
+
+def rates_between(earlier: MemorySample, later: MemorySample, elapsed_s: float) -> MemoryRates:
+    """Compare two samples that were taken elapsed_s apart; no rate where no time has passed."""
+    n_refaults = max(0, later.n_refaults - earlier.n_refaults)
+    return MemoryRates(
+        refaults_per_s=n_refaults / elapsed_s if elapsed_s > 0 else 0.0,
+        oom_kills=max(0, later.oom_kills - earlier.oom_kills),
+    )
 
 
 class MemoryMonitor:
@@ -94,6 +126,7 @@ class MemoryMonitor:
 
     configured_mib: PLIMSOLL_MEMORY_BUDGET_MIB.
     proc_root, cgroup_root: where /proc and /sys/fs/cgroup are.
+    host_bytes: the machine's memory, None where nothing tells it.
     notes: what an operator should know at start about what cannot be measured.
     Raises SettingsError when nothing tells how much memory there is.
     """
@@ -107,8 +140,9 @@ class MemoryMonitor:
     ) -> None:
         self._configured_bytes = None if configured_mib is None else configured_mib * MIB
         self._proc_root = proc_root
-        self._host_bytes = host_memory_bytes(proc_root)
+        self.host_bytes = host_memory_bytes(proc_root)
         self._groups = own_groups(proc_root, cgroup_root)
+        self._unified_groups = own_groups(proc_root, cgroup_root, controller=None)
         self.notes = self._notes()
 
     @property
@@ -116,24 +150,44 @@ class MemoryMonitor:
         """The smallest of the groups' limits, the configured budget and the host's memory."""
         return self._budget(self._limit())
 
+    @property
+    def limits(self) -> tuple[tuple[BudgetSource, int], ...]:
+        """Every group's limit on the path as (source, limit_bytes), the outermost first."""
+        limits = path_limits(self._groups, self.host_bytes)
+        return tuple((limit.source, limit.limit_bytes) for limit in limits)
+
     def sample(self) -> MemorySample:
         """Measure now. Reads a handful of small files, well under a millisecond."""
         limit = self._limit()
         budget_bytes = self._budget(limit).budget_bytes
         numbers = None if limit is None else measure_group(limit.group)
-        if numbers is not None:
-            return MemorySample(*numbers, budget_bytes, "group")
-        return MemorySample(*_measure_process(self._proc_root), budget_bytes, "process")
+        scope: Scope = "process" if numbers is None else "group"
+        return MemorySample(
+            *(numbers or _measure_process(self._proc_root)),
+            budget_bytes,
+            scope,
+            self._pressure_ratio(limit),
+            *count_events(self._groups),
+        )
 
     def _limit(self) -> Limit | None:
-        return smallest_limit(self._groups, self._host_bytes)
+        """The smallest limit on the path, of equals the outermost."""
+        limits = path_limits(self._groups, self.host_bytes)
+        return min(limits, key=lambda limit: limit.limit_bytes, default=None)
+
+    def _pressure_ratio(self, limit: Limit | None) -> float | None:
+        groups = [limit.group] if limit is not None and limit.group.version == 2 else []
+        groups += self._unified_groups[:1]
+        paths = [group.folder / "memory.pressure" for group in groups]
+        paths.append(self._proc_root / "pressure/memory")
+        return next((ratio for ratio in map(read_pressure_ratio, paths) if ratio is not None), None)
 
     def _budget(self, limit: Limit | None) -> Budget:
         candidates = [] if limit is None else [Budget(limit.limit_bytes, limit.source)]
         if self._configured_bytes is not None:
             candidates.append(Budget(self._configured_bytes, "PLIMSOLL_MEMORY_BUDGET_MIB"))
-        if self._host_bytes is not None:
-            candidates.append(Budget(self._host_bytes, "host memory"))
+        if self.host_bytes is not None:
+            candidates.append(Budget(self.host_bytes, "host memory"))
         if not candidates:
             raise SettingsError("the host's memory is unknown; set PLIMSOLL_MEMORY_BUDGET_MIB")
         return min(candidates, key=lambda budget: budget.budget_bytes)  # first of equals

@@ -1,27 +1,37 @@
-"""Engine work off the event loop: one thread that runs waves of whatever texts wait.
+"""Engine work off the event loop: one thread that gives the engine runs of whatever texts wait.
 
-Texts of all requests stand in one queue, so a wave may serve several of them. A request
-keeps only a window of texts in the queue, so a list of thousands does not starve a single
-text. Owns the queue and the thread; results come back on the event loop, row by row.
+Texts of all requests stand in one queue, so a run may serve several of them; the engine spreads
+it over its threads, longest unit first. A request keeps only a window of texts in the queue, so
+a list of thousands does not starve a single text. Owns the queue and the thread; results come
+back on the event loop, run by run.
+
+A refused allocation is no failure yet: the run is halved and tried again after a pause. Only a
+text that fails alone, several times, fails its request.
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from functools import partial
+from itertools import islice
+from time import monotonic, perf_counter
 
 import numpy as np
 
 from app.encoder.model import EmbeddingModel
+from app.errors import EncodeMemoryError, MemoryPressureError
+from app.memory import allocator
+from app.serving.runs import MOST_TEXTS, WINDOW_TEXTS, Predict, RunLimits, n_texts_of_run
 from app.telemetry import Telemetry
 
-# One pass over the weights serves a wave: more texts hardly help, and cost activations.
-WAVE_TEXTS = 32
-WAVE_TOKENS = 8192
-# Two waves a request: one runs while the next one waits.
-WINDOW_TEXTS = 2 * WAVE_TEXTS
+log = logging.getLogger(__name__)
+
+# A text that finds no memory is tried this often, alone, with longer pauses each time.
+ATTEMPTS = 4
+FIRST_PAUSE_S = 0.05
 
 
 @dataclass(eq=False)
@@ -30,22 +40,42 @@ class _Text:
     ids: np.ndarray
     row: "asyncio.Future[np.ndarray]"
     loop: asyncio.AbstractEventLoop
-    drop_pages: bool
     queued_at: float = field(default_factory=perf_counter)
 
 
-class WaveExecutor:
-    """Owns the queue of texts and the thread that empties it."""
+class RunExecutor:
+    """Owns the queue of texts and the thread that empties it.
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    weights_stay: whether a model's weights may stay in memory beside everything else; where not,
+        their pages are dropped as a run goes.
+    room_timeout_s: how long a text waits for memory at the head of the queue.
+    on_begin, on_end: told a run's bytes before it, its tokens and seconds after it, on the event
+        loop of its first text.
+    """
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        limits: RunLimits,
+        *,
+        weights_stay: Callable[[EmbeddingModel], bool],
+        room_timeout_s: float,
+        on_begin: Callable[[int], None] = lambda n_bytes: None,
+        on_end: Callable[[int, float], None] = lambda n_tokens, seconds: None,
+    ) -> None:
         self._telemetry = telemetry
+        self._limits = limits
+        self._weights_stay = weights_stay
+        self._room_timeout_s = room_timeout_s
+        self._on_begin = on_begin
+        self._on_end = on_end
         self._waiting: deque[_Text] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="waves", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="runs", daemon=True)
 
     def start(self) -> None:
-        """Start the engine thread."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -55,12 +85,22 @@ class WaveExecutor:
             self._changed.notify()
         self._thread.join()
 
+    def set_limits(self, limits: RunLimits) -> None:
+        """What the next run has to keep; the one under way is not touched."""
+        with self._changed:
+            self._limits = limits
+            self._changed.notify()
+
     async def encode(
-        self, model: EmbeddingModel, texts: Sequence[np.ndarray], *, drop_pages: bool
+        self,
+        model: EmbeddingModel,
+        texts: Sequence[np.ndarray],
+        on_row: Callable[[int], None] = lambda n_tokens: None,
     ) -> list[np.ndarray]:
         """Pooled vector of each text, float64 (hidden,); texts are int64 ids.
 
-        When the caller is cancelled, what it has queued is dropped.
+        When the caller is cancelled, what it has queued is dropped. `on_row` is told the tokens
+        of each text that has run. Raises MemoryPressureError and EncodeMemoryError.
         """
         loop = asyncio.get_running_loop()
         rows: list[asyncio.Future[np.ndarray]] = []
@@ -68,8 +108,10 @@ class WaveExecutor:
             for ids in texts:
                 if len(rows) >= WINDOW_TEXTS:
                     await rows[len(rows) - WINDOW_TEXTS]
-                rows.append(loop.create_future())
-                self._queue(_Text(model, ids, rows[-1], loop, drop_pages))
+                row = loop.create_future()
+                row.add_done_callback(partial(_report, on_row, len(ids)))
+                rows.append(row)
+                self._queue(_Text(model, ids, row, loop))
             return [await row for row in rows]
         finally:
             for row in rows:
@@ -86,45 +128,141 @@ class WaveExecutor:
             self._telemetry.queue_tokens.inc(len(text.ids))
             self._changed.notify()
 
-    def _run(self) -> None:
-        while wave := self._next_wave():
+    def _work(self) -> None:
+        while run := self._next_run():
+            texts, limits = run
             now = perf_counter()
-            for text in wave:
+            for text in texts:
                 self._telemetry.observe_stage("queue", now - text.queued_at)
-            try:
-                with self._telemetry.stage("encode"):
-                    vectors = wave[0].model.encode(
-                        [text.ids for text in wave], drop_pages=wave[0].drop_pages
-                    )
-            except Exception as error:  # handed to whoever waits for these rows
-                for text in wave:
-                    text.loop.call_soon_threadsafe(_fail, text.row, error)
-            else:
-                for text, vector in zip(wave, vectors, strict=True):
-                    text.loop.call_soon_threadsafe(_deliver, text.row, vector)
-            del wave
+            n_tokens = sum(len(text.ids) for text in texts)
+            self._telemetry.run_tokens.observe(n_tokens)
+            predict = _predictor(texts[0].model, limits)
+            loop = texts[0].loop
+            n_bytes = predict([len(text.ids) for text in texts])
+            loop.call_soon_threadsafe(self._on_begin, n_bytes)
+            self._run(texts, limits, attempt=1)
+            loop.call_soon_threadsafe(self._on_end, n_tokens, perf_counter() - now)
+            del run, texts
 
-    def _next_wave(self) -> list[_Text]:
-        """Wait for texts; empty when the executor stops."""
+    def _run(self, texts: Sequence[_Text], limits: RunLimits, *, attempt: int) -> None:
+        """Give texts to the engine; deliver their rows or what went wrong."""
+        model = texts[0].model
+        try:
+            with self._telemetry.stage("encode"):
+                vectors = model.encode(
+                    [text.ids for text in texts],
+                    drop_pages=self._drops_pages(model, limits),
+                    # A last try takes the least memory: one thread.
+                    n_threads=1 if attempt == ATTEMPTS else limits.plan.engine_threads,
+                    pack_tokens=limits.pack_tokens,
+                )
+        except EncodeMemoryError as error:
+            self._recover(texts, limits, attempt, error)
+        except Exception as error:  # handed to whoever waits for these rows
+            _fail(texts, error)
+        else:
+            if attempt > 1:
+                self._telemetry.recoveries.labels("1", "recovered").inc()
+            for text, vector in zip(texts, vectors, strict=True):
+                text.loop.call_soon_threadsafe(_deliver, text.row, vector)
+
+    def _recover(
+        self, texts: Sequence[_Text], limits: RunLimits, attempt: int, error: EncodeMemoryError
+    ) -> None:
+        """Halve the run and try again after a pause; give up on a text that fails alone."""
+        if len(texts) == 1 and attempt >= ATTEMPTS:
+            self._telemetry.recoveries.labels("1", "failed").inc()
+            log.error("a text of %d tokens found no memory: %s", len(texts[0].ids), error)
+            _fail(texts, error)
+            return
+        log.warning("no memory for a run of %d texts; trying again with half", len(texts))
+        self._telemetry.recoveries.labels("1", "retried").inc()
+        texts[0].model.release_memory()
+        allocator.release()
+        with self._changed:  # a server that stops does not wait for this
+            self._changed.wait_for(lambda: self._stopping, FIRST_PAUSE_S * 2 ** (attempt - 1))
+        half = -(-len(texts) // 2)
+        for part in (texts[:half], texts[half:]):
+            if part:
+                self._run(part, limits, attempt=attempt + 1 if len(texts) == 1 else 2)
+
+    def _drops_pages(self, model: EmbeddingModel, limits: RunLimits) -> bool:
+        return limits.plan.step >= 2 or not self._weights_stay(model)
+
+    def _next_run(self) -> tuple[list[_Text], RunLimits] | None:
+        """Wait for texts, and for memory to run them in; None when the executor stops."""
+        starved_since_s: float | None = None
         with self._changed:
-            wave: list[_Text] = []
-            n_tokens = 0
-            while not wave:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
+            while True:
+                self._drop_cancelled()
                 if not self._waiting:
-                    return []
-                while self._waiting and len(wave) < WAVE_TEXTS:
-                    text = self._waiting[0]
-                    if wave and n_tokens + len(text.ids) > WAVE_TOKENS:
-                        break
-                    if wave and text.model is not wave[0].model:
-                        break
-                    self._waiting.popleft()
-                    self._telemetry.queue_tokens.dec(len(text.ids))
-                    if not text.row.cancelled():
-                        wave.append(text)
-                        n_tokens += len(text.ids)
-            return wave
+                    if self._stopping:
+                        return None
+                    starved_since_s = None
+                    self._changed.wait()
+                    continue
+                limits = self._limits
+                n_texts = 0 if limits.is_paused else self._n_texts(limits)
+                if n_texts:
+                    taken = [self._take() for _ in range(n_texts)]
+                    # A client may have hung up since the head was looked at.
+                    texts = [text for text in taken if not text.row.cancelled()]
+                    if texts:
+                        return texts, limits
+                    continue
+                now_s = monotonic()
+                starved_since_s = starved_since_s or now_s
+                left_s = starved_since_s + self._room_timeout_s - now_s
+                if left_s <= 0 or self._stopping:
+                    self._refuse_head(limits)
+                    starved_since_s = None
+                else:
+                    self._changed.wait(left_s)
+
+    def _n_texts(self, limits: RunLimits) -> int:
+        model = self._waiting[0].model
+        lengths = []
+        for text in islice(self._waiting, MOST_TEXTS):
+            if text.model is not model:
+                break
+            lengths.append(len(text.ids))
+        return n_texts_of_run(
+            lengths,
+            limits,
+            _predictor(model, limits),
+            drops_pages=self._drops_pages(model, limits),
+        )
+
+    def _drop_cancelled(self) -> None:
+        while self._waiting and self._waiting[0].row.cancelled():
+            self._take()
+
+    def _take(self) -> _Text:
+        text = self._waiting.popleft()
+        self._telemetry.queue_tokens.dec(len(text.ids))
+        return text
+
+    def _refuse_head(self, limits: RunLimits) -> None:
+        text = self._take()
+        error = MemoryPressureError(
+            f"a text of {len(text.ids)} tokens waited {self._room_timeout_s:g} s for memory to run "
+            f"in, and {limits.room_bytes >> 20} MiB are free for it",
+            retry_after_s=self._room_timeout_s,
+        )
+        _fail([text], error)
+
+
+def _predictor(model: EmbeddingModel, limits: RunLimits) -> Predict:
+    return partial(
+        model.wave_bytes, n_threads=limits.plan.engine_threads, pack_tokens=limits.pack_tokens
+    )
+
+
+def _report(
+    on_row: Callable[[int], None], n_tokens: int, row: "asyncio.Future[np.ndarray]"
+) -> None:
+    if not row.cancelled():
+        on_row(n_tokens)
 
 
 def _deliver(row: "asyncio.Future[np.ndarray]", vector: np.ndarray) -> None:
@@ -132,6 +270,11 @@ def _deliver(row: "asyncio.Future[np.ndarray]", vector: np.ndarray) -> None:
         row.set_result(vector)
 
 
-def _fail(row: "asyncio.Future[np.ndarray]", error: Exception) -> None:
+def _fail(texts: Sequence[_Text], error: Exception) -> None:
+    for text in texts:
+        text.loop.call_soon_threadsafe(_set_error, text.row, error)
+
+
+def _set_error(row: "asyncio.Future[np.ndarray]", error: Exception) -> None:
     if not row.done():
         row.set_exception(error)

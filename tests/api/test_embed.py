@@ -14,7 +14,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.main import create_app
-from app.serving.executor import WAVE_TEXTS, WINDOW_TEXTS, WaveExecutor
+from app.serving.executor import RunExecutor
+from app.serving.runs import MOST_TEXTS, WINDOW_TEXTS, RunLimits
+from app.serving.scheduler import Plan
 from app.telemetry import Telemetry
 from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer, metric
 from tests.running_server import RunningServer
@@ -297,7 +299,7 @@ class FlakyEngine:
         self._hidden = hidden
         self._bad_token = bad_token
 
-    def encode(self, wave: list[np.ndarray], *, drop_pages: bool) -> list[np.ndarray]:
+    def encode(self, wave: list[np.ndarray], **options: object) -> list[np.ndarray]:
         self.n_texts.append(len(wave))
         in_company = len(wave) > 1
         states = []
@@ -416,22 +418,30 @@ def test_a_body_that_is_wrong_throughout_costs_no_memory_for_its_errors(
 # --- a client that hangs up -----------------------------------------------------------------
 
 
+def make_executor(telemetry: Telemetry) -> RunExecutor:
+    """With room for everything."""
+    plan = Plan(8, 1, 0, (), ())
+    return RunExecutor(
+        telemetry, RunLimits(plan, 1 << 40), weights_stay=lambda model: True, room_timeout_s=0
+    )
+
+
 def test_a_cancelled_call_drops_what_it_had_queued():
     """The engine's time belongs to those who still wait."""
     telemetry = Telemetry("test")
-    executor = WaveExecutor(telemetry)
+    executor = make_executor(telemetry)
     model = FakeModel()
     model.released.clear()
-    ids = [np.array([1, i, 2]) for i in range(10 * WAVE_TEXTS)]
+    ids = [np.array([1, i, 2]) for i in range(10 * MOST_TEXTS)]
 
     async def hang_up_during_the_first_wave() -> None:
-        call = asyncio.create_task(executor.encode(model, ids, drop_pages=False))
+        call = asyncio.create_task(executor.encode(model, ids))
         await asyncio.to_thread(model.encoding.wait, DEADLINE_S)
         call.cancel()
         await asyncio.wait([call])
         assert call.cancelled()
         model.released.set()
-        rows = await executor.encode(model, ids[:2], drop_pages=False)
+        rows = await executor.encode(model, ids[:2])
         assert len(rows) == 2
 
     executor.start()
@@ -448,13 +458,13 @@ def test_a_cancelled_call_drops_what_it_had_queued():
 def test_a_call_queues_no_more_than_its_window():
     """A list of thousands must not stand before a single text of somebody else."""
     telemetry = Telemetry("test")
-    executor = WaveExecutor(telemetry)
+    executor = make_executor(telemetry)
     model = FakeModel()
     model.released.clear()
-    ids = [np.array([1, i, 2]) for i in range(10 * WAVE_TEXTS)]
+    ids = [np.array([1, i, 2]) for i in range(10 * MOST_TEXTS)]
 
     async def look_at_the_queue() -> float:
-        call = asyncio.create_task(executor.encode(model, ids, drop_pages=False))
+        call = asyncio.create_task(executor.encode(model, ids))
         await asyncio.to_thread(model.encoding.wait, DEADLINE_S)
         queued = metric(telemetry.render().decode(), "plimsoll_queue_tokens")
         model.released.set()

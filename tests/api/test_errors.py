@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import random
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -11,7 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import errors
-from app.api.boundary import STATUS, code_of, status_of
+from app.api.boundary import STATUS, code_of, retry_after, status_of
+from app.api.edge import BodyTooLargeError
 from tests.fakes import DEADLINE_S, FakeOpener, FakeServer, metric
 from tests.running_server import RunningServer
 
@@ -77,13 +79,83 @@ def test_no_row_of_the_table_hides_another():
         (errors.CacheCorruptError("x"), 503, "model_unavailable"),
         (errors.GGUFTruncatedError("x", offset=1), 503, "model_unavailable"),
         (errors.NonFiniteError("x"), 500, "internal_error"),
+        (errors.EncodeMemoryError("x"), 503, "out_of_memory"),
+        (errors.QueueFullError("x", retry_after_s=1), 429, "queue_full"),
+        (errors.MemoryPressureError("x", retry_after_s=1), 503, "memory_pressure"),
+        (errors.BreakerOpenError("x", retry_after_s=1), 503, "breaker_open"),
+        (errors.OverloadError("x", retry_after_s=1), 503, "overloaded"),
+        (errors.TooLargeError("x"), 413, "too_large_for_budget"),
+        (BodyTooLargeError("x"), 413, "body_too_large"),
+        (errors.SlowBodyError("x"), 408, "slow_body"),
+        (ZeroDivisionError("x"), 500, "internal_error"),
     ],
 )
 def test_statuses_and_codes_are_those_that_clients_rely_on(
-    error: errors.PlimsollError, status: int, code: str
+    error: Exception, status: int, code: str
 ):
     """A client retries by the status and branches by the code; neither may drift."""
     assert (status_of(error), code_of(error)) == (status, code)
+
+
+# --- when to come back ----------------------------------------------------------------------
+
+
+def test_clients_refused_together_come_back_apart():
+    """Whole seconds, a fifth around what was measured; together they would be refused again."""
+    chance = random.Random(0).random
+    waits = [
+        int(retry_after(errors.QueueFullError("x", retry_after_s=20), chance)) for _ in range(1000)
+    ]
+
+    assert set(waits) == set(range(16, 25))
+    assert sum(waits) / len(waits) == pytest.approx(20, abs=0.5)
+
+
+@pytest.mark.parametrize("chance", [0, 0.5, 1])
+@pytest.mark.parametrize(
+    ("error", "least", "most"),
+    [
+        (errors.MemoryPressureError("x", retry_after_s=0), 1, 1),
+        (errors.MemoryPressureError("x", retry_after_s=-3), 1, 1),
+        (errors.BreakerOpenError("x", retry_after_s=1e9), 60, 60),
+        (errors.BreakerOpenError("x", retry_after_s=float("inf")), 60, 60),
+        (errors.ModelLoadingError("x", retry_after_s=10), 8, 12),
+        (errors.EncodeMemoryError("x"), 1, 1),
+    ],
+)
+def test_the_time_to_come_back_has_bounds(
+    error: errors.PlimsollError, least: int, most: int, chance: float
+):
+    """Never at once, and never so late that a client gives up."""
+    assert least <= int(retry_after(error, lambda: chance)) <= most
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.TooLargeError("x"),
+        errors.SlowBodyError("x"),
+        errors.InvalidRequestError("x"),
+        errors.ModelNotFoundError("x"),
+        errors.NonFiniteError("x"),
+    ],
+)
+def test_what_waiting_would_not_mend_has_no_time_to_come_back(error: errors.PlimsollError):
+    """A client that retries by itself would send the same for ever."""
+    assert retry_after(error, lambda: 0.5) is None
+
+
+def test_an_overload_leaves_with_its_time_to_come_back(fake: tuple[FakeServer, TestClient]):
+    """Through the whole application, in the header that clients know."""
+    server, client = fake
+    client.post("/embed", json={"input": "a"})
+    server.slot._model.error = errors.QueueFullError("too much", retry_after_s=40)
+
+    response = client.post("/embed", json={"input": "a"})
+
+    assert response.status_code == 429
+    assert 32 <= int(response.headers["retry-after"]) <= 48
+    assert error_of(response)["message"] == "too much"
 
 
 # --- routes, methods, types -----------------------------------------------------------------

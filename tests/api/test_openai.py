@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -11,8 +12,14 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from app.errors import ModelNotFoundError, SettingsError
+from app.main import create_app
+from app.settings import Settings
 from tests.evaluation_data import DATA_DIR
+from tests.fakes import metric
 from tests.running_server import DEADLINE_S, RunningServer
+from tests.small_models import TINY, opened, small_settings
+from tests.synthetic import write_synthetic
 
 MODEL = "all-MiniLM-L6-v2"
 
@@ -165,6 +172,111 @@ def test_fields_that_nobody_knows_are_ignored(api: openai.OpenAI, native_vector:
     np.testing.assert_array_equal(np.float32(answer.data[0].embedding), native_vector)
 
 
+# --- several models -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models of one shape and other weights: only their vectors tell them apart."""
+    folder = tmp_path_factory.mktemp("two")
+    return [
+        write_synthetic(folder / f"{name}.gguf", arch="bert", shape=TINY, seed=seed)
+        for seed, name in enumerate(("first", "Second"))
+    ]
+
+
+@pytest.fixture
+def two(tmp_path: Path, two_files: list[Path]) -> Iterator[TestClient]:
+    """A server of both models with room for one."""
+    first, second = two_files
+    settings = small_settings(tmp_path, first, extra_models=f"{second},", max_open_models=1)
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def vector_of(file: Path, folder: Path) -> np.ndarray:
+    """The vector of "a ship" by the model alone, without a server."""
+    with opened(small_settings(folder, file)) as model:
+        (text,) = model.tokenize(["a ship"], None)
+        return model.finish(model.encode([text.ids]), TINY.hidden)[0]
+
+
+def test_each_model_answers_by_its_name_in_either_dialect(
+    two: TestClient, tmp_path: Path, two_files: list[Path]
+):
+    """One server for all; taking turns in the room for one must not mix up their vectors."""
+    expected = {file.stem: vector_of(file, tmp_path) for file in two_files}
+    fingerprints = {}
+    for name in ("first", "Second", "FIRST", "second", None):
+        body = {"input": "a ship"} | ({"model": name} if name else {})
+        served = next(own for own in expected if own.lower() == (name or "first").lower())
+
+        native = two.post("/embed", json=body).json()
+        openai_answer = two.post("/v1/embeddings", json=body).json()
+
+        assert native["model"] == openai_answer["model"] == served
+        for vector in (native["embeddings"][0], openai_answer["data"][0]["embedding"]):
+            np.testing.assert_allclose(vector, expected[served], rtol=0, atol=1e-6)
+        fingerprints[served] = native["fingerprint"]
+    assert len(set(fingerprints.values())) == 2
+
+    health = two.get("/health").json()
+    assert health["model"] == health["models"][0]
+    told = {model["name"]: model["fingerprint"] for model in health["models"]}
+    assert told == fingerprints  # also that of the one which is closed
+    assert [model["state"] for model in health["models"]] == ["ready", "closed"]
+    page = two.get("/metrics").text
+    assert metric(page, "plimsoll_model_open") == 1
+    assert metric(page, 'plimsoll_model_evictions_total{reason="lru"}') == 4
+
+
+def test_all_models_are_listed_the_default_first(two: TestClient):
+    """A client that takes the first one gets what it would get without a name."""
+    listed = [model["id"] for model in two.get("/v1/models").json()["data"]]
+
+    assert listed == ["first", "Second"]
+    assert two.get("/v1/models/second").json()["object"] == "model"
+
+
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
+def test_an_unknown_name_is_not_found_and_told_the_known_ones(two: TestClient, path: str):
+    """In either dialect, and before any model is opened for it."""
+    response = two.post(path, json={"input": "a ship", "model": "third"})
+
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert "'first', 'Second'" in error["message"]
+    assert [model["state"] for model in two.get("/health").json()["models"]] == ["closed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "both"),
+    [
+        ("builtin", "BUILTIN", "'builtin' and 'BUILTIN' would both be called 'all-MiniLM-L6-v2'"),
+        ("nomic-embed-text:F16", "builtin, nomic-embed-text", "'nomic-embed-text:F16' and 'nomic"),
+        ("/a/model.gguf", "/b/Model.gguf", "would both be called 'Model'"),
+        ("/a/builtin.gguf", "builtin", "'/a/builtin.gguf' and 'builtin' would both"),
+    ],
+)
+def test_two_models_of_one_name_are_refused_at_start(
+    tmp_path: Path, model: str, extra: str, both: str
+):
+    """A client would get the vectors of whichever came last."""
+    settings = Settings(model=model, extra_models=extra, cache_dir=tmp_path)
+
+    with pytest.raises(SettingsError, match=re.escape(both)):
+        create_app(settings)
+
+
+def test_a_further_model_that_nobody_knows_is_refused_at_start(tmp_path: Path):
+    """A typing error must not show only when somebody asks for that model."""
+    settings = Settings(extra_models="nomic-embed-txt", cache_dir=tmp_path)
+
+    with pytest.raises(ModelNotFoundError, match="nomic-embed-text"):
+        create_app(settings)
+
+
 # --- malformed bodies -----------------------------------------------------------------------
 
 
@@ -191,10 +303,10 @@ DECIDED = {
         "lone-surrogate": {400},
         "list-with-empty": {200},  # with an error for each
         "dup-key": {200},
-        "model-unknown": {400},  # a field that is not known there
+        "model-unknown": {404},
         "no-model": {200},
         "bom": {400},
-        "2049-inputs": {400},  # for the same field: lists may have any length
+        "2049-inputs": {404},  # for its model: lists may have any length
     },
 }
 

@@ -1,10 +1,6 @@
-"""Health, readiness, metrics; and the model's life as requests and operators see it."""
+"""Health, readiness, metrics; and the models' life as requests and operators see it."""
 
-import asyncio
-import gc
-import weakref
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +8,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import __version__
-from app.errors import CacheCorruptError, ModelDownloadError, ModelLoadingError
+from app.composition import prepare_model
 from app.gguf.sidecar import Sidecar
-from app.main import create_app, prepare_model
-from app.serving.slot import IDLE_RELEASE_S, RETRY_PAUSE_S, RETRY_UNASKED_S, ModelSlot, ModelState
+from app.main import create_app
 from app.settings import Settings
-from tests.fakes import DEADLINE_S, FakeClock, FakeOpener, FakeServer, fake_slot, metric
+from tests.fakes import FakeOpener, FakeServer, metric
 from tests.small_models import TINY, small_settings
 from tests.synthetic import write_synthetic
 
@@ -32,6 +27,7 @@ METRICS = {
     "plimsoll_model_loads_total",
     "plimsoll_model_load_seconds_bucket",
     "plimsoll_model_open",
+    "plimsoll_model_evictions_total",
     "plimsoll_memory_used_bytes",
     "plimsoll_memory_resident_bytes",
     "plimsoll_memory_budget_bytes",
@@ -79,7 +75,7 @@ def test_health_before_the_first_request_knows_the_name_and_the_memory(tiny: Tes
     """What is known without the model is told; the rest is null, not absent."""
     health = tiny.get("/health").json()
 
-    assert set(health) == {"status", "version", "uptime_s", "model", "memory"}
+    assert {"status", "version", "uptime_s", "model", "models", "memory", "breaker"} <= set(health)
     assert (health["status"], health["version"]) == ("ok", __version__)
     assert health["uptime_s"] >= 0
     assert health["model"] == {
@@ -93,6 +89,7 @@ def test_health_before_the_first_request_knows_the_name_and_the_memory(tiny: Tes
         "loaded_bytes": 0,
         "total_bytes": 0,
     }
+    assert health["models"] == [health["model"]]
     memory = health["memory"]
     assert 0 < memory["used_bytes"] <= memory["resident_bytes"]
     assert memory["used_bytes"] / memory["budget_bytes"] == pytest.approx(
@@ -214,6 +211,46 @@ def test_a_model_that_is_not_there_makes_the_server_unready_and_says_why(tmp_pat
         assert metric(page, 'plimsoll_model_loads_total{outcome="failed"}') == 1
 
 
+def test_a_further_model_that_is_not_there_does_not_take_the_server_down(
+    tmp_path: Path, model_file: Path
+):
+    """Who asks for it is told why; everybody else is answered."""
+    missing = tmp_path / "missing.gguf"
+    settings = small_settings(tmp_path, model_file, extra_models=str(missing))
+    with TestClient(create_app(settings)) as client:
+        refused = client.post("/embed", json={"input": "x", "model": "missing"})
+        answered = client.post("/embed", json={"input": "x"})
+        ready = client.get("/health/ready")
+        first, second = client.get("/health").json()["models"]
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+    assert answered.status_code == ready.status_code == 200
+    assert (first["state"], first["error"]) == ("ready", None)
+    assert second["state"] == "failed"
+    assert str(missing) in second["error"]
+
+
+@pytest.mark.parametrize(("max_open", "last"), [(1, "closed"), (2, "ready")])
+def test_models_are_preloaded_in_order_while_there_is_room(
+    tmp_path: Path, model_file: Path, max_open: int, last: str
+):
+    """The default first; one more than may be open would only push it out again."""
+    other = tmp_path / "other.gguf"
+    other.write_bytes(model_file.read_bytes())
+    settings = small_settings(
+        tmp_path, model_file, extra_models=str(other), max_open_models=max_open, preload=True
+    )
+    with TestClient(create_app(settings)) as client:
+        for _ in range(10_000):
+            models = client.get("/health").json()["models"]
+            if [model["state"] for model in models] == ["ready", last]:
+                break
+        page = client.get("/metrics").text
+
+    assert [model["state"] for model in models] == ["ready", last]
+    assert metric(page, 'plimsoll_model_loads_total{outcome="ok"}') == max_open
+
+
 def test_a_request_waits_for_a_loading_model_only_so_long(tmp_path: Path):
     """A download may take minutes; the client is told to come back instead of hanging."""
     opener = FakeOpener()
@@ -301,261 +338,3 @@ def assert_same_as_undamaged(answer: dict, settings: Settings) -> None:
         undamaged = client.post("/embed", json={"input": "the ship"}).json()
     assert answer["fingerprint"] == undamaged["fingerprint"]
     np.testing.assert_array_equal(answer["embeddings"], undamaged["embeddings"])
-
-
-# --- the slot: opening, failing, closing ----------------------------------------------------
-
-
-def test_twenty_requests_at_once_open_the_model_once():
-    """Twenty loads at once would need twenty times the memory."""
-    opener = FakeOpener()
-    opener.released.clear()
-
-    async def scenario() -> list[object]:
-        slot = fake_slot(opener)
-
-        async def use() -> object:
-            async with slot.lease() as model:
-                return model
-
-        users = [asyncio.create_task(use()) for _ in range(20)]
-        await asyncio.to_thread(opener.opening.wait, DEADLINE_S)
-        assert slot.state is ModelState.LOADING
-        opener.released.set()
-        return await asyncio.gather(*users)
-
-    models = asyncio.run(scenario())
-
-    assert opener.n_tries == 1
-    assert set(models) == {opener.models[0]}
-
-
-def test_a_load_that_outlasts_one_request_serves_the_next():
-    """The wait ends, the load goes on."""
-    opener = FakeOpener()
-    opener.released.clear()
-
-    async def scenario() -> None:
-        slot = fake_slot(opener, load_wait_s=0.01)
-        with pytest.raises(ModelLoadingError) as refused:
-            async with slot.lease():
-                pass
-        assert refused.value.retry_after_s > 0
-        opener.released.set()
-        while slot.state is ModelState.LOADING:
-            with suppress(ModelLoadingError):
-                async with slot.lease():
-                    pass
-        async with slot.lease() as model:
-            assert model is opener.models[0]
-
-    asyncio.run(scenario())
-    assert opener.n_tries == 1
-
-
-def test_a_model_that_would_not_open_is_tried_again_after_a_pause():
-    """Not for every request that comes in: each try may cost a download."""
-    opener = FakeOpener(ModelDownloadError("the hub is away"))
-    clock = FakeClock()
-
-    async def lease(slot: ModelSlot) -> None:
-        async with slot.lease():
-            pass
-
-    async def scenario() -> None:
-        slot = fake_slot(opener, clock=clock)
-        for _ in range(3):
-            with pytest.raises(ModelDownloadError, match="the hub is away"):
-                await lease(slot)
-        assert opener.n_tries == 1
-        assert slot.state is ModelState.FAILED
-        clock.now_s += RETRY_PAUSE_S
-        await lease(slot)
-        assert slot.state is ModelState.READY
-        assert slot.error is None
-
-    asyncio.run(scenario())
-    assert opener.n_tries == 2
-
-
-def test_an_error_that_is_told_many_times_does_not_pile_up_what_its_hearers_held():
-    """The same error goes to everyone in the pause, and a traceback keeps frames alive."""
-    opener = FakeOpener(ModelDownloadError("the hub is away"))
-
-    class Body:
-        """Stands for what a request holds."""
-
-    async def request(slot: ModelSlot) -> weakref.ref:
-        body = Body()
-        with suppress(ModelDownloadError):
-            async with slot.lease():
-                pass
-        return weakref.ref(body)
-
-    async def scenario() -> list[weakref.ref]:
-        slot = fake_slot(opener)
-        return [await request(slot) for _ in range(5)]
-
-    bodies = asyncio.run(scenario())
-    gc.collect()
-    assert [body() for body in bodies[:-1]] == [None] * 4
-
-
-def test_a_model_that_would_not_open_is_tried_again_unasked():
-    """No request reaches a server that is not ready, so it must heal by itself."""
-
-    async def scenario() -> None:
-        clock = FakeClock()
-        slot = fake_slot(FakeOpener(ModelDownloadError("the network is down")), clock=clock)
-        with pytest.raises(ModelDownloadError):
-            async with slot.lease():
-                pass
-        clock.now_s += RETRY_UNASKED_S - 1
-        await slot.check_idleness()
-        assert slot.state is ModelState.FAILED
-        clock.now_s += 1
-        await slot.check_idleness()
-        assert slot.state is ModelState.READY
-
-    asyncio.run(scenario())
-
-
-def test_an_idle_model_closes_and_the_next_request_opens_it_again():
-    """Memory goes back to the machine; the client notices a moment's delay at most."""
-    opener, clock = FakeOpener(), FakeClock()
-
-    async def scenario() -> None:
-        slot = fake_slot(opener, idle_unload_s=60, clock=clock)
-        async with slot.lease():
-            pass
-        clock.now_s += 59
-        await slot.check_idleness()
-        assert slot.state is ModelState.READY
-        traits = slot.traits
-        clock.now_s += 1
-        await slot.check_idleness()
-        assert opener.models[0].closed.is_set()
-        assert slot.state is ModelState.CLOSED
-        assert slot.traits is traits  # what it is like is known still
-        async with slot.lease() as model:
-            assert model is opener.models[1]
-
-    asyncio.run(scenario())
-
-
-def test_a_model_in_use_is_not_idle_however_long_it_takes():
-    """A long list may take longer than the idle time."""
-    opener, clock = FakeOpener(), FakeClock()
-
-    async def scenario() -> None:
-        slot = fake_slot(opener, idle_unload_s=60, clock=clock)
-        async with slot.lease() as model:
-            clock.now_s += 1000
-            await slot.check_idleness()
-            assert not model.closed.is_set()
-            assert model.n_releases == 0
-        await slot.check_idleness()
-        assert slot.state is ModelState.READY  # the time counts from its end
-
-    asyncio.run(scenario())
-
-
-def test_an_idle_time_of_zero_never_closes():
-    """An operator who wants it open always has a way to say so."""
-    opener, clock = FakeOpener(), FakeClock()
-
-    async def scenario() -> None:
-        slot = fake_slot(opener, idle_unload_s=0, clock=clock)
-        async with slot.lease():
-            pass
-        clock.now_s += 1e9
-        await slot.check_idleness()
-        assert slot.state is ModelState.READY
-
-    asyncio.run(scenario())
-
-
-def test_a_short_pause_gives_back_memory_once():
-    """Activations' memory is trimmed when nobody waits, and not again until there was work."""
-    opener, clock = FakeOpener(), FakeClock()
-
-    async def scenario() -> list[int]:
-        slot = fake_slot(opener, idle_unload_s=60, clock=clock)
-        counts = []
-        for pause_s in (0.1, IDLE_RELEASE_S, 5, 5):
-            async with slot.lease() if pause_s != 5 else nullcontext():
-                pass
-            clock.now_s += pause_s
-            await slot.check_idleness()
-            counts.append(opener.models[0].n_releases)
-        return counts
-
-    assert asyncio.run(scenario()) == [0, 1, 1, 1]
-
-
-def test_damage_that_is_found_while_memory_is_given_back_still_heals():
-    """The last to hold a damaged model closes it, whoever that is."""
-    opener, clock = FakeOpener(), FakeClock()
-
-    async def scenario() -> None:
-        slot = fake_slot(opener, idle_unload_s=60, clock=clock)
-        async with slot.lease() as damaged:
-            pass
-        damaged.release_gate.clear()
-        clock.now_s += IDLE_RELEASE_S
-        giving_back = asyncio.create_task(slot.check_idleness())
-        await asyncio.to_thread(damaged.releasing.wait, DEADLINE_S)
-        with pytest.raises(CacheCorruptError):
-            async with slot.lease():
-                raise CacheCorruptError("bits rot")
-        damaged.release_gate.set()
-        await giving_back
-        assert damaged.closed.is_set()
-        async with slot.lease() as healed:
-            assert healed is opener.models[1]
-
-    asyncio.run(scenario())
-
-
-def test_a_damaged_model_closes_with_the_last_request_that_holds_it():
-    """Unmapping under a request that computes would crash the process."""
-    opener = FakeOpener()
-
-    async def scenario() -> None:
-        slot = fake_slot(opener)
-        async with slot.lease() as damaged:
-            with pytest.raises(CacheCorruptError):
-                async with slot.lease():
-                    raise CacheCorruptError("bits rot")
-            assert not damaged.closed.is_set()
-            with pytest.raises(ModelLoadingError, match="damaged"):
-                async with slot.lease():
-                    pass
-        assert damaged.closed.is_set()
-        async with slot.lease() as healed:
-            assert healed is opener.models[1]
-
-    asyncio.run(scenario())
-
-
-def test_closing_waits_for_an_opening_under_way():
-    """A model that opened after the server's end would be closed by nobody."""
-    opener = FakeOpener()
-    opener.released.clear()
-
-    async def scenario() -> None:
-        slot = fake_slot(opener)
-        user = asyncio.create_task(enter(slot))
-        await asyncio.to_thread(opener.opening.wait, DEADLINE_S)
-        user.cancel()
-        closing = asyncio.create_task(slot.close())
-        opener.released.set()
-        await closing
-        await asyncio.wait([user])
-
-    async def enter(slot: ModelSlot) -> None:
-        async with slot.lease():
-            pass
-
-    asyncio.run(scenario())
-    assert opener.models[0].closed.is_set()

@@ -238,6 +238,21 @@ def test_inspect_prints_json_for_machines(plimsoll: PlimsollCommand, builtin_fil
     assert 0 < report["pages_dropped_bytes"] < report["pages_kept_bytes"]
 
 
+def test_inspect_tells_what_the_machine_gives(plimsoll: PlimsollCommand, builtin_file: Path):
+    """What a file needs is only half of whether it fits."""
+    arguments = ("inspect", "--memory-budget-mib", "100", str(builtin_file))
+    machine = json.loads(plimsoll(*arguments, "--json").stdout)["machine"]
+    assert machine["budget_bytes"] == 100 << 20
+    assert machine["budget_source"] == "PLIMSOLL_MEMORY_BUDGET_MIB"
+    assert machine["host_bytes"] > 100 << 20
+    assert 0 < machine["cores"] <= os.cpu_count()
+
+    text = plimsoll(*arguments).stdout
+    assert re.search(r"^budget here +100\.0 MiB from PLIMSOLL_MEMORY_BUDGET_MIB$", text, re.M)
+    for label in ("limits here", "host memory", "CPU quota"):
+        assert re.search(rf"^{label}  +\S", text, re.M)
+
+
 class _Ranges(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     content = b""

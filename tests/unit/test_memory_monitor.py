@@ -8,61 +8,16 @@ import pytest
 
 from app.errors import SettingsError
 from app.memory.monitor import MIB, Budget, MemoryMonitor, MemorySample, process_anonymous_bytes
-
-UNLIMITED_V1 = "9223372036854771712"
-STATUS = "Name:\tpython\nVmRSS:\t  30720 kB\nRssAnon:\t  10240 kB\nRssShmem:\t   2048 kB\n"
-V1_MOUNT = "35 31 0:32 {root} /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
-V2_MOUNT = "41 31 0:38 {root} /sys/fs/cgroup{below} rw,relatime - cgroup2 cgroup2 rw\n"
-
-STAT_V1 = """cache 999
-rss 1
-total_rss 104857600
-total_shmem 4194304
-total_dirty 2097152
-total_writeback 1048576
-total_mapped_file 8388608
-total_inactive_file 3145728
-hierarchical_memory_limit 9223372036854771712
-"""
-STAT_V2 = """anon 104857600
-file 99999999
-shmem 4194304
-file_mapped 8388608
-file_dirty 2097152
-file_writeback 1048576
-kernel 6291456
-slab_reclaimable 5242880
-sock 524288
-inactive_file 3145728
-"""
-
-
-class Machine:
-    """A fake /proc and /sys/fs/cgroup; `host_mib` of memory."""
-
-    def __init__(self, folder: Path, host_mib: int = 4096) -> None:
-        self.proc = folder / "proc"
-        self.cgroup = folder / "cgroup"
-        (self.proc / "self").mkdir(parents=True)
-        self.cgroup.mkdir()
-        self.write_proc("meminfo", f"MemTotal:  {host_mib * 1024} kB\nHugePages_Total:   0\n")
-        self.write_proc("self/status", STATUS)
-
-    def write_proc(self, name: str, text: str) -> None:
-        (self.proc / name).write_text(text, encoding="utf-8")
-
-    def stand_in(self, cgroup: str, mountinfo: str) -> None:
-        self.write_proc("self/cgroup", cgroup)
-        self.write_proc("self/mountinfo", mountinfo)
-
-    def write_group(self, folder: str, **files: str | int) -> None:
-        path = self.cgroup / folder
-        path.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (path / f"memory.{name}").write_text(f"{text}\n", encoding="utf-8")
-
-    def monitor(self, configured_mib: int | None = None) -> MemoryMonitor:
-        return MemoryMonitor(configured_mib, proc_root=self.proc, cgroup_root=self.cgroup)
+from tests.fake_machine import (
+    STAT_V1,
+    STAT_V2,
+    UNLIMITED_V1,
+    V1_MOUNT,
+    V2_MOUNT,
+    Machine,
+    v1_machine,
+    v2_machine,
+)
 
 
 @pytest.fixture
@@ -71,28 +26,13 @@ def machine(tmp_path: Path) -> Machine:
 
 
 @pytest.fixture
-def v1(machine: Machine) -> Machine:
-    """A v1 host whose groups /a and /a/b have no limit yet."""
-    machine.stand_in("9:name=systemd:/\n4:cpu,memory:/a/b\n", V1_MOUNT.format(root="/"))
-    for folder in ("memory", "memory/a", "memory/a/b"):
-        machine.write_group(
-            folder,
-            limit_in_bytes=UNLIMITED_V1,
-            usage_in_bytes=200 * MIB,
-            stat=STAT_V1,
-        )
-        (machine.cgroup / folder / "memory.kmem.usage_in_bytes").write_text("6291456\n")
-    return machine
+def v1(tmp_path: Path) -> Machine:
+    return v1_machine(tmp_path)
 
 
 @pytest.fixture
-def v2(machine: Machine) -> Machine:
-    """A v2 host whose groups /a and /a/b have no limit yet; a root has neither limit nor usage."""
-    machine.stand_in("0::/a/b\n", V2_MOUNT.format(root="/", below=""))
-    machine.write_group("", stat=STAT_V2)
-    for folder in ("a", "a/b"):
-        machine.write_group(folder, max="max", current=200 * MIB, stat=STAT_V2)
-    return machine
+def v2(tmp_path: Path) -> Machine:
+    return v2_machine(tmp_path)
 
 
 PROCESS_SAMPLE = MemorySample(12 * MIB, 30 * MIB, 30 * MIB, 4096 * MIB, "process")
@@ -251,6 +191,36 @@ def test_v1_limits_above_what_a_container_sees_are_known_from_memory_stat(machin
     machine.write_group("memory", limit_in_bytes=400 * MIB, usage_in_bytes=1, stat=stat)
     assert machine.monitor().budget == Budget(250 * MIB, "control group v1 /pod/1, from above it")
     assert machine.monitor().sample().scope == "group"
+
+
+def test_every_limit_on_the_path_is_listed_from_the_outside_in(v2):
+    """An operator who wonders at the budget sees which of several limits made it."""
+    assert v2.monitor().limits == ()
+    v2.write_group("a", max=400 * MIB)
+    v2.write_group("a/b", max=500 * MIB)
+    monitor = v2.monitor(configured_mib=256)
+    assert monitor.limits == (
+        ("control group v2 /a", 400 * MIB),
+        ("control group v2 /a/b", 500 * MIB),
+    )
+    assert monitor.host_bytes == 4096 * MIB
+
+
+def test_v1_lists_no_limit_twice_and_none_that_never_bites(v1):
+    """There memory.stat repeats the smallest limit, and a group without one shows a number."""
+    stat = STAT_V1.replace(UNLIMITED_V1, str(400 * MIB))
+    v1.write_group("memory/a/b", limit_in_bytes=400 * MIB, stat=stat)
+    assert v1.monitor().limits == (("control group v1 /a/b", 400 * MIB),)
+
+
+def test_a_v1_limit_out_of_sight_is_listed_as_the_outermost(v1):
+    """It stands in no folder, and is told from the limits that do."""
+    stat = STAT_V1.replace(UNLIMITED_V1, str(300 * MIB))
+    v1.write_group("memory/a/b", limit_in_bytes=400 * MIB, stat=stat)
+    assert v1.monitor().limits == (
+        ("control group v1 /, from above it", 300 * MIB),
+        ("control group v1 /a/b", 400 * MIB),
+    )
 
 
 def test_mounts_in_unusual_places_are_found(machine, tmp_path):

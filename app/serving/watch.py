@@ -1,0 +1,167 @@
+"""Look at memory and CPU once a second, and let everybody act on it.
+
+Owns the task and the latest measurements. Each second: the breaker and admission learn how much is
+used, the scheduler plans anew, the executor gets its limits, and a step of the memory ladder that
+has just begun gives memory back at once.
+"""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from app.memory import allocator
+from app.memory.breaker import BreakerState, MemoryCircuitBreaker
+from app.memory.cpu import CPULoad, CPUMonitor, cpu_load
+from app.memory.monitor import MemoryMonitor, MemoryRates, MemorySample, rates_between
+from app.serving.gate import AdmissionGate
+from app.serving.scheduler import AdaptiveScheduler, Cap, Observation, Plan
+from app.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was measured at one moment."""
+
+    at_s: float
+    memory: MemorySample
+    n_tokens: int
+
+
+class MemoryWatch:
+    """Owns the periodic look and what it found last."""
+
+    def __init__(
+        self,
+        memory: MemoryMonitor,
+        cpu: CPUMonitor,
+        gate: AdmissionGate,
+        breaker: MemoryCircuitBreaker,
+        scheduler: AdaptiveScheduler,
+        telemetry: Telemetry,
+        *,
+        clock: Callable[[], float],
+        unload_idle: Callable[[], Awaitable[int]],
+        caps: Callable[[], Sequence[Cap]] = lambda: (),
+    ) -> None:
+        """`unload_idle` closes models that nobody uses."""
+        self._memory = memory
+        self._cpu = cpu
+        self._gate = gate
+        self._breaker = breaker
+        self._scheduler = scheduler
+        self._telemetry = telemetry
+        self._clock = clock
+        self._unload_idle = unload_idle
+        self._caps = caps
+        self._last = _Look(clock(), memory.sample(), 0)
+        self._last_cpu = cpu.sample()
+        self.rates = MemoryRates(0.0, 0)
+        self.load = CPULoad(0.0, 0.0, self._last_cpu.cores)
+
+    @property
+    def sample(self) -> MemorySample:
+        """The latest measurement of memory."""
+        return self._last.memory
+
+    @property
+    def plan(self) -> Plan:
+        """What the executor holds to at the moment."""
+        return self._scheduler.plan
+
+    @property
+    def step(self) -> int:
+        """Step of the memory ladder, 0 to 4."""
+        if self._breaker.state is not BreakerState.CLOSED:
+            return 4
+        return 3 if self._gate.is_holding_back else self.plan.step
+
+    async def run(self) -> None:
+        """Look once a second until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            try:
+                await self.look()
+            except Exception:  # this task must outlive whatever goes wrong once
+                log.exception("cannot look after memory")
+
+    async def look(self) -> None:
+        """Measure, and let everybody act on it."""
+        now = _Look(self._clock(), self._memory.sample(), self._gate.admission.n_tokens)
+        elapsed_s = max(1e-3, now.at_s - self._last.at_s)
+        cpu = self._cpu.sample()
+        self.load = cpu_load(self._last_cpu, cpu, elapsed_s)
+        self.rates = rates_between(self._last.memory, now.memory, elapsed_s)
+        tokens_per_s = (now.n_tokens - self._last.n_tokens) / elapsed_s
+        self._last, self._last_cpu = now, cpu
+        sample = now.memory
+        self._gate.observe(sample)
+        admission = self._gate.admission
+        self._breaker.observe(
+            sample.utilization_ratio, floor_ratio=admission.idle_floor_bytes / sample.budget_bytes
+        )
+        earlier = self._scheduler.plan
+        plan = self._scheduler.next(
+            Observation(
+                utilization_ratio=sample.utilization_ratio,
+                cores=self.load.cores,
+                others_ratio=self.load.others_ratio,
+                throttled_ratio=self.load.throttled_ratio,
+                tokens_per_s=tokens_per_s,
+                target_tokens_per_s=admission.tokens_per_s if admission.queue_tokens else 0.0,
+                queue_tokens=admission.queue_tokens,
+                working_set_ratio=sample.working_set_bytes / sample.budget_bytes,
+                pressure_ratio=sample.pressure_ratio or 0.0,
+                # Without a limited group these are the whole machine's.
+                refaults_per_s=self.rates.refaults_per_s if sample.scope == "group" else 0.0,
+            ),
+            self._caps(),
+        )
+        self._gate.wake()
+        self._show(plan, tokens_per_s)
+        if plan != earlier:
+            self._say(plan)
+        if plan.step > earlier.step:
+            await self._give_back(plan.step)
+
+    async def _give_back(self, step: int) -> None:
+        """Free what can be freed without anybody noticing."""
+        if step >= 2:
+            n_closed = await self._unload_idle()
+            if n_closed:
+                log.info("closed %d idle models to free memory", n_closed)
+        await asyncio.to_thread(_collect)
+
+    def _show(self, plan: Plan, tokens_per_s: float) -> None:
+        telemetry, admission = self._telemetry, self._gate.admission
+        telemetry.throughput.set(tokens_per_s)
+        telemetry.parallelism.set(plan.parallelism)
+        telemetry.engine_threads.set(plan.engine_threads)
+        telemetry.ladder_step.set(self.step)
+        telemetry.predicted.set(admission.predicted_bytes)
+        telemetry.pressure.set(self.sample.pressure_ratio or 0.0)
+        telemetry.refaults.set(self.rates.refaults_per_s)
+        telemetry.oom_kills.set(self.sample.oom_kills)
+        telemetry.cpu_others.set(self.load.others_ratio)
+        telemetry.cpu_throttled.set(self.load.throttled_ratio)
+        for state in BreakerState:
+            telemetry.breaker_state.labels(state.value).set(state is self._breaker.state)
+
+    def _say(self, plan: Plan) -> None:
+        sample = self.sample
+        log.info(
+            "parallelism %d, %d threads, memory step %d; %d of %d MiB used%s",
+            plan.parallelism, plan.engine_threads, plan.step,
+            sample.used_bytes >> 20, sample.budget_bytes >> 20,
+            "".join(f"; {reason}" for reason in (*plan.reasons, *plan.step_reasons)),
+        )  # fmt: skip
+
+
+def _collect() -> None:
+    gc.collect()
+    allocator.release()

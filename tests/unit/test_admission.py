@@ -1,0 +1,539 @@
+"""Admission by its numbers: what may run, what waits, what is refused, and until when.
+
+Sizes are small round numbers: with a budget of 1000 bytes the line lies at 700, and the server at
+rest takes 100 of them.
+"""
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from app.serving.admission import (
+    FIRST_TOKENS_PER_S,
+    FLOOR_WINDOW_S,
+    LEAST_QUEUE_TOKENS,
+    RATE_TOKENS,
+    SETTLED_AFTER_S,
+    Admission,
+    Demand,
+    Outcome,
+    Ticket,
+    held_bytes,
+    ranking_demand,
+    sparse_demand,
+)
+from tests.fakes import FakeClock
+
+BUDGET, LINE, FALLBACK_LINE, FLOOR = 1000, 700, 850, 100
+QUEUE_S = 100.0
+QUEUE_TOKENS = round(FIRST_TOKENS_PER_S * QUEUE_S)
+
+
+class Bench:
+    """An admission, its clock, and memory as it is measured."""
+
+    def __init__(self, floor_bytes: int = FLOOR, queue_s: float = QUEUE_S) -> None:
+        self.clock = FakeClock()
+        self.admission = Admission(self.clock, budget_bytes=BUDGET, queue_s=queue_s)
+        self.admission.observe(floor_bytes, BUDGET)
+
+    def observe(self, used_bytes: int, *, after_s: float = 0.0) -> None:
+        self.clock.now_s += after_s
+        self.admission.observe(used_bytes, BUDGET)
+
+    def outcome(self, demand: Demand) -> Outcome:
+        return self.admission.decide(demand).outcome
+
+    def admit(self, demand: Demand) -> Ticket:
+        assert self.outcome(demand) is Outcome.ADMIT
+        return self.admission.admit(demand)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+# --- the line -------------------------------------------------------------------------------
+
+
+def test_a_peak_that_ends_at_the_line_is_admitted_and_one_byte_more_is_not(bench: Bench):
+    """The line is the promise: nothing is predicted above it, and nothing below it is wasted."""
+    assert bench.outcome(Demand(10, held_bytes=200, run_bytes=400)) is Outcome.ADMIT
+    assert bench.outcome(Demand(10, held_bytes=200, run_bytes=401)) is not Outcome.ADMIT
+
+
+def test_what_requests_hold_adds_up_and_runs_do_not(bench: Bench):
+    """Runs follow each other, so the largest of them counts once."""
+    bench.admit(Demand(10, held_bytes=50, run_bytes=300))
+    bench.admit(Demand(10, held_bytes=50, run_bytes=200))
+
+    assert bench.admission.held_bytes == 100
+    assert bench.admission.run_bytes == 300
+    assert bench.admission.predicted_bytes == FLOOR + 100 + 300
+
+
+def test_a_run_below_the_largest_takes_no_room_and_a_larger_one_only_the_difference(bench: Bench):
+    """Many requests with runs of one size cost what they hold, or a busy server would stand still.
+
+    200 bytes are free beside floor, held bytes and the largest run.
+    """
+    bench.admit(Demand(10, held_bytes=100, run_bytes=300))
+
+    assert bench.outcome(Demand(10, held_bytes=200, run_bytes=300)) is Outcome.ADMIT
+    assert bench.outcome(Demand(10, held_bytes=201, run_bytes=300)) is Outcome.WAIT
+    assert bench.outcome(Demand(10, held_bytes=0, run_bytes=500)) is Outcome.ADMIT
+    assert bench.outcome(Demand(10, held_bytes=1, run_bytes=500)) is Outcome.WAIT
+
+
+def test_a_request_that_has_ended_gives_its_room_back(bench: Bench):
+    """Whatever is kept by mistake is lost until a restart."""
+    ticket = bench.admit(Demand(10, held_bytes=200, run_bytes=400))
+    assert bench.outcome(Demand(10, held_bytes=200)) is Outcome.WAIT
+
+    bench.admission.release(ticket)
+    bench.admission.release(ticket)
+
+    assert bench.admission.held_bytes == bench.admission.run_bytes == 0
+    assert bench.admission.queue_tokens == 0
+    assert bench.outcome(Demand(10, held_bytes=200, run_bytes=400)) is Outcome.ADMIT
+
+
+def test_a_renewed_reservation_takes_the_place_of_the_first(bench: Bench):
+    """A body's reservation becomes that of its texts; both together would count twice."""
+    ticket = bench.admit(Demand(0, held_bytes=400))
+    bench.admission.renew(ticket, Demand(30, held_bytes=100, run_bytes=50))
+
+    assert bench.admission.predicted_bytes == FLOOR + 100 + 50
+    assert bench.admission.queue_tokens == 30
+
+
+def test_memory_in_use_beyond_all_accounts_counts_as_it_stands(bench: Bench):
+    """What was given back on paper may still be in memory."""
+    bench.admission.release(bench.admit(Demand(10, held_bytes=500)))
+    bench.observe(600)
+
+    assert bench.admission.decide(Demand(10, 1)).headroom_bytes == LINE - 600
+
+
+def test_a_run_may_take_what_the_line_leaves_beside_everything_held(bench: Bench):
+    """The engine asks before each run; the reservation of runs is for it."""
+    assert bench.admission.room_for_run_bytes() == LINE - FLOOR
+    bench.admit(Demand(10, held_bytes=150, run_bytes=300))
+    assert bench.admission.room_for_run_bytes() == LINE - FLOOR - 150
+
+
+def test_a_limit_that_is_changed_under_way_holds_from_the_next_look(bench: Bench):
+    """An orchestrator may shrink a container while it runs; there is then no negative room."""
+    bench.admit(Demand(10, held_bytes=400, run_bytes=100))
+    bench.admission.observe(600, 500)
+
+    assert bench.admission.line_bytes == 350
+    assert bench.admission.room_for_run_bytes() == 0
+    assert bench.admission.decide(Demand(10, 1)).headroom_bytes == 0
+
+
+def test_where_rest_alone_is_above_the_line_the_whole_budget_counts():
+    """Small budgets work too: the server warns, and serves with what is left."""
+    bench = Bench(floor_bytes=750)
+
+    assert bench.admission.line_bytes == BUDGET
+    assert bench.outcome(Demand(10, held_bytes=0, run_bytes=250)) is Outcome.ADMIT
+    assert bench.outcome(Demand(10, held_bytes=0, run_bytes=251)) is Outcome.TOO_LARGE
+
+
+# --- too large, or only at the moment -------------------------------------------------------
+
+
+def test_what_an_idle_server_could_not_take_is_too_large_and_the_rest_waits(bench: Bench):
+    """Waiting helps the one; the other has to be told its limit, or it comes back for ever."""
+    bench.admit(Demand(10, held_bytes=300))
+
+    fits_later = bench.admission.decide(Demand(10, held_bytes=100, run_bytes=500))
+    never_fits = bench.admission.decide(Demand(10, held_bytes=100, run_bytes=501))
+
+    assert fits_later.outcome is Outcome.WAIT
+    assert never_fits.outcome is Outcome.TOO_LARGE
+    assert never_fits.largest_bytes == LINE - FLOOR
+    assert never_fits.headroom_bytes == LINE - FLOOR - 300
+
+
+def test_memory_that_nothing_accounts_for_makes_a_request_wait_but_not_too_large(bench: Bench):
+    """It may be gone in a moment; 413 would tell the client to give up."""
+    bench.admit(Demand(10, held_bytes=100))
+    bench.observe(600)
+
+    assert bench.outcome(Demand(10, held_bytes=0, run_bytes=300)) is Outcome.WAIT
+
+
+# --- the floor ------------------------------------------------------------------------------
+
+
+def test_unaccounted_memory_raises_the_floor_for_as_long_as_it_is_believed(bench: Bench):
+    """One sample between two runs must not make room that is gone with the next run."""
+    bench.admit(Demand(10, held_bytes=100, run_bytes=200))
+    bench.observe(550)
+    assert bench.admission.floor_bytes == 250
+
+    bench.observe(200, after_s=FLOOR_WINDOW_S)
+    assert bench.admission.floor_bytes == 250
+    bench.observe(200, after_s=0.01)
+    assert bench.admission.floor_bytes == FLOOR
+
+
+def test_the_floor_is_the_most_within_the_window(bench: Bench):
+    """Falling evidence leaves in the order it came, rising evidence takes the place of lower."""
+    bench.admit(Demand(10, held_bytes=0))
+    for used in (300, 500, 400, 200):
+        bench.observe(used, after_s=1.0)
+    assert bench.admission.floor_bytes == 500
+
+    bench.observe(150, after_s=FLOOR_WINDOW_S - 1.5)
+    assert bench.admission.floor_bytes == 400
+    bench.observe(600)
+    assert bench.admission.floor_bytes == 600
+
+
+@given(
+    looks=st.lists(
+        st.tuples(st.integers(0, 1000), st.floats(0, FLOOR_WINDOW_S)), min_size=1, max_size=30
+    )
+)
+def test_the_floor_is_what_a_scan_of_the_window_finds(looks: list[tuple[int, float]]):
+    """The evidence is kept short; the plain way, all samples of the window, is the oracle."""
+    bench = Bench(floor_bytes=0)
+    bench.admit(Demand(0, held_bytes=0))
+    seen: list[tuple[float, int]] = []
+    for used, after_s in looks:
+        bench.observe(used, after_s=after_s)
+        seen.append((bench.clock.now_s, used))
+
+    since_s = bench.clock.now_s - FLOOR_WINDOW_S
+    assert bench.admission.floor_bytes == max(used for at_s, used in seen if at_s >= since_s)
+
+
+def test_rest_is_measured_only_once_everything_has_settled(bench: Bench):
+    """Right after a request its memory is still there: that is not the server at rest."""
+    bench.admission.release(bench.admit(Demand(10, held_bytes=100)))
+
+    bench.observe(400, after_s=SETTLED_AFTER_S - 0.01)
+    assert bench.admission.idle_floor_bytes == FLOOR
+    bench.observe(120, after_s=0.01)
+    assert bench.admission.idle_floor_bytes == 120
+
+
+def test_rest_is_not_measured_while_anything_is_admitted(bench: Bench):
+    """A single long request is no rest either."""
+    bench.admit(Demand(10, held_bytes=100))
+    bench.observe(500, after_s=100.0)
+
+    assert bench.admission.idle_floor_bytes == FLOOR
+
+
+def test_settled_memory_ends_older_evidence(bench: Bench):
+    """What is measured at rest is certain; what was guessed before it is not needed any more."""
+    ticket = bench.admit(Demand(10, held_bytes=0))
+    bench.observe(600)
+    bench.admission.release(ticket)
+    bench.observe(110, after_s=SETTLED_AFTER_S)
+
+    assert bench.admission.floor_bytes == 110
+
+
+def test_rest_is_never_said_to_be_more_than_what_is_in_use():
+    """Memory at the end of a load is no rest, and a server that is busy from then on never rests.
+
+    Its requests would be refused as too large until the first pause.
+    """
+    bench = Bench(floor_bytes=650)
+    bench.admission.admit(Demand(10, held_bytes=0))
+    bench.observe(120)
+
+    assert bench.admission.idle_floor_bytes == 120
+    assert bench.outcome(Demand(10, held_bytes=0, run_bytes=500)) is not Outcome.TOO_LARGE
+
+
+# --- the run under way ----------------------------------------------------------------------
+
+
+def test_a_run_of_many_texts_is_no_floor(bench: Bench):
+    """A run may fill all the room there is; taken for memory that nothing accounts for, it would
+    leave none to the next runs and requests for the length of the window."""
+    bench.admit(Demand(10, held_bytes=100, run_bytes=50))
+    bench.admission.begin_run(400)
+    bench.observe(FLOOR + 100 + 400)
+
+    assert bench.admission.floor_bytes == FLOOR
+    assert bench.admission.predicted_bytes == FLOOR + 100 + 400
+    assert bench.admission.room_for_run_bytes() == LINE - FLOOR - 100
+
+
+def test_a_request_whose_run_follows_the_one_under_way_is_admitted(bench: Bench):
+    """Under a stream of short texts a long one would otherwise never find its moment."""
+    bench.admit(Demand(10, held_bytes=100, run_bytes=50))
+    bench.admission.begin_run(400)
+    bench.observe(FLOOR + 100 + 400)
+
+    assert bench.outcome(Demand(10, held_bytes=100, run_bytes=400)) is Outcome.ADMIT
+    assert bench.outcome(Demand(10, held_bytes=101, run_bytes=400)) is Outcome.WAIT
+
+
+def test_a_run_that_has_ended_counts_no_more(bench: Bench):
+    """Also one that was too short to time."""
+    bench.admit(Demand(10, held_bytes=0, run_bytes=50))
+    for seconds in (1.0, 0.0):
+        bench.admission.begin_run(400)
+        bench.admission.note_run(10, seconds)
+        assert bench.admission.run_bytes == 50
+
+
+# --- queue and drain rate -------------------------------------------------------------------
+
+
+def test_more_tokens_than_drain_in_good_time_are_refused_at_once(bench: Bench):
+    """A client that is told early can go elsewhere."""
+    bench.admit(Demand(QUEUE_TOKENS, held_bytes=0))
+    assert bench.outcome(Demand(100, held_bytes=0)) is Outcome.ADMIT
+
+    bench.admit(Demand(1, held_bytes=0))
+    assert bench.outcome(Demand(1, held_bytes=0)) is Outcome.QUEUE_FULL
+
+
+def test_tokens_that_have_run_wait_no_more(bench: Bench):
+    """A request of an hour must not fill the queue until its end."""
+    ticket = bench.admit(Demand(QUEUE_TOKENS + 50, held_bytes=0))
+    assert bench.outcome(Demand(50, held_bytes=0)) is Outcome.QUEUE_FULL
+
+    ticket.note_done(50)
+    assert bench.outcome(Demand(50, held_bytes=0)) is Outcome.ADMIT
+    ticket.note_done(10 * QUEUE_TOKENS)
+    assert bench.admission.queue_tokens == 0
+
+
+def test_an_empty_queue_takes_a_request_of_any_length(bench: Bench):
+    """Otherwise a long list could never be embedded, however long one waits."""
+    assert bench.outcome(Demand(10 * QUEUE_TOKENS, held_bytes=0)) is Outcome.ADMIT
+
+
+def test_what_has_no_tokens_does_not_stand_in_the_queue(bench: Bench):
+    """The fallback answers while the engine has work for minutes; that is what it is for."""
+    bench.admit(Demand(10 * QUEUE_TOKENS, held_bytes=0))
+
+    assert bench.outcome(Demand(0, held_bytes=10, is_fallback=True)) is Outcome.ADMIT
+    assert bench.outcome(Demand(0, held_bytes=LINE)) is Outcome.TOO_LARGE
+
+
+def test_the_queue_is_never_shorter_than_one_long_text():
+    """A slow machine still takes what its model reads."""
+    bench = Bench(queue_s=0.001)
+
+    assert bench.admission.queue_limit_tokens == LEAST_QUEUE_TOKENS
+
+
+def test_the_drain_rate_follows_runs_by_their_tokens(bench: Bench):
+    """A large run tells what the engine can do; a small one is slow for reasons of its own."""
+    assert bench.admission.tokens_per_s == FIRST_TOKENS_PER_S
+    bench.admission.note_run(RATE_TOKENS, RATE_TOKENS / 1000)
+    assert bench.admission.tokens_per_s == pytest.approx((FIRST_TOKENS_PER_S + 1000) / 2)
+
+    before = bench.admission.tokens_per_s
+    bench.admission.note_run(RATE_TOKENS // 100, 10.0)
+    assert bench.admission.tokens_per_s == pytest.approx(before, rel=0.01)
+
+
+def test_a_clock_that_stood_still_tells_nothing_of_the_rate(bench: Bench):
+    """A run shorter than the clock's step would be infinitely fast. Its tokens count all the
+    same."""
+    bench.admission.note_run(1000, 0.0)
+
+    assert bench.admission.tokens_per_s == FIRST_TOKENS_PER_S
+    assert bench.admission.n_tokens == 1000
+
+
+def test_a_faster_engine_has_a_longer_queue(bench: Bench):
+    """The bound is time, not tokens."""
+    for _ in range(100):
+        bench.admission.note_run(RATE_TOKENS, RATE_TOKENS / 1000)
+
+    assert bench.admission.queue_limit_tokens == pytest.approx(1000 * QUEUE_S)
+
+
+def test_the_prediction_is_the_queue_and_the_request_over_the_drain_rate(bench: Bench):
+    """What `explain` promises."""
+    bench.admit(Demand(400, held_bytes=0))
+
+    predicted_s = bench.admission.decide(Demand(200, held_bytes=0)).predicted_s
+    assert predicted_s == pytest.approx(600 / FIRST_TOKENS_PER_S)
+
+
+def test_retry_after_is_until_the_excess_has_drained(bench: Bench):
+    """Who comes back then finds room, and not much later."""
+    bench.admit(Demand(QUEUE_TOKENS + 4000, held_bytes=0))
+
+    assert bench.admission.retry_after_s() == pytest.approx(4000 / FIRST_TOKENS_PER_S)
+
+
+@given(
+    waiting=st.integers(0, 10**7),
+    run=st.tuples(st.integers(1, 10**6), st.floats(1e-6, 1e6)),
+)
+def test_retry_after_stays_within_its_bounds(waiting: int, run: tuple[int, float]):
+    """Below a second clients hammer; above a minute they think the server dead."""
+    bench = Bench()
+    bench.admission.note_run(*run)
+    bench.admission.admit(Demand(waiting, held_bytes=0))
+
+    assert 1 <= bench.admission.retry_after_s() <= 60
+
+
+# --- the fallback ---------------------------------------------------------------------------
+
+
+def test_only_the_fallback_may_pass_the_line_and_only_to_its_own(bench: Bench):
+    """It has to answer just when memory stands above the line."""
+    bench.admit(Demand(10, held_bytes=0))
+    bench.observe(750)
+
+    assert bench.outcome(Demand(0, 1)) is Outcome.WAIT
+    assert bench.outcome(Demand(0, 100, is_fallback=True)) is Outcome.ADMIT
+    assert bench.outcome(Demand(0, 101, is_fallback=True)) is Outcome.WAIT
+
+
+def test_the_fallbacks_line_is_never_below_the_other():
+    """Where rest is above the line, both have the whole budget."""
+    bench = Bench(floor_bytes=900)
+
+    decision = bench.admission.decide(Demand(0, 100, is_fallback=True))
+    assert decision.outcome is Outcome.ADMIT
+    assert decision.largest_bytes == BUDGET - 900
+
+
+# --- what things take -----------------------------------------------------------------------
+
+
+@given(
+    lengths=st.lists(st.integers(1, 8192), max_size=300),
+    more=st.integers(1, 8192),
+    dimensions=st.integers(1, 768),
+)
+def test_a_text_more_is_never_held_for_less(lengths: list[int], more: int, dimensions: int):
+    """Reservations only grow while a request is tokenized."""
+    fewer = held_bytes(lengths, hidden=768, dimensions=dimensions)
+
+    assert held_bytes([*lengths, more], hidden=768, dimensions=dimensions) > fewer
+    assert fewer >= sum(lengths) * 8 + len(lengths) * dimensions * 4  # ids and vectors alone
+
+
+def test_nothing_is_held_for_no_text():
+    """A request whose texts were all refused."""
+    assert held_bytes([], hidden=768, dimensions=768) == 0
+
+
+@pytest.mark.parametrize("text", ["", "a", "a b", "a b c d e f", "word " * 1000])
+def test_the_fallback_counts_more_words_than_a_text_can_hold(text: str):
+    """Words have a letter and a blank at least."""
+    n_words = len(set(text.split()))
+    demand = sparse_demand([text] * 3, is_fallback=True)
+
+    assert demand.n_tokens == 0
+    assert demand.is_fallback
+    assert demand.held_bytes >= 3 * n_words * 2 * sys.getsizeof(1)  # a number and a value each
+    assert demand.run_bytes >= n_words * sys.getsizeof("word")
+
+
+def test_a_text_of_megabytes_has_no_more_words_than_a_language():
+    """Otherwise the fallback would refuse what it can do."""
+    once, twice = (sparse_demand(["x" * n], is_fallback=True) for n in (10**7, 2 * 10**7))
+
+    assert once == twice
+
+
+def test_ranking_takes_memory_for_every_letter():
+    """rank-bm25 keeps the words of all documents at once."""
+    once = ranking_demand("ship", ["a" * 100], is_fallback=True)
+    twice = ranking_demand("ship", ["a" * 100] * 2, is_fallback=True)
+
+    assert once.run_bytes == 8 * 104
+    assert twice.run_bytes == 8 * 204
+    assert twice.held_bytes == 2 * once.held_bytes
+
+
+# --- whatever happens -----------------------------------------------------------------------
+
+DEMANDS = st.builds(
+    Demand, st.integers(0, 5000), held_bytes=st.integers(0, 400), run_bytes=st.integers(0, 400)
+)
+
+
+class AdmissionWalk(RuleBasedStateMachine):
+    """Requests and runs come and go, and memory is measured as promised: never more than the
+    floor, what is held and the run. The books are kept a second time, in plain sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench()
+        self.tickets: list[Ticket] = []
+        self.run_bytes = 0
+
+    @property
+    def admission(self) -> Admission:
+        return self.bench.admission
+
+    @rule(demand=DEMANDS)
+    def arrive(self, demand: Demand) -> None:
+        decision = self.admission.decide(demand)
+        if decision.outcome is Outcome.ADMIT:
+            self.tickets.append(self.admission.admit(demand))
+        assert decision.headroom_bytes >= 0
+        assert decision.largest_bytes >= 0
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.tickets))
+        self.tickets.remove(ticket)
+        self.admission.release(ticket)
+        # Waiting texts of a request that has gone are dropped, and so nothing runs at the end.
+        if not self.tickets:
+            self.end_run()
+
+    @precondition(lambda self: self.tickets and not self.run_bytes)
+    @rule(share=st.floats(0, 1))
+    def begin_run(self, share: float) -> None:
+        self.run_bytes = round(share * self.admission.room_for_run_bytes())
+        self.admission.begin_run(self.run_bytes)
+
+    @rule()
+    def end_run(self) -> None:
+        self.run_bytes = 0
+        self.admission.note_run(100, 1.0)
+
+    @rule(share=st.floats(0, 1), after_s=st.floats(0, 20))
+    def look(self, share: float, after_s: float) -> None:
+        held = sum(ticket.demand.held_bytes for ticket in self.tickets)
+        self.bench.observe(FLOOR + round(share * (held + self.run_bytes)), after_s=after_s)
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        demands = [ticket.demand for ticket in self.tickets]
+        largest = max([self.run_bytes, *(demand.run_bytes for demand in demands)])
+        assert self.admission.held_bytes == sum(demand.held_bytes for demand in demands)
+        assert self.admission.run_bytes == largest
+        assert self.admission.queue_tokens == sum(demand.n_tokens for demand in demands)
+        assert self.admission.idle_floor_bytes == FLOOR
+
+    @invariant()
+    def nothing_is_predicted_above_the_line_nor_below_nothing(self) -> None:
+        assert FLOOR <= self.admission.predicted_bytes <= LINE
+        assert self.admission.room_for_run_bytes() >= self.admission.run_bytes - self.run_bytes
+
+    @invariant()
+    def every_admitted_text_finds_room_to_run(self) -> None:
+        runs = [ticket.demand.run_bytes for ticket in self.tickets]
+        assert self.admission.room_for_run_bytes() >= max(runs, default=0)
+
+
+TestAdmissionWalk = AdmissionWalk.TestCase
