@@ -1,4 +1,4 @@
-"""What a GGUF file holds, what serving it would cost, and whether Plimsoll runs it.
+"""What a GGUF file holds, what serving it would cost here, and whether Plimsoll runs it.
 
 Reads the header only, from a path or over HTTP ranges.
 """
@@ -14,6 +14,8 @@ from app.errors import ModelNotFoundError, ModelUnsupportedError
 from app.gguf.dequantize import SUPPORTED
 from app.gguf.reader import GGUFHeader, read_header
 from app.gguf.sources import FileSource
+from app.memory.cpu import CPUMonitor
+from app.memory.monitor import MemoryMonitor
 
 MIB = 1 << 20
 # Interpreter, libraries and web layer, without any model.
@@ -27,6 +29,39 @@ class TypeTotal:
     type: str
     n_tensors: int
     n_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """A control group's limit."""
+
+    source: str
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process may use here, whatever the file."""
+
+    budget_bytes: int
+    budget_source: str
+    limits: list[MemoryLimit]
+    host_bytes: int | None
+    quota_cores: float | None
+    cores: float
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value, for people."""
+        limits = [f"{_mib(limit.limit_bytes)} from {limit.source}" for limit in self.limits]
+        host = "unknown" if self.host_bytes is None else _mib(self.host_bytes)
+        quota = "none" if self.quota_cores is None else f"{self.quota_cores:g} cores"
+        return [
+            ("budget here", f"{_mib(self.budget_bytes)} from {self.budget_source}"),
+            ("limits here", ", ".join(limits) or "none"),
+            ("host memory", host),
+            ("CPU quota", quota),
+            ("cores to use", f"{self.cores:g}"),
+        ]
 
 
 @dataclass(frozen=True)
@@ -47,6 +82,7 @@ class Inspection:
     details: dict[str, str]
     supported: bool
     reason: str | None
+    machine: Machine
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -77,11 +113,25 @@ class Inspection:
                 ("memory, pages dropped", f"about {_mib(self.pages_dropped_bytes)}"),
             ]
         rows.append(("supported", "yes" if self.supported else f"no: {self.reason}"))
+        rows += self.machine.rows()
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def inspect_gguf(file: str, *, n_threads: int) -> Inspection:
+def describe_machine(memory: MemoryMonitor, cpu: CPUMonitor) -> Machine:
+    """Say what memory and processor time the process may use."""
+    budget = memory.budget
+    return Machine(
+        budget_bytes=budget.budget_bytes,
+        budget_source=budget.source,
+        limits=[MemoryLimit(source, limit_bytes) for source, limit_bytes in memory.limits],
+        host_bytes=memory.host_bytes,
+        quota_cores=cpu.quota_cores,
+        cores=cpu.sample().cores,
+    )
+
+
+def inspect_gguf(file: str, *, n_threads: int, machine: Machine) -> Inspection:
     """Read the header of a path or an http(s) URL and judge it.
 
     Raises GGUFError for a file that cannot be read, ModelNotFoundError for none.
@@ -90,15 +140,15 @@ def inspect_gguf(file: str, *, n_threads: int) -> Inspection:
         from app.gguf.http_source import HTTPRangeSource
 
         with HTTPRangeSource(file) as remote:
-            return _inspect(file, read_header(remote), n_threads)
+            return _inspect(file, read_header(remote), n_threads, machine)
     try:
         with FileSource(Path(file)) as source:
-            return _inspect(file, read_header(source), n_threads)
+            return _inspect(file, read_header(source), n_threads, machine)
     except OSError as error:
         raise ModelNotFoundError(f"cannot open {file}: {error.strerror}") from error
 
 
-def _inspect(file: str, header: GGUFHeader, n_threads: int) -> Inspection:
+def _inspect(file: str, header: GGUFHeader, n_threads: int, machine: Machine) -> Inspection:
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for tensor in header.tensors:
@@ -137,6 +187,7 @@ def _inspect(file: str, header: GGUFHeader, n_threads: int) -> Inspection:
         details=details,
         supported=reason is None,
         reason=reason,
+        machine=machine,
     )
 
 
