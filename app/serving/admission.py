@@ -10,7 +10,7 @@ The line is 0.70 of the budget: no predicted peak above it is admitted. What sta
     run        the largest run of the engine among them, or the one under way, which may join
                many texts; runs follow each other, so one counts
 
-Where the floor itself is above the line, all of the budget above the floor is there to be used.
+Where the floor itself comes near the line, all of the budget above the floor is there to be used.
 """
 
 from collections import deque
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 LINE_RATIO = 0.70
+# Memory at rest above this share leaves next to nothing below the line.
+TIGHT_RATIO = 0.65
 # The fallback has to answer while memory stands above the line; it takes little.
 FALLBACK_LINE_RATIO = 0.85
 # What the drain rate is taken for until runs have been measured.
@@ -29,6 +31,8 @@ RATE_TOKENS = 4096
 LEAST_QUEUE_TOKENS = 8192
 # How long evidence of memory that nothing accounts for is believed.
 FLOOR_WINDOW_S = 10.0
+# Memory at rest is the least of so long.
+REST_WINDOW_S = 300.0
 # After the last request: by then what runs used has been given back, and the floor can be read.
 SETTLED_AFTER_S = 2.0
 
@@ -55,7 +59,8 @@ RANKING_CHARACTER_BYTES = 8
 class Demand:
     """What a request will take.
 
-    n_tokens: of all its texts, as they run.
+    n_tokens: of all its texts, as they run. waiting_tokens: of those that stand in the engine's
+        queue at once; a long list has only a window of its texts there, and others pass it.
     held_bytes: kept from its admission to the end of its reply.
     run_bytes: peak of its largest single run, which is its longest text alone.
     is_fallback: it stands in for something larger that found no room, and may pass the line.
@@ -65,6 +70,7 @@ class Demand:
     held_bytes: int
     run_bytes: int = 0
     is_fallback: bool = False
+    waiting_tokens: int | None = None  # None: all
 
     @property
     def peak_bytes(self) -> int:
@@ -108,6 +114,12 @@ class Ticket:
         """So many of its tokens have run."""
         self.tokens_left = max(0, self.tokens_left - n_tokens)
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of it that somebody who comes now has to wait for."""
+        window = self.demand.waiting_tokens
+        return self.tokens_left if window is None else min(window, self.tokens_left)
+
 
 class Admission:
     """Owns the tickets of admitted requests, the drain rate and the floor.
@@ -122,6 +134,7 @@ class Admission:
         self._tickets: set[Ticket] = set()
         self._used_bytes = 0
         self._idle_floor_bytes = 0
+        self._at_rest: deque[tuple[float, int]] = deque()  # (seconds, bytes), rising
         self._unaccounted: deque[tuple[float, int]] = deque()  # (seconds, bytes), falling
         self._busy_at_s = clock() - SETTLED_AFTER_S
         self.tokens_per_s = FIRST_TOKENS_PER_S  # measured drain rate of the engine
@@ -130,8 +143,8 @@ class Admission:
 
     @property
     def queue_tokens(self) -> int:
-        """Tokens of admitted requests that have not run yet."""
-        return sum(ticket.tokens_left for ticket in self._tickets)
+        """Tokens of admitted requests that stand before one that comes now."""
+        return sum(ticket.waiting_tokens for ticket in self._tickets)
 
     @property
     def queue_limit_tokens(self) -> int:
@@ -169,8 +182,9 @@ class Admission:
     @property
     def line_bytes(self) -> int:
         """What admission defends."""
-        line_bytes = round(LINE_RATIO * self._budget_bytes)
-        return line_bytes if self._idle_floor_bytes < line_bytes else self._budget_bytes
+        if self._idle_floor_bytes < TIGHT_RATIO * self._budget_bytes:
+            return round(LINE_RATIO * self._budget_bytes)
+        return self._budget_bytes
 
     def observe(self, used_bytes: int, budget_bytes: int) -> None:
         """Take a fresh measurement of memory."""
@@ -179,7 +193,7 @@ class Admission:
         self._used_bytes = used_bytes
         if not self._tickets:
             if now_s - self._busy_at_s >= SETTLED_AFTER_S:
-                self._idle_floor_bytes = used_bytes
+                self._note_rest(now_s, used_bytes)
                 self._unaccounted.clear()
             return
         self._busy_at_s = now_s
@@ -191,6 +205,15 @@ class Admission:
         self._unaccounted.append((now_s, unaccounted))
         while self._unaccounted[0][0] < now_s - FLOOR_WINDOW_S:
             self._unaccounted.popleft()
+
+    def _note_rest(self, now_s: float, used_bytes: int) -> None:
+        """Take memory at rest: the least of some minutes, as an open breaker rests high too."""
+        while self._at_rest and self._at_rest[-1][1] >= used_bytes:
+            self._at_rest.pop()
+        self._at_rest.append((now_s, used_bytes))
+        while self._at_rest[0][0] < now_s - REST_WINDOW_S:
+            self._at_rest.popleft()
+        self._idle_floor_bytes = self._at_rest[0][1]
 
     def begin_run(self, n_bytes: int) -> None:
         """A run that takes so much starts; without this it would pass for memory of the floor."""

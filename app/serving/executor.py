@@ -214,8 +214,8 @@ class RunExecutor:
                 starved_since_s = starved_since_s or now_s
                 left_s = starved_since_s + self._room_timeout_s - now_s
                 if left_s <= 0 or self._stopping:
+                    # And the next one at once: all of them have waited for the same.
                     self._refuse_head(limits)
-                    starved_since_s = None
                 else:
                     self._changed.wait(left_s)
 

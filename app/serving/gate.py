@@ -13,6 +13,8 @@ from app.memory.monitor import MemorySample
 from app.serving.admission import Admission, Decision, Demand, Outcome, Ticket
 
 MIB = 1 << 20
+# More requests than this do not wait for memory: each holds its texts meanwhile.
+MOST_WAITING = 256
 
 
 class AdmissionGate:
@@ -62,12 +64,12 @@ class AdmissionGate:
         Raises QueueFullError, TooLargeError, or MemoryPressureError after the timeout.
         """
         decision = self.decide(demand)
-        if decision.outcome is Outcome.WAIT:
+        if decision.outcome is Outcome.WAIT and len(self._waiting) < MOST_WAITING:
             try:
                 async with asyncio.timeout(self._queue_timeout_s):
                     while decision.outcome is Outcome.WAIT:
                         await self._change()
-                        decision = self.decide(demand)
+                        decision = self.admission.decide(demand)  # `wake` has measured
             except TimeoutError:
                 raise _refusal(decision) from None
         return self._admit(decision)
@@ -84,8 +86,10 @@ class AdmissionGate:
     def reserve(self, n_bytes: int) -> "Reservation":
         """Set memory aside for what is not a request yet, such as a body on its way in.
 
-        Raises MemoryPressureError or TooLargeError.
+        Raises QueueFullError, for what it is part of would wait too long, MemoryPressureError or
+        TooLargeError.
         """
+        self.check_queue()
         return Reservation(self, self.enter_now(Demand(0, n_bytes)))
 
     @contextmanager
@@ -114,6 +118,8 @@ class AdmissionGate:
     def wake(self) -> None:
         """Let the waiting look again: something has changed, or time has passed."""
         waiting, self._waiting = self._waiting, {}
+        if waiting:
+            self.observe(self._sample())
         for future in waiting:
             if not future.done():
                 future.set_result(None)

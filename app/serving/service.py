@@ -36,6 +36,7 @@ from app.serving.admission import (
 from app.serving.executor import RunExecutor
 from app.serving.fallback import with_fallback
 from app.serving.gate import AdmissionGate
+from app.serving.runs import WINDOW_TEXTS
 from app.serving.tasks import (
     Degraded,
     Embeddings,
@@ -254,6 +255,7 @@ def _demand(model: EmbeddingModel, task: EmbedTask, lengths: Sequence[int]) -> D
         n_tokens=sum(lengths),
         held_bytes=held_bytes(lengths, hidden=hidden, dimensions=task.dimensions or hidden),
         run_bytes=model.wave_bytes([max(lengths)]) if lengths else 0,
+        waiting_tokens=sum(lengths[:WINDOW_TEXTS]),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from app.encoder.architecture import Architecture
 from app.encoder.layout import FLOAT_BYTES, wave_bytes
 from app.serving.admission import Admission, Demand, held_bytes
-from app.serving.runs import MOST_TEXTS, RunLimits, n_texts_of_run
+from app.serving.runs import MOST_TEXTS, WINDOW_TEXTS, RunLimits, n_texts_of_run
 from app.serving.scheduler import FULL_PARALLELISM, Plan
 
 # As the serving core has it; a test holds them equal, so that this need not import the encoder.
@@ -54,6 +54,7 @@ class SimulatedMachine:
             n_tokens=sum(lengths),
             held_bytes=held_bytes(lengths, hidden=hidden, dimensions=hidden),
             run_bytes=wave_bytes(self.architecture, [max(lengths)], n_threads=self.n_threads),
+            waiting_tokens=sum(lengths[:WINDOW_TEXTS]),
         )
 
     def run_bytes(self, lengths: Sequence[int], limits: RunLimits) -> int:

@@ -16,6 +16,7 @@ from app.serving.admission import (
     FLOOR_WINDOW_S,
     LEAST_QUEUE_TOKENS,
     RATE_TOKENS,
+    REST_WINDOW_S,
     SETTLED_AFTER_S,
     Admission,
     Demand,
@@ -219,10 +220,19 @@ def test_rest_is_measured_only_once_everything_has_settled(bench: Bench):
     """Right after a request its memory is still there: that is not the server at rest."""
     bench.admission.release(bench.admit(Demand(10, held_bytes=100)))
 
-    bench.observe(400, after_s=SETTLED_AFTER_S - 0.01)
+    bench.observe(FLOOR - 20, after_s=SETTLED_AFTER_S - 0.01)
     assert bench.admission.idle_floor_bytes == FLOOR
-    bench.observe(120, after_s=0.01)
-    assert bench.admission.idle_floor_bytes == 120
+    bench.observe(FLOOR - 10, after_s=0.01)
+    assert bench.admission.idle_floor_bytes == FLOOR - 10
+
+
+def test_rest_is_the_least_of_some_minutes(bench: Bench):
+    """An open breaker makes the server rest with memory high; that must not move its lines."""
+    bench.observe(800, after_s=10.0)
+    assert bench.admission.idle_floor_bytes == FLOOR
+
+    bench.observe(300, after_s=REST_WINDOW_S)
+    assert bench.admission.idle_floor_bytes == 300
 
 
 def test_rest_is_not_measured_while_anything_is_admitted(bench: Bench):
@@ -238,9 +248,9 @@ def test_settled_memory_ends_older_evidence(bench: Bench):
     ticket = bench.admit(Demand(10, held_bytes=0))
     bench.observe(600)
     bench.admission.release(ticket)
-    bench.observe(110, after_s=SETTLED_AFTER_S)
+    bench.observe(FLOOR - 10, after_s=SETTLED_AFTER_S)
 
-    assert bench.admission.floor_bytes == 110
+    assert bench.admission.floor_bytes == FLOOR - 10
 
 
 def test_rest_is_never_said_to_be_more_than_what_is_in_use():
@@ -311,6 +321,14 @@ def test_tokens_that_have_run_wait_no_more(bench: Bench):
     assert bench.outcome(Demand(50, held_bytes=0)) is Outcome.ADMIT
     ticket.note_done(10 * QUEUE_TOKENS)
     assert bench.admission.queue_tokens == 0
+
+
+def test_a_long_list_does_not_lock_others_out(bench: Bench):
+    """Only a window of its texts stands in the engine's queue, and others pass the rest."""
+    bench.admit(Demand(100 * QUEUE_TOKENS, held_bytes=0, waiting_tokens=QUEUE_TOKENS // 2))
+
+    assert bench.admission.queue_tokens == QUEUE_TOKENS // 2
+    assert bench.outcome(Demand(50, held_bytes=0)) is Outcome.ADMIT
 
 
 def test_an_empty_queue_takes_a_request_of_any_length(bench: Bench):

@@ -343,12 +343,25 @@ def test_a_reservation_that_ends_wakes_those_who_wait():
     run(scenario)
 
 
-def test_a_full_queue_does_not_keep_bodies_out():
-    """What has no tokens waits for no engine; whether there is room is the only question."""
+def test_a_full_queue_keeps_large_bodies_out_before_they_are_read():
+    """Receiving and parsing megabytes for a refusal takes the time of those who are served."""
     bench = Bench()
 
     async def scenario() -> None:
         await bench.gate.enter(Demand(2 * QUEUE_TOKENS, 0))
-        bench.gate.reserve(MIB).grow(2 * MIB)
+        with pytest.raises(QueueFullError):
+            bench.gate.reserve(MIB)
+
+    run(scenario)
+
+
+def test_a_body_that_is_in_already_may_grow_whatever_waits():
+    """It has been let in; whether there is room is the only question left."""
+    bench = Bench()
+
+    async def scenario() -> None:
+        reservation = bench.gate.reserve(MIB)
+        await bench.gate.enter(Demand(2 * QUEUE_TOKENS, 0))
+        reservation.grow(2 * MIB)
 
     run(scenario)
