@@ -21,6 +21,9 @@ TEST_CACHE = Path(given) if (given := os.environ.pop("PLIMSOLL_TEST_CACHE", ""))
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of these tests."""
     parser.addoption("--soak", action="store_true", help="load servers for ten minutes a run")
+    parser.addoption(
+        "--load-seconds", type=float, default=90.0, help="seconds a load, where --soak is not given"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,9 @@ class ServedFile:
     name: str  # as PLIMSOLL_MODEL takes it
     limit_mib: int
     cache: Path
-    weights: tuple[Path, ...]
+    sidecar: Path
+    weights: Path
+    source: Path | None = None
 
     def options(self) -> tuple[str, ...]:
         """Of `plimsoll serve`."""
@@ -80,7 +82,7 @@ def limited_server(
     folder: Path, served: ServedFile, limit_mib: int | None = None, **variables: str
 ) -> Iterator[tuple[RunningServer, LimitedGroup]]:
     """A server in a group of its own, its model's pages evicted from the file cache before."""
-    for path in served.weights:
+    for path in filter(None, (served.source, served.weights)):
         evict(path)
     with (
         limited_group((limit_mib or served.limit_mib) * MIB) as group,
@@ -93,7 +95,11 @@ def load(
     url: str, seconds: float, mix: Mapping[str, float] = EVERYTHING, **more: object
 ) -> LoadReport:
     """Send the mixture and wait for the last answer."""
-    plan = LoadPlan(url, mix=mix, seconds=seconds, timeout_s=180, **more)
+    return run(LoadPlan(url, mix=mix, seconds=seconds, timeout_s=180, **more))
+
+
+def run(plan: LoadPlan) -> LoadReport:
+    """Send what a plan says."""
     return asyncio.run(run_load(plan))
 
 
