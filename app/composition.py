@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app import __version__
 from app.encoder.catalog import ModelSpec, resolve
 from app.encoder.model import EmbeddingModel
 from app.encoder.opener import ModelOpener, Progress
 from app.errors import SettingsError
+from app.gguf.load_times import LoadTimes
 from app.gguf.loader import StreamingGGUFLoader
 from app.memory import allocator
 from app.memory.cpu import CPUMonitor, available_cores
@@ -24,14 +26,19 @@ from app.serving.tasks import Embeddings, EmbedTask
 from app.settings import Settings
 from app.telemetry import Telemetry
 
+if TYPE_CHECKING:  # needs the extra
+    from app.tracing import RequestTracer
+
 # The command line embeds this many texts between two moves of its progress bar.
 EMBED_TEXTS = 64
 # Above this share of the budget a load slows down its reading.
 LOAD_PRESSURE_RATIO = 0.70
 
 
-def make_opener(settings: Settings, monitor: MemoryMonitor, spec: ModelSpec) -> ModelOpener:
-    """What opens `spec` under these settings."""
+def make_opener(
+    settings: Settings, monitor: MemoryMonitor, spec: ModelSpec, times: LoadTimes | None = None
+) -> ModelOpener:
+    """What opens `spec` under these settings; `times` is told how long loads take."""
     cache = settings.cache_dir
     allocator.tune()
 
@@ -44,6 +51,7 @@ def make_opener(settings: Settings, monitor: MemoryMonitor, spec: ModelSpec) -> 
             n_workers=engine_threads(settings),
             under_pressure=lambda: monitor.sample().utilization_ratio > LOAD_PRESSURE_RATIO,
             progress=progress,
+            times=times,
         )
 
     return ModelOpener(
@@ -73,7 +81,7 @@ def served_names(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def make_models(
-    settings: Settings, monitor: MemoryMonitor, telemetry: Telemetry
+    settings: Settings, monitor: MemoryMonitor, telemetry: Telemetry, times: LoadTimes
 ) -> list[ServedModel]:
     """The models of these settings, the default first, none of them open.
 
@@ -93,7 +101,7 @@ def make_models(
                     f"both be called {name!r}; leave one out, or give its file another name"
                 )
         written_by_name.update(dict.fromkeys(map(str.lower, names), written))
-        opener = make_opener(settings, monitor, spec)
+        opener = make_opener(settings, monitor, spec, times)
         models.append(ServedModel(names, opener, telemetry, idle_unload_s=settings.idle_unload_s))
     return models
 
@@ -117,6 +125,7 @@ def make_core(
     models: ResourceManager[EmbeddingModel],
     monitor: MemoryMonitor,
     telemetry: Telemetry,
+    times: LoadTimes | None = None,
 ) -> ServingCore:
     """What serves these models under these settings."""
     options = ServingOptions(
@@ -124,7 +133,24 @@ def make_core(
         queue_timeout_s=settings.queue_timeout_s,
         recovery_timeout_s=settings.recovery_timeout_s,
     )
-    return ServingCore(models, monitor, CPUMonitor(), telemetry, options)
+    return ServingCore(models, monitor, CPUMonitor(), telemetry, options, times=times)
+
+
+def make_tracer(settings: Settings) -> "RequestTracer | None":
+    """What traces requests, where these settings say where to.
+
+    Raises SettingsError where OpenTelemetry, which is an extra, is not installed.
+    """
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from app.tracing import RequestTracer, otlp_exporter
+    except ImportError as missing:
+        raise SettingsError(
+            f"PLIMSOLL_OTLP_ENDPOINT is set and {missing.name} is not installed: "
+            "pip install 'plimsoll[tracing]', or unset it"
+        ) from missing
+    return RequestTracer(otlp_exporter(settings.otlp_endpoint), __version__)
 
 
 async def embed_texts(
@@ -139,11 +165,13 @@ async def embed_texts(
     model.slot.watch_progress(progress)
     models = ResourceManager([model.slot], max_open=1, load_wait_s=None)
     core = make_core(settings, models, monitor, telemetry)
-    async with core.running():
-        for start in range(0, len(task.texts), EMBED_TEXTS):
-            part = replace(task, texts=task.texts[start : start + EMBED_TEXTS])
-            with ExitStack() as releases:
-                answer = await core.service.embed(part, releases)
-                assert isinstance(answer, Embeddings)  # noqa: S101 - the task has no fallback
-                yield answer
-    await models.close()
+    try:
+        async with core.running():
+            for start in range(0, len(task.texts), EMBED_TEXTS):
+                part = replace(task, texts=task.texts[start : start + EMBED_TEXTS])
+                with ExitStack() as releases:
+                    answer = await core.service.embed(part, releases)
+                    assert isinstance(answer, Embeddings)  # noqa: S101 - the task has no fallback
+                    yield answer
+    finally:
+        await models.close()

@@ -16,12 +16,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import native, openai, operations, rank
+from app.api import native, openai, operations, rank, status
 from app.api.boundary import install
-from app.composition import engine_threads, make_core, make_models
+from app.api.recent import RecentRequests
+from app.composition import engine_threads, make_core, make_models, make_tracer
 from app.encoder.catalog import NOMIC_V1_5, resolve
 from app.encoder.model import EmbeddingModel
 from app.errors import SettingsError
+from app.gguf.load_times import LoadTimes
 from app.memory.monitor import MemoryMonitor
 from app.memory.resources import ResourceManager
 from app.settings import Settings
@@ -53,17 +55,22 @@ def create_app(settings: Settings, drain: _Drain | None = None) -> FastAPI:
         return sample.used_bytes, sample.resident_bytes, sample.budget_bytes
 
     telemetry.read_memory(memory_numbers)
-    served = make_models(settings, monitor, telemetry)
+    times = LoadTimes(telemetry.tensor_load_seconds.observe)
+    served = make_models(settings, monitor, telemetry, times)
     models = ResourceManager(
         [model.slot for model in served],
         max_open=settings.max_open_models,
         load_wait_s=settings.load_wait_s,
     )
-    core = make_core(settings, models, monitor, telemetry)
+    core = make_core(settings, models, monitor, telemetry, times)
     parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
+    recent = RecentRequests()
+    tracer = make_tracer(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if tracer is not None:
+            tracer.start()
         async with core.running():
             watch = asyncio.create_task(models.watch_idleness())
             preload = asyncio.create_task(_preload(models)) if settings.preload else None
@@ -76,20 +83,26 @@ def create_app(settings: Settings, drain: _Drain | None = None) -> FastAPI:
                         await task
                 parsing.shutdown()
         await models.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.stop)
 
     app = FastAPI(
         title="Plimsoll",
         version=__version__,
         description="Text embeddings inside a memory budget.",
         lifespan=lifespan,
+        # FastAPI's own would send what errors say, which may quote a text.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     install(
         app,
         telemetry,
+        recent,
         body_gate=core.gate,
         body_limit_bytes=settings.body_limit_mib << 20,
         body_timeout_s=settings.body_timeout_s,
         parsing=parsing,
+        tracer=tracer,
     )
     app.include_router(native.router(core.service))
     app.include_router(rank.router(core.ranking))
@@ -99,6 +112,7 @@ def create_app(settings: Settings, drain: _Drain | None = None) -> FastAPI:
             served, core, monitor, telemetry, version=__version__, draining=lambda: drain.started
         )
     )
+    app.include_router(status.router(core.watch, recent))
     log.info(
         "Plimsoll %s: %s, %d engine threads, budget %d MiB (%s), cache %s",
         __version__, ", ".join(slot.name for slot in models.slots), engine_threads(settings),

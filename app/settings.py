@@ -7,6 +7,7 @@ README's table and `plimsoll config` show the fields as they stand here.
 
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -136,6 +137,13 @@ class Settings(BaseSettings):
         le=600,
         description="Seconds within which a request body must have arrived whole.",
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2048,
+        description="Address of an OpenTelemetry collector that takes traces over OTLP/HTTP, such "
+        "as http://localhost:4318; unset, there are no traces. Needs the extra `tracing`.",
+    )
     config: Path | None = Field(
         None, description="TOML file with settings; unset, plimsoll.toml here if there is one."
     )
@@ -144,6 +152,16 @@ class Settings(BaseSettings):
     @classmethod
     def _lower_case(cls, word: object) -> object:
         return word.lower() if isinstance(word, str) else word
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _web_address(cls, address: str | None) -> str | None:
+        if address is None:
+            return None
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError("write an address that begins with http:// or https://")
+        return address
 
     @field_validator("cache_dir", "config")
     @classmethod
@@ -156,6 +174,16 @@ class Settings(BaseSettings):
             return path.expanduser()
         except RuntimeError as unknown_home:
             raise ValueError("there is no home folder for ~; write the path out") from unknown_home
+
+    @model_validator(mode="after")  # whose message, unlike a field's, does not show the value
+    def _endpoint_holds_no_key(self) -> Self:
+        parts = urlsplit(self.otlp_endpoint or "")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError(
+                "otlp_endpoint must hold no user, password or query; "
+                "OTEL_EXPORTER_OTLP_HEADERS takes keys"
+            )
+        return self
 
     @model_validator(mode="after")
     def _body_fits_budget(self) -> Self:

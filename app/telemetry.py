@@ -4,7 +4,7 @@ Base units, conventional names, few labels; never a text or a user. Nothing is r
 at import: `Telemetry` owns a registry of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -24,12 +24,21 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
+from app.current_request import Trace, current_request
+
 __all__ = ["CONTENT_TYPE", "STAGES", "EvictionReason", "Telemetry"]
 
 STAGES = ("parse", "tokenize", "admission", "queue", "encode", "pool", "render")
 # 1 ms to 60 s: a cached short text to a long list on a busy machine.
 RUN_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+# Label values that are there from the start: a rate does not see the first event of a series that
+# begins with it. Alerts and the dashboard count on these.
+BREAKER_STATES = ("closed", "open", "half_open")
+DEGRADED_REASONS = ("memory_pressure", "breaker_open", "model_loading", "out_of_memory")
+SERVER_ERRORS = (*DEGRADED_REASONS, "queue_full", "model_unavailable", "internal_error")
+RECOVERIES = (("1", "retried"), ("1", "recovered"), ("1", "failed"), ("3", "answered"))
 
 EvictionReason: TypeAlias = Literal["idle", "lru", "pressure"]
 """Why a model was closed: unused for long, room for another one, memory."""
@@ -64,6 +73,15 @@ class Telemetry:
             "plimsoll_errors",
             "Requests and single texts refused or failed, by error code",
             ["code"],
+            registry=self.registry,
+        )
+        for code in SERVER_ERRORS:
+            self.errors.labels(code)
+        self.request_seconds = Histogram(
+            "plimsoll_request_duration_seconds",
+            "Time from a request's arrival to the end of its reply, by route",
+            ["route"],
+            buckets=BUCKETS_S,
             registry=self.registry,
         )
         self.texts = Counter("plimsoll_texts", "Texts embedded", registry=self.registry)
@@ -120,12 +138,17 @@ class Telemetry:
             ["state"],
             registry=self.registry,
         )
+        for state in BREAKER_STATES:
+            self.breaker_state.labels(state).set(state == "closed")
+            self.breaker_transitions.labels(state)
         self.degraded = Counter(
             "plimsoll_degraded",
             "Requests that did not get the primary answer, by reason",
             ["reason"],
             registry=self.registry,
         )
+        for reason in DEGRADED_REASONS:
+            self.degraded.labels(reason)
         self.recoveries = Counter(
             "plimsoll_recoveries",
             "Failures for want of memory that were worked around, by level (1 smaller runs, "
@@ -133,12 +156,16 @@ class Telemetry:
             ["level", "outcome"],
             registry=self.registry,
         )
+        for level_and_outcome in RECOVERIES:
+            self.recoveries.labels(*level_and_outcome)
         self.model_loads = Counter(
             "plimsoll_model_loads",
             "Times a model was opened, by outcome (ok, failed)",
             ["outcome"],
             registry=self.registry,
         )
+        for outcome in ("ok", "failed"):
+            self.model_loads.labels(outcome)
         self.model_load_seconds = Histogram(
             "plimsoll_model_load_seconds",
             "Time to open a model, fetching and conversion included",
@@ -205,17 +232,44 @@ class Telemetry:
             "Share of time in which the CPU quota held this process back",
             registry=self.registry,
         )
+        self.tensor_load_seconds = Histogram(
+            "plimsoll_tensor_load_seconds",
+            "Time to read, expand, check and write one tensor of a model's weights",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=self.registry,
+        )
+        self.bottleneck = Gauge(
+            "plimsoll_bottleneck",
+            "1 for what limits throughput (none, memory, disk, cpu, dequantization, queue), else 0",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.bottleneck_actions = Counter(
+            "plimsoll_bottleneck_actions",
+            "What was tried against a bottleneck, by action and outcome (kept: it helped, "
+            "reverted: it did not, unclear: reverted, with too little load to compare, let_go: "
+            "undone later)",
+            ["action", "outcome"],
+            registry=self.registry,
+        )
+        self._sample_memory: Callable[[], tuple[int, int, int]] | None = None
         self._build = Info("plimsoll_build", "Version of Plimsoll", registry=self.registry)
         self._build.info({"version": version})
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one of STAGES."""
-        start = perf_counter()
+    def stage(self, name: str, traces: Iterable[Trace] | None = None) -> Iterator[None]:
+        """Time one of STAGES: of the request being served, or of those whose `traces` are given."""
+        start_s = perf_counter()
         try:
             yield
         finally:
-            self._stages.labels(name).observe(perf_counter() - start)
+            end_s = perf_counter()
+            self._stages.labels(name).observe(end_s - start_s)
+            if traces is None:
+                request = current_request()
+                traces = (request.trace,) if request and request.trace else ()
+            for trace in traces:
+                trace.add_stage(name, start_s, end_s)
 
     def observe_stage(self, name: str, seconds: float) -> None:
         """Record a stage that was timed elsewhere."""
@@ -223,15 +277,7 @@ class Telemetry:
 
     def read_memory(self, sample: Callable[[], tuple[int, int, int]]) -> None:
         """Fill the memory gauges at each scrape from `sample`: used, resident, budget bytes."""
-
-        def ratio() -> float:
-            used, _, budget = sample()
-            return used / budget
-
-        self._used.set_function(lambda: sample()[0])
-        self._resident.set_function(lambda: sample()[1])
-        self._budget.set_function(lambda: sample()[2])
-        self._utilization.set_function(ratio)
+        self._sample_memory = sample
 
     def metrics(self) -> list[MetricDescription]:
         """Every metric of Plimsoll's own, in the order of definition."""
@@ -248,5 +294,11 @@ class Telemetry:
         return found
 
     def render(self) -> bytes:
-        """The page that Prometheus scrapes, of type CONTENT_TYPE."""
+        """The page that Prometheus scrapes, of type CONTENT_TYPE. Measures memory once."""
+        if self._sample_memory is not None:
+            used_bytes, resident_bytes, budget_bytes = self._sample_memory()
+            self._used.set(used_bytes)
+            self._resident.set(resident_bytes)
+            self._budget.set(budget_bytes)
+            self._utilization.set(used_bytes / budget_bytes)
         return generate_latest(self.registry)

@@ -12,9 +12,10 @@ from time import monotonic
 import numpy as np
 from fastapi import FastAPI
 
-from app.api import native, openai, operations, rank
+from app.api import native, openai, operations, rank, status
 from app.api.boundary import install
 from app.api.edge import BodyGate, UnlimitedBodies
+from app.api.recent import RecentRequests
 from app.encoder.architecture import Architecture, Pooling
 from app.encoder.catalog import KnownModel
 from app.encoder.model import Traits
@@ -27,6 +28,7 @@ from app.memory.slots import ModelSlot
 from app.serving.core import ServingCore, ServingOptions
 from app.serving.served_model import ServedModel
 from app.telemetry import Telemetry
+from app.tracing import RequestTracer
 
 DEADLINE_S = 60  # for what must come, however busy the machine is
 HIDDEN = 4
@@ -195,6 +197,7 @@ class FakeServer:
         body_timeout_s: float = DEADLINE_S,
         monitor: MemoryMonitor | None = None,
         options: ServingOptions | None = None,
+        tracer: RequestTracer | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.telemetry = Telemetry("test")
@@ -207,15 +210,18 @@ class FakeServer:
         )
         self.core.start()
         service = self.core.service
+        recent = RecentRequests()
         self.app = FastAPI()
         self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         install(
             self.app,
             self.telemetry,
+            recent,
             body_gate=body_gate or UnlimitedBodies(),
             body_limit_bytes=body_limit_bytes,
             body_timeout_s=body_timeout_s,
             parsing=self.parsing,
+            tracer=tracer,
         )
         self.app.include_router(native.router(service))
         self.app.include_router(rank.router(self.core.ranking))
@@ -225,6 +231,7 @@ class FakeServer:
                 [model], self.core, monitor, self.telemetry, version="test", draining=lambda: False
             )
         )
+        self.app.include_router(status.router(self.core.watch, recent))
 
     def close(self) -> None:
         """End the threads."""

@@ -9,7 +9,8 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from typing import Annotated, Literal
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import orjson
@@ -22,8 +23,12 @@ from typing_extensions import TypeAliasType
 from app import errors
 from app.api.edge import BodyGate, BodyLimits, BodyTooLargeError, Edge
 from app.api.json_body import StrictJSONRoute as StrictJSONRoute
+from app.api.recent import RecentRequests
 from app.serving.tasks import Degraded, Embeddings, Ranking, SparseEmbeddings
 from app.telemetry import Telemetry
+
+if TYPE_CHECKING:  # needs the extra
+    from app.tracing import RequestTracer
 
 InputType = Literal["search_document", "search_query", "classification", "clustering"]
 Encoding = Literal["float", "base64"]
@@ -110,10 +115,21 @@ def error_body(status: int, message: str, *, code: str, param: str | None = None
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def error_response(error: Exception, chance: Callable[[], float]) -> Response:
-    """An error as its client sees it; of one that nobody foresaw, not what it says."""
+def message_of(error: Exception) -> str:
+    """What an error says to its client; of one that nobody foresaw, nothing of its own."""
     is_ours = isinstance(error, errors.PlimsollError)
-    message = str(error) if is_ours else "an internal error; the server's log has it"
+    return str(error) if is_ours else "an internal error; the server's log has it"
+
+
+def lasting_message_of(error: Exception) -> str:
+    """What may be kept of it: an error of a request quotes it, so its class has to do."""
+    is_quoting = isinstance(error, errors.RequestError)
+    return (type(error).__doc__ or "") if is_quoting else message_of(error)
+
+
+def error_response(error: Exception, chance: Callable[[], float]) -> Response:
+    """An error as its client sees it."""
+    message = message_of(error)
     param = error.param if isinstance(error, errors.RequestError) else None
     wait = retry_after(error, chance)
     headers = None if wait is None else {"Retry-After": wait}
@@ -137,23 +153,23 @@ def embeddings_response(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Render an answer made of vectors, noting for log line and metrics what it was."""
-    note = f" texts={len(result.vectors)} tokens={result.n_tokens}"
-    return _rendered(request, "dense", note, content, headers)
+    _note(request, "dense", len(result.vectors), result.n_tokens)
+    return _rendered(request, content, headers)
 
 
 def sparse_response(
     request: Request, result: SparseEmbeddings, content: Callable[[], object]
 ) -> Response:
     """Render sparse vectors, likewise; a header says where they are not what was asked for."""
-    note = f" texts={len(result.vectors)}"
-    return _rendered(request, "sparse", note, content, _degraded_header(result.degraded), result)
+    _note(request, "sparse", len(result.vectors), None, result.degraded)
+    return _rendered(request, content, _degraded_header(result.degraded))
 
 
 def ranking_response(request: Request, result: Ranking, content: Callable[[], object]) -> Response:
     """Render an order of documents, likewise."""
     kind = "dense" if result.kind == "dense" else "sparse"
-    note = f" documents={len(result.results)} tokens={result.n_tokens}"
-    return _rendered(request, kind, note, content, _degraded_header(result.degraded), result)
+    _note(request, kind, len(result.results), result.n_tokens, result.degraded)
+    return _rendered(request, content, _degraded_header(result.degraded))
 
 
 def dense_only(result: Embeddings | SparseEmbeddings) -> Embeddings:
@@ -168,17 +184,22 @@ def releases_of(request: Request) -> ExitStack:
     return releases
 
 
-def _rendered(
+def _note(
     request: Request,
     kind: str,
-    note: str,
-    content: Callable[[], object],
-    headers: dict[str, str] | None,
-    result: SparseEmbeddings | Ranking | None = None,
+    n_texts: int,
+    n_tokens: int | None,
+    degraded: Degraded | None = None,
+) -> None:
+    """Tell the edge what the answer is."""
+    state = request.state
+    state.kind, state.texts, state.tokens = kind, n_texts, n_tokens
+    state.degraded = degraded and degraded.reason
+
+
+def _rendered(
+    request: Request, content: Callable[[], object], headers: dict[str, str] | None
 ) -> Response:
-    if result is not None and result.degraded is not None:
-        note += f" degraded={result.degraded.reason}"
-    request.state.kind, request.state.note = kind, note
     with _telemetry(request).stage("render"):
         return json_response(content(), headers=headers)
 
@@ -197,11 +218,13 @@ def vector_field(vector: np.ndarray, encoding: Encoding) -> np.ndarray | str:
 def install(
     app: FastAPI,
     telemetry: Telemetry,
+    recent: RecentRequests,
     *,
     body_gate: BodyGate,
     body_limit_bytes: int,
     body_timeout_s: float,
     parsing: Executor,
+    tracer: "RequestTracer | None" = None,
     chance: Callable[[], float] = random.random,
 ) -> None:
     """Put the edge around an application: one shape for failures, limits, log, counts.
@@ -214,10 +237,19 @@ def install(
 
     def reply(error: Exception) -> Response:
         telemetry.errors.labels(code_of(error)).inc()
+        recent.note_error(status_of(error), code_of(error), lasting_message_of(error))
         return error_response(error, chance)
 
     limits = BodyLimits(body_limit_bytes, body_timeout_s)
-    app.add_middleware(Edge, telemetry=telemetry, reply=reply, gate=body_gate, limits=limits)
+    app.add_middleware(
+        Edge,
+        telemetry=telemetry,
+        recent=recent,
+        reply=reply,
+        gate=body_gate,
+        limits=limits,
+        tracer=tracer,
+    )
 
     async def plimsoll_error(request: Request, error: Exception) -> Response:
         return reply(error)
@@ -229,13 +261,15 @@ def install(
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        telemetry.errors.labels(f"http_{error.status_code}").inc()
+        code, phrase = f"http_{error.status_code}", HTTPStatus(error.status_code).phrase
+        telemetry.errors.labels(code).inc()
+        recent.note_error(error.status_code, code, phrase)
         message = str(error.detail)
         if error.status_code == 404:
             message = f"there is no route {request.url.path}; /docs lists what there is"
         elif error.status_code == 405:
             message = f"{request.url.path} does not take {request.method}; see /docs"
-        body = error_body(error.status_code, message, code=f"http_{error.status_code}")
+        body = error_body(error.status_code, message, code=code)
         return Response(body, error.status_code, error.headers, "application/json")
 
     app.add_exception_handler(errors.PlimsollError, plimsoll_error)

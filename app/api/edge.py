@@ -11,22 +11,32 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.recent import RecentRequests
+from app.api.request_id import HEADER, request_id_of
+from app.current_request import CurrentRequest, serving
 from app.errors import PlimsollError, SlowBodyError, TooLargeError
 from app.telemetry import Telemetry
+
+if TYPE_CHECKING:  # needs the extra
+    from app.tracing import RequestTracer
 
 log = logging.getLogger("plimsoll.access")
 
 GATE_FROM_BYTES = 64 << 10  # a smaller body is not worth a reservation
 GROW_BYTES = 256 << 10  # steps of a body that does not say its length
 DISCARD_S = 5.0
+# Routes that are asked again and again by whoever looks: not worth a line or a trace each time.
+QUIET_ROUTES = ("/health", "/metrics", "/status", "/pages")
 # For log and metrics: nginx's status of a client that hung up before its answer.
 CLIENT_GONE = 499
+# What is said of a request in log, metrics and traces, until a route knows better.
+UNANSWERED = {"kind": "none", "texts": None, "tokens": None, "degraded": None}
 
 
 class Reservation(Protocol):
@@ -38,6 +48,12 @@ class Reservation(Protocol):
         Raises OverloadError or TooLargeError, and keeps what there was.
         """
 
+    async def wait_to_grow(self, total_bytes: int) -> None:
+        """Return once `grow` might succeed, or when that took too long."""
+
+    def shrink(self, total_bytes: int) -> None:
+        """Keep `total_bytes`, give back what is above."""
+
     def release(self) -> None:
         """Give it back. Called once."""
 
@@ -47,6 +63,9 @@ class BodyGate(Protocol):
 
     def reserve(self, n_bytes: int) -> Reservation:
         """Set memory aside for a body. Raises OverloadError or TooLargeError."""
+
+    async def wait_for_room(self, n_bytes: int) -> None:
+        """Return once `reserve` might succeed, or when that took too long."""
 
 
 class UnlimitedBodies:
@@ -58,6 +77,15 @@ class UnlimitedBodies:
 
     def grow(self, total_bytes: int) -> None:
         """Let it grow."""
+
+    async def wait_for_room(self, n_bytes: int) -> None:
+        """There is room."""
+
+    async def wait_to_grow(self, total_bytes: int) -> None:
+        """There is room."""
+
+    def shrink(self, total_bytes: int) -> None:
+        """Nothing was held."""
 
     def release(self) -> None:
         """Nothing was held."""
@@ -104,6 +132,9 @@ class _Body:
         if self._whole:  # what comes now is that the client has gone
             return await self._receive()
         try:
+            if self._declared_bytes >= GATE_FROM_BYTES and not self._received_bytes:
+                # Until then the client is held back by its own unread bytes.
+                await self._gate.wait_for_room(self._declared_bytes)
             self._admit(max(self._declared_bytes, self._received_bytes))
             message = await self._next_in_time()
             self._admit(self._received_bytes)
@@ -165,44 +196,58 @@ class Edge:
     """ASGI middleware around everything else.
 
     Bodies pass the gate and the limits on their way in; an error that nobody foresaw becomes an
-    answer; each request is logged and counted. `reply` counts an error and renders it.
+    answer; each request is named, logged, counted and traced. `reply` counts an error and renders
+    it.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         telemetry: Telemetry,
+        recent: RecentRequests,
         reply: Callable[[Exception], Response],
         gate: BodyGate,
         limits: BodyLimits,
+        tracer: "RequestTracer | None" = None,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._recent = recent
         self._reply = reply
         self._gate = gate
         self._limits = limits
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers, trace = scope["headers"], None
+        if self._tracer is not None and not scope["path"].startswith(QUIET_ROUTES):
+            trace = self._tracer.begin(scope["method"], scope["path"], scope["scheme"], headers)
+        request = CurrentRequest(request_id_of(headers), trace)
+        with serving(request):
+            await self._serve(request, scope, receive, send)
+
+    async def _serve(
+        self, request: CurrentRequest, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         start = perf_counter()
         status = 0
         # What the reply holds in memory counts until it has been sent.
         releases = ExitStack()
-        scope["state"] = {
-            **scope.get("state", {}), "kind": "none", "note": "", "releases": releases
-        }  # fmt: skip
+        scope["state"] = {**scope.get("state", {}), **UNANSWERED, "releases": releases}
         body = _Body(scope, receive, self._gate, self._limits)
 
         async def noting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message["headers"], (HEADER, request.id.encode("ascii"))]
                 if body.refused:
-                    close = (b"connection", b"close")
-                    message = {**message, "headers": [*message["headers"], close]}
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             elif body.refused:
                 # The client has its whole answer; the connection stays open to read on.
                 message = {**message, "more_body": True}
@@ -223,19 +268,38 @@ class Edge:
         finally:
             body.release()
             releases.close()
-            self._finish(scope, status, perf_counter() - start)
+            self._finish(request, scope, status, perf_counter() - start)
         if body.refused:
             await body.discard()
             await send({"type": "http.response.body", "body": b""})
 
-    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+    def _finish(self, request: CurrentRequest, scope: Scope, status: int, seconds: float) -> None:
+        path = getattr(scope.get("route"), "path", None)
         # A path that is no route must not make a time series of its own.
-        route = getattr(scope.get("route"), "path", "other")
-        kind = scope["state"]["kind"]
+        route = path or "other"
+        about = {name: scope["state"][name] for name in UNANSWERED}
+        kind = about["kind"]
         self._telemetry.requests.labels(route, str(status), kind).inc()
-        level = logging.DEBUG if route.startswith(("/health", "/metrics")) else logging.INFO
+        self._telemetry.request_seconds.labels(route).observe(seconds)
+        self._recent.note_reply(kind, status, seconds)
+        level = logging.DEBUG if route.startswith(QUIET_ROUTES) else logging.INFO
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            **about,
+        }
+        note = "".join(
+            f" {name}={about[name]}"
+            for name in ("texts", "tokens", "degraded")
+            if about[name] is not None
+        )
         log.log(
             level,
             "%s %s %d %.1f ms%s",
-            scope["method"], scope["path"], status, seconds * 1000, scope["state"]["note"],
+            scope["method"], scope["path"], status, seconds * 1000, note,
+            extra={"fields": fields},
         )  # fmt: skip
+        if request.trace is not None:
+            request.trace.end(status, path, request_id=request.id, **about)

@@ -105,11 +105,15 @@ async def _parse(request: Request, body: bytearray) -> Any:
     try:
         with state.telemetry.stage("parse"):
             cost = await _run(thread, _bounded_cost, body)
-            if request.state.reservation is not None:
-                request.state.reservation.grow(len(body) + cost.parsed_bytes)
+            reservation, n_bytes = request.state.reservation, len(body)
+            if reservation is not None:
+                await reservation.wait_to_grow(n_bytes + cost.parsed_bytes)
+                reservation.grow(n_bytes + cost.parsed_bytes)
             parsed = await _run(thread, _loads, body)
     finally:
         body.clear()  # whoever still holds it
+    if reservation is not None:
+        reservation.shrink(cost.parsed_bytes)
     if isinstance(parsed, dict) and len(parsed) > MAX_FIELDS:
         raise InvalidRequestError(f"the body has more than {MAX_FIELDS} fields")
     return parsed

@@ -70,6 +70,10 @@ def router(
                 "ladder_step": core.watch.step,
                 "breaker": core.breaker.snapshot(),
                 "plan": core.watch.plan,
+                "bottleneck": {
+                    "kind": core.resolver.bottleneck.kind.value,
+                    "reason": ", ".join(core.resolver.bottleneck.reasons),
+                },
                 "queue": {
                     "tokens": core.gate.admission.queue_tokens,
                     "limit_tokens": core.gate.admission.queue_limit_tokens,
@@ -86,6 +90,10 @@ def router(
     async def ready() -> Response:
         reason = unready()
         return json_response({"status": reason or "ready"}, 503 if reason else 200)
+
+    @routes.get("/bottleneck", summary="What limits throughput, why, and what was tried")
+    async def bottleneck() -> Response:
+        return json_response(core.resolver.report(), headers={"Cache-Control": "no-store"})
 
     @routes.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:

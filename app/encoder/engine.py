@@ -12,7 +12,7 @@ and the kernel follows from the text's own length.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -97,6 +97,7 @@ class Engine:
         drop_pages: bool = False,
         n_threads: int | None = None,
         pack_tokens: int = PACK_TOKENS,
+        kept_layers: int = 0,
     ) -> list[np.ndarray]:
         """Last hidden states of each sequence.
 
@@ -104,6 +105,8 @@ class Engine:
         drop_pages: give each layer's pages back to the kernel after its use.
         n_threads: use so many of the engine's threads; None: all.
         pack_tokens: join short texts up to so many tokens.
+        kept_layers: with `drop_pages`, spare so many layers, and let none of the others' pages
+            linger and push out theirs.
         Returns float32 (tokens, hidden) per sequence, in the order given.
         """
         self._weights.verify_tokens(texts)
@@ -114,8 +117,8 @@ class Engine:
         for layer in range(self._architecture.n_layers):
             self._weights.enter_layer(layer, prefetch=drop_pages)
             self._each(wave, partial(self._layer, layer))
-            if drop_pages:
-                self._weights.drop_layer(layer)
+            if drop_pages and layer >= kept_layers:
+                self._weights.drop_layer(layer, evict=kept_layers > 0)
         states: list[np.ndarray] = [wave.states] * len(texts)
         for unit in wave.units:
             for index, rows in zip(unit.indices, unit.texts, strict=True):
@@ -196,8 +199,9 @@ class Engine:
         try:
             drain(self._runners[0])
         finally:
-            for helper in helpers:
-                helper.result()
+            wait(helpers)  # all of them, whoever failed: their bindings are for one call at a time
+        for helper in helpers:
+            helper.result()
 
     def _start(self, runner: Runner, wave: _Wave, unit: _Unit) -> None:
         for rows in unit.slices:

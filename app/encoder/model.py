@@ -143,6 +143,7 @@ class EmbeddingModel:
         self._exact = exact
         self._engine = Engine(architecture, self._weights, n_threads=n_threads, exact=exact)
         self._computing = Lock()  # one wave at a time, and no unmapping under it
+        self._is_closed = False
 
     def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
         """Ids with the task's prefix, cut to the token limit."""
@@ -166,6 +167,7 @@ class EmbeddingModel:
         drop_pages: bool = False,
         n_threads: int | None = None,
         pack_tokens: int = PACK_TOKENS,
+        kept_layers: int = 0,
     ) -> np.ndarray:
         """Pooled vectors, not normalised: float64 (texts, hidden).
 
@@ -173,7 +175,11 @@ class EmbeddingModel:
         computed once more, alone; where that fails too it stays so, for the caller to refuse.
         """
         run = partial(
-            self._pooled, drop_pages=drop_pages, n_threads=n_threads, pack_tokens=pack_tokens
+            self._pooled,
+            drop_pages=drop_pages,
+            n_threads=n_threads,
+            pack_tokens=pack_tokens,
+            kept_layers=kept_layers,
         )
         with self._computing, _out_of_memory_named():
             vectors = run(wave)
@@ -206,14 +212,19 @@ class EmbeddingModel:
         )
 
     def release_memory(self) -> None:
-        """Give memory that only a run needs back to the kernel."""
-        with self._computing:
-            self._engine.release_memory()
+        """Give memory that only a run needs back to the kernel; a closed model has none.
+
+        Raises EncodeMemoryError where not even that can be had.
+        """
+        with self._computing, _out_of_memory_named():
+            if not self._is_closed:
+                self._engine.release_memory()
         allocator.release()
 
     def close(self) -> None:
         """Stop threads, drop sessions and unmap the weights, after the wave under way."""
         with self._computing:
+            self._is_closed = True
             self._engine.close()
             self._weights.close()
 
@@ -236,7 +247,7 @@ def _out_of_memory_named() -> Iterator[None]:
 
 
 def _empty_frames(error: BaseException | None) -> None:
-    """Let go of what an error's frames hold: the failed wave's arrays, just when memory is short."""
+    """Let go of what an error's frames hold: the failed wave's arrays, while memory is short."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -93,9 +93,14 @@ class Weights:
         for name in self._layer_names[layer]:
             self._sidecar.verify(name)
 
-    def drop_layer(self, layer: int) -> None:
-        """Give a block's pages back to the kernel; they are read again at the next use."""
+    def drop_layer(self, layer: int, *, evict: bool) -> None:
+        """Give a block's pages back to the kernel; they are read again at the next use.
+
+        With `evict` they leave the file cache at once, instead of when their memory is wanted.
+        """
         self._sidecar.advise(self._layer_names[layer], mmap.MADV_DONTNEED)
+        if evict:
+            self._sidecar.evict(self._layer_names[layer])
 
     def close(self) -> None:
         """Release every view and unmap; the caller has dropped all bindings before."""

@@ -25,6 +25,7 @@ from app.errors import (
 )
 from app.gguf import storage
 from app.gguf.dequantize import SUPPORTED
+from app.gguf.load_times import LoadTimes
 from app.gguf.pipeline import PIECE_BYTES, Pipeline, TensorJob
 from app.gguf.reader import GGUFHeader, read_header
 from app.gguf.sidecar import HEADER_NAME, INDEX_NAME, WEIGHTS_NAME, Sidecar
@@ -85,6 +86,7 @@ class StreamingGGUFLoader:
         under_pressure: Callable[[], bool] = lambda: False,
         progress: Progress = lambda done_bytes, total_bytes: None,
         wait: Callable[[float], object] = time.sleep,
+        times: LoadTimes | None = None,
     ) -> None:
         """Build nothing yet.
 
@@ -97,6 +99,7 @@ class StreamingGGUFLoader:
         progress: told float32 bytes done and in all, in the thread of `load`; never less than
             before. What it raises ends the load.
         wait: sleeps the seconds of a backoff.
+        times: told how long everything took.
         """
         self._cache_dir = cache_dir
         self._compute = compute
@@ -106,6 +109,7 @@ class StreamingGGUFLoader:
         self._under_pressure = under_pressure
         self._progress = progress
         self._wait = wait
+        self._times = times or LoadTimes()
 
     def load(self, path: Path) -> Sidecar:
         """Open the sidecar of the GGUF file at `path`, made first where there is none.
@@ -237,9 +241,11 @@ class StreamingGGUFLoader:
             n_workers=self._n_workers,
             under_pressure=self._under_pressure,
             progress=progress,
+            times=self._times,
         )
         try:
-            self._run_until_done(pipeline, jobs)
+            with self._times.loading():
+                self._run_until_done(pipeline, jobs)
         except MemoryError as error:
             raise ModelLoadError("no memory was left to load the weights with") from error
 

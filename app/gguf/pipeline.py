@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Queue
+from time import perf_counter
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from app.errors import GGUFError, ModelLoadError
 from app.gguf.dequantize import dequantize
+from app.gguf.load_times import LoadTimes
 from app.gguf.read_ahead import ReadAhead
 from app.gguf.reader import TensorInfo
 from app.gguf.sidecar_index import CHECKSUM_BYTES, CHUNK_BYTES, chunk_checksums, n_chunks
@@ -48,6 +50,7 @@ class TensorJob:
     checksums: bytearray = field(init=False)
     source_sha256: bytes = field(init=False, default=b"")
     written_bytes: int = field(init=False, default=0)
+    started_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.checksums = bytearray(CHECKSUM_BYTES * n_chunks(self.target_bytes))
@@ -97,6 +100,7 @@ class Pipeline:
         n_workers: int,
         under_pressure: Callable[[], bool],
         progress: Callable[[], None],
+        times: LoadTimes | None = None,
     ) -> None:
         """`progress` is called in the caller's thread, when `written_bytes` may have grown."""
         self._source = source
@@ -104,6 +108,7 @@ class Pipeline:
         self._n_workers = n_workers
         self._under_pressure = under_pressure
         self._progress = progress
+        self._times = times or LoadTimes()
         self._read_ahead = ReadAhead()
         self._lock = threading.Lock()
         self._failed: dict[str, BaseException] = {}
@@ -143,7 +148,8 @@ class Pipeline:
             if watcher.ident is not None:
                 watcher.join()
         self._check(jobs)
-        self._sink.flush()
+        with self._times.stage("write"):
+            self._sink.flush()
         self._progress()
         return self._failed
 
@@ -158,7 +164,10 @@ class Pipeline:
         # Daemons: a second interrupt, while the first one is being obeyed, must not hang the exit.
         threads = [
             threading.Thread(
-                target=self._serve, args=(work, inbox, outbox), name=f"gguf-{name}", daemon=True
+                target=self._serve,
+                args=(self._times.stage(name)(work), inbox, outbox),
+                name=f"gguf-{name}",
+                daemon=True,
             )
             for _ in range(n_threads)
         ]
@@ -193,6 +202,7 @@ class Pipeline:
 
     def _read(self, job: TensorJob, piece_bytes: int, outbox: _Inbox) -> None:
         digest = hashlib.sha256()
+        job.started_s = perf_counter()
         for start, n_elements in _pieces(job.tensor, piece_bytes):
             if self._is_given_up(job):
                 return
@@ -201,7 +211,8 @@ class Pipeline:
             self._read_ahead.acquire(held_bytes)
             try:
                 source = memoryview(bytearray(n_bytes))
-                self._source.readinto_at(offset, source)
+                with self._times.stage("read"):
+                    self._source.readinto_at(offset, source)
                 digest.update(source)
                 piece = _Piece(job, start, n_elements, held_bytes, source)
             except (GGUFError, OSError, MemoryError) as error:
@@ -239,7 +250,10 @@ class Pipeline:
     def _write(self, piece: _Piece) -> None:
         data = piece.values.data.cast("B")
         self._sink.write_at(piece.job.target_offset + 4 * piece.start_element, data)
-        piece.job.written_bytes += len(data)
+        job = piece.job
+        job.written_bytes += len(data)
+        if job.written_bytes == job.target_bytes:
+            self._times.note_tensor(perf_counter() - job.started_s)
 
     def _watch(self, done: threading.Event) -> None:
         while not done.wait(WATCH_INTERVAL_S):

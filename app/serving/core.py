@@ -12,14 +12,27 @@ from dataclasses import dataclass
 from time import monotonic
 
 from app.encoder.model import EmbeddingModel
+from app.gguf.load_times import LoadTimes
+from app.memory.affinity import CoreWatch
 from app.memory.breaker import BreakerLimits, BreakerState, MemoryCircuitBreaker, Transition
-from app.memory.cpu import CPUMonitor
-from app.memory.monitor import MemoryMonitor
+from app.memory.cpu import CPUMonitor, CPUSample
+from app.memory.disk import DiskMonitor
+from app.memory.monitor import MemoryMonitor, MemorySample
 from app.memory.resources import ResourceManager
 from app.serving.admission import Admission
+from app.serving.evidence import EngineClock, Look
 from app.serving.executor import RunExecutor
 from app.serving.gate import AdmissionGate
 from app.serving.ranking import RankingService
+from app.serving.remedies import (
+    AvoidTakenCores,
+    KeepLayers,
+    PageKeeping,
+    ReleaseMemory,
+    fewer_threads,
+    smaller_runs,
+)
+from app.serving.resolver import BottleneckResolver
 from app.serving.runs import RunLimits
 from app.serving.scheduler import AdaptiveScheduler
 from app.serving.service import EmbeddingService
@@ -30,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # Above this share of the budget the weights cannot stay resident beside everything else.
 RESIDENT_WEIGHTS_RATIO = 0.5
+# From this step of the memory ladder on requests wait for memory.
+HOLDING_BACK_STEP = 3
 
 
 @dataclass(frozen=True)
@@ -59,16 +74,25 @@ class ServingCore:
         telemetry: Telemetry,
         options: ServingOptions,
         *,
+        disk: DiskMonitor | None = None,
+        times: LoadTimes | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        """`times`: of the models' loads."""
         self._telemetry = telemetry
-        self._budget_bytes = memory.budget.budget_bytes
+        self._clock = clock
+        self._disk = disk or DiskMonitor()
+        self._times = times or LoadTimes()
+        self._cores = CoreWatch()
+        self._engine_clock = EngineClock(clock)
         self.breaker = MemoryCircuitBreaker(
             clock,
             self._note_transition,
             limits=BreakerLimits(recovery_timeout_s=options.recovery_timeout_s),
         )
-        admission = Admission(clock, budget_bytes=self._budget_bytes, queue_s=options.queue_s)
+        admission = Admission(
+            clock, budget_bytes=memory.budget.budget_bytes, queue_s=options.queue_s
+        )
         scheduler = AdaptiveScheduler(clock, cores=cpu.sample().cores)
         self.gate = AdmissionGate(
             admission,
@@ -76,13 +100,27 @@ class ServingCore:
             queue_timeout_s=options.queue_timeout_s,
             on_change=self._set_limits,
         )
+        pages = PageKeeping(self._weights_stay)
         self.executor = RunExecutor(
             telemetry,
             RunLimits(scheduler.plan, 0),
-            weights_stay=self._weights_stay,
+            weights_stay=pages.weights_stay,
+            kept_layers=pages.kept_layers,
             room_timeout_s=options.queue_timeout_s,
-            on_begin=admission.begin_run,
-            on_end=admission.note_run,
+            on_begin=self._begin_run,
+            on_end=self._end_run,
+        )
+        self.resolver = BottleneckResolver(
+            clock,
+            telemetry,
+            [
+                ReleaseMemory(),
+                smaller_runs(lambda: scheduler.plan),
+                KeepLayers(pages),
+                AvoidTakenCores(),
+                fewer_threads(lambda: scheduler.plan),
+            ],
+            weights_bytes=lambda: pages.sizes.weights_bytes if pages.sizes else 0,
         )
         self.watch = MemoryWatch(
             memory,
@@ -93,6 +131,8 @@ class ServingCore:
             telemetry,
             clock=clock,
             unload_idle=models.unload_idle,
+            caps=self.resolver.caps,
+            on_look=self._look,
         )
         self._texts_thread = ThreadPoolExecutor(1, thread_name_prefix="texts")
         self.service = EmbeddingService(
@@ -136,8 +176,34 @@ class ServingCore:
         room_bytes = self.gate.admission.room_for_run_bytes()
         self.executor.set_limits(RunLimits(self.watch.plan, room_bytes, is_paused=is_open))
 
-    def _weights_stay(self, model: EmbeddingModel) -> bool:
-        return model.weights_bytes <= RESIDENT_WEIGHTS_RATIO * self._budget_bytes
+    async def _look(self, memory: MemorySample, cpu: CPUSample, step: int) -> None:
+        """Let the resolver see everything that is known of this moment."""
+        admission = self.gate.admission
+        await self.resolver.look(
+            Look(
+                at_s=self._clock(),
+                memory=memory,
+                cpu=cpu,
+                disk=self._disk.sample(),
+                engine=self._engine_clock.totals,
+                loads=self._times.totals,
+                others_s=self._cores.others_s(),
+                queue_tokens=admission.queue_tokens,
+                drain_tokens_per_s=admission.tokens_per_s,
+                is_held_back=step >= HOLDING_BACK_STEP,
+            )
+        )
+
+    def _begin_run(self, n_bytes: int) -> None:
+        self.gate.admission.begin_run(n_bytes)
+        self._engine_clock.begin()
+
+    def _end_run(self, n_tokens: int, seconds: float) -> None:
+        self.gate.admission.note_run(n_tokens, seconds)
+        self._engine_clock.end(n_tokens, seconds)
+
+    def _weights_stay(self, weights_bytes: int) -> bool:
+        return weights_bytes <= RESIDENT_WEIGHTS_RATIO * self.watch.sample.budget_bytes
 
     def _note_transition(self, transition: Transition) -> None:
         self._telemetry.breaker_transitions.labels(transition.later.value).inc()

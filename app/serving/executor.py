@@ -14,13 +14,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from time import monotonic, perf_counter
+from time import perf_counter
 
 import numpy as np
 
+from app.current_request import CurrentRequest, Trace, current_request, serving, together
 from app.encoder.model import EmbeddingModel
 from app.errors import EncodeMemoryError, MemoryPressureError
 from app.memory import allocator
@@ -29,7 +31,8 @@ from app.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
-# A text that finds no memory is tried this often, alone, with longer pauses each time.
+# A text that finds no memory is tried this often, after the first time alone and with longer
+# pauses each time.
 ATTEMPTS = 4
 FIRST_PAUSE_S = 0.05
 
@@ -40,17 +43,19 @@ class _Text:
     ids: np.ndarray
     row: "asyncio.Future[np.ndarray]"
     loop: asyncio.AbstractEventLoop
-    queued_at: float = field(default_factory=perf_counter)
+    queued_at: float
+    request: CurrentRequest | None = field(default_factory=current_request)
 
 
 class RunExecutor:
     """Owns the queue of texts and the thread that empties it.
 
     weights_stay: whether a model's weights may stay in memory beside everything else; where not,
-        their pages are dropped as a run goes.
-    room_timeout_s: how long a text waits for memory at the head of the queue.
-    on_begin, on_end: told a run's bytes before it, its tokens and seconds after it, on the event
-        loop of its first text.
+        their pages are dropped as a run goes, but for those of the first `kept_layers`.
+    room_timeout_s: how long a text waits for memory while nothing can run.
+    on_begin, on_end: told a run's bytes before it, the tokens of its texts that got rows and its
+        seconds after it, on the event loop of its first text.
+    clock: seconds of perf_counter's kind.
     """
 
     def __init__(
@@ -62,13 +67,17 @@ class RunExecutor:
         room_timeout_s: float,
         on_begin: Callable[[int], None] = lambda n_bytes: None,
         on_end: Callable[[int, float], None] = lambda n_tokens, seconds: None,
+        kept_layers: Callable[[EmbeddingModel], int] = lambda model: 0,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._telemetry = telemetry
         self._limits = limits
         self._weights_stay = weights_stay
+        self._kept_layers = kept_layers
         self._room_timeout_s = room_timeout_s
         self._on_begin = on_begin
         self._on_end = on_end
+        self._clock = clock
         self._waiting: deque[_Text] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -111,7 +120,7 @@ class RunExecutor:
                 row = loop.create_future()
                 row.add_done_callback(partial(_report, on_row, len(ids)))
                 rows.append(row)
-                self._queue(_Text(model, ids, row, loop))
+                self._queue(_Text(model, ids, row, loop, self._clock()))
             return [await row for row in rows]
         finally:
             for row in rows:
@@ -131,74 +140,94 @@ class RunExecutor:
     def _work(self) -> None:
         while run := self._next_run():
             texts, limits = run
-            now = perf_counter()
+            now = self._clock()
             for text in texts:
                 self._telemetry.observe_stage("queue", now - text.queued_at)
+            for trace, queued_at in _traces(texts).items():
+                trace.add_stage("queue", queued_at, now)
             n_tokens = sum(len(text.ids) for text in texts)
             self._telemetry.run_tokens.observe(n_tokens)
             predict = _predictor(texts[0].model, limits)
-            loop = texts[0].loop
-            n_bytes = predict([len(text.ids) for text in texts])
-            loop.call_soon_threadsafe(self._on_begin, n_bytes)
-            self._run(texts, limits, attempt=1)
-            loop.call_soon_threadsafe(self._on_end, n_tokens, perf_counter() - now)
+            loop, n_done = texts[0].loop, 0
+            _tell(loop, self._on_begin, predict([len(text.ids) for text in texts]))
+            try:
+                n_done = self._run(texts, limits, attempt=1)
+            except Exception as error:  # this thread must outlive whatever goes wrong once
+                log.exception("a run ended unexpectedly")
+                _fail(texts, error)
+            _tell(loop, self._on_end, n_done, self._clock() - now)
             del run, texts
 
-    def _run(self, texts: Sequence[_Text], limits: RunLimits, *, attempt: int) -> None:
-        """Give texts to the engine; deliver their rows or what went wrong."""
+    def _run(self, texts: Sequence[_Text], limits: RunLimits, *, attempt: int) -> int:
+        """Give texts to the engine; deliver their rows or what went wrong.
+
+        Returns the tokens of those that got rows.
+        """
         model = texts[0].model
         try:
-            with self._telemetry.stage("encode"):
+            with self._telemetry.stage("encode", _traces(texts)):
                 vectors = model.encode(
                     [text.ids for text in texts],
                     drop_pages=self._drops_pages(model, limits),
                     # A last try takes the least memory: one thread.
                     n_threads=1 if attempt == ATTEMPTS else limits.plan.engine_threads,
                     pack_tokens=limits.pack_tokens,
+                    kept_layers=self._kept_layers(model),
                 )
         except EncodeMemoryError as error:
-            self._recover(texts, limits, attempt, error)
+            with serving(together(text.request for text in texts)):
+                return self._recover(texts, limits, attempt, error)
         except Exception as error:  # handed to whoever waits for these rows
             _fail(texts, error)
-        else:
-            if attempt > 1:
-                self._telemetry.recoveries.labels("1", "recovered").inc()
-            for text, vector in zip(texts, vectors, strict=True):
-                text.loop.call_soon_threadsafe(_deliver, text.row, vector)
+            return 0
+        if attempt > 1:
+            self._telemetry.recoveries.labels("1", "recovered").inc()
+        for text, vector in zip(texts, vectors, strict=True):
+            _tell(text.loop, _deliver, text.row, vector)
+        return sum(len(text.ids) for text in texts)
 
     def _recover(
         self, texts: Sequence[_Text], limits: RunLimits, attempt: int, error: EncodeMemoryError
-    ) -> None:
-        """Halve the run and try again after a pause; give up on a text that fails alone."""
+    ) -> int:
+        """Halve the run and try again after a pause; give up on a text that fails alone.
+
+        Returns the tokens of the texts that got rows after all.
+        """
         if len(texts) == 1 and attempt >= ATTEMPTS:
             self._telemetry.recoveries.labels("1", "failed").inc()
             log.error("a text of %d tokens found no memory: %s", len(texts[0].ids), error)
             _fail(texts, error)
-            return
+            return 0
         log.warning("no memory for a run of %d texts; trying again with half", len(texts))
         self._telemetry.recoveries.labels("1", "retried").inc()
-        texts[0].model.release_memory()
+        with suppress(EncodeMemoryError):  # even that may find no memory
+            texts[0].model.release_memory()
         allocator.release()
         with self._changed:  # a server that stops does not wait for this
             self._changed.wait_for(lambda: self._stopping, FIRST_PAUSE_S * 2 ** (attempt - 1))
         half = -(-len(texts) // 2)
+        n_done = 0
         for part in (texts[:half], texts[half:]):
-            if part:
-                self._run(part, limits, attempt=attempt + 1 if len(texts) == 1 else 2)
+            # One text that fails fails its request, which then wants nothing of the others.
+            wanted = [text for text in part if not text.row.cancelled()]
+            if wanted:
+                later = attempt + 1 if len(texts) == 1 else 2
+                n_done += self._run(wanted, limits, attempt=later)
+        return n_done
 
     def _drops_pages(self, model: EmbeddingModel, limits: RunLimits) -> bool:
         return limits.plan.step >= 2 or not self._weights_stay(model)
 
     def _next_run(self) -> tuple[list[_Text], RunLimits] | None:
         """Wait for texts, and for memory to run them in; None when the executor stops."""
-        starved_since_s: float | None = None
+        starved_since: float | None = None
         with self._changed:
             while True:
                 self._drop_cancelled()
                 if not self._waiting:
                     if self._stopping:
                         return None
-                    starved_since_s = None
+                    starved_since = None
                     self._changed.wait()
                     continue
                 limits = self._limits
@@ -210,11 +239,12 @@ class RunExecutor:
                     if texts:
                         return texts, limits
                     continue
-                now_s = monotonic()
-                starved_since_s = starved_since_s or now_s
-                left_s = starved_since_s + self._room_timeout_s - now_s
+                now = self._clock()
+                starved_since = now if starved_since is None else starved_since
+                # Those behind the head have waited for the same, but no longer than they stand.
+                waiting_since = max(starved_since, self._waiting[0].queued_at)
+                left_s = waiting_since + self._room_timeout_s - now
                 if left_s <= 0 or self._stopping:
-                    # And the next one at once: all of them have waited for the same.
                     self._refuse_head(limits)
                 else:
                     self._changed.wait(left_s)
@@ -252,6 +282,15 @@ class RunExecutor:
         _fail([text], error)
 
 
+def _traces(texts: Sequence[_Text]) -> dict[Trace, float]:
+    """The traces of a run's requests, with when the first text of each was queued."""
+    return {
+        text.request.trace: text.queued_at
+        for text in reversed(texts)
+        if text.request is not None and text.request.trace is not None
+    }
+
+
 def _predictor(model: EmbeddingModel, limits: RunLimits) -> Predict:
     return partial(
         model.wave_bytes, n_threads=limits.plan.engine_threads, pack_tokens=limits.pack_tokens
@@ -265,6 +304,12 @@ def _report(
         on_row(n_tokens)
 
 
+def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[..., None], *what: object) -> None:
+    """Call `tell` on its event loop; in one that has closed there is nobody left to tell."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(tell, *what)
+
+
 def _deliver(row: "asyncio.Future[np.ndarray]", vector: np.ndarray) -> None:
     if not row.done():
         row.set_result(vector)
@@ -272,7 +317,7 @@ def _deliver(row: "asyncio.Future[np.ndarray]", vector: np.ndarray) -> None:
 
 def _fail(texts: Sequence[_Text], error: Exception) -> None:
     for text in texts:
-        text.loop.call_soon_threadsafe(_set_error, text.row, error)
+        _tell(text.loop, _set_error, text.row, error)
 
 
 def _set_error(row: "asyncio.Future[np.ndarray]", error: Exception) -> None:

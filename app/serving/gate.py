@@ -5,7 +5,7 @@ Owns the waiting requests and tells the executor what it may run. Lives on the e
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from app.errors import MemoryPressureError, OverloadError, QueueFullError, TooLargeError
@@ -63,16 +63,11 @@ class AdmissionGate:
 
         Raises QueueFullError, TooLargeError, or MemoryPressureError after the timeout.
         """
-        decision = self.decide(demand)
-        if decision.outcome is Outcome.WAIT and len(self._waiting) < MOST_WAITING:
-            try:
-                async with asyncio.timeout(self._queue_timeout_s):
-                    while decision.outcome is Outcome.WAIT:
-                        await self._change()
-                        decision = self.admission.decide(demand)  # `wake` has measured
-            except TimeoutError:
-                raise _refusal(decision) from None
-        return self._admit(decision)
+        return self._admit(await self._decide_in_time(demand))
+
+    async def wait_for_room(self, n_bytes: int) -> None:
+        """Return once so much could be reserved, or when the timeout has passed."""
+        await self._decide_in_time(Demand(0, n_bytes))
 
     def enter_now(self, demand: Demand) -> Ticket:
         """Admit a request that cannot wait. Raises as `enter` does, at once."""
@@ -125,6 +120,17 @@ class AdmissionGate:
                 future.set_result(None)
         self._on_change()
 
+    async def _decide_in_time(self, demand: Demand) -> Decision:
+        """The decision once it is no longer to wait, or the last one within the timeout."""
+        decision = self.decide(demand)
+        if decision.outcome is Outcome.WAIT and len(self._waiting) < MOST_WAITING:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._queue_timeout_s):
+                    while decision.outcome is Outcome.WAIT:
+                        await self._change()
+                        decision = self.admission.decide(demand)  # `wake` has measured
+        return decision
+
     async def _change(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = None
@@ -155,6 +161,18 @@ class Reservation:
         """
         if total_bytes > self.ticket.demand.held_bytes:
             self.gate.grow(self.ticket, total_bytes)
+
+    async def wait_to_grow(self, total_bytes: int) -> None:
+        """Return once `grow` might succeed, or when the timeout has passed."""
+        missing = total_bytes - self.ticket.demand.held_bytes
+        if missing > 0:
+            await self.gate.wait_for_room(missing)
+
+    def shrink(self, total_bytes: int) -> None:
+        """Give back what is not needed any more: keep `total_bytes`."""
+        if total_bytes < self.ticket.demand.held_bytes:
+            self.gate.admission.renew(self.ticket, Demand(0, total_bytes))
+            self.gate.wake()
 
     def release(self) -> None:
         """Give it back."""

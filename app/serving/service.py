@@ -30,6 +30,7 @@ from app.serving.admission import (
     Decision,
     Demand,
     Outcome,
+    Ticket,
     held_bytes,
     sparse_demand,
 )
@@ -108,10 +109,10 @@ class EmbeddingService:
             loading_retry_s = error.retry_after_s
         decision, snapshot = self._gate.decide(demand), self._breaker.snapshot()
         outcome, retry_after_s = decision.outcome.value, decision.retry_after_s
-        if loading_retry_s is not None:
-            outcome, retry_after_s = "model_loading", loading_retry_s
-        elif task.encoder == "dense" and self._breaker_refuses(decision):
+        if task.encoder == "dense" and self._breaker_refuses(decision):
             outcome, retry_after_s = "breaker_open", snapshot.retry_after_s or retry_after_s
+        elif loading_retry_s is not None:
+            outcome, retry_after_s = "model_loading", loading_retry_s
         admission = self._gate.admission
         return Explanation(
             outcome=outcome,
@@ -143,27 +144,28 @@ class EmbeddingService:
         return is_asked and self._breaker.verdict is Verdict.REFUSED
 
     async def _dense(self, task: EmbedTask, releases: ExitStack) -> Embeddings:
-        async with self._models.lease(task.model) as model:
+        self._models.find(task.model)
+        self._gate.check_queue()
+        # The breaker comes before the model, which would open into the memory that is short.
+        async with self._past_breaker(), self._models.lease(task.model) as model:
             dimensions = model.traits.check_dimensions(task.dimensions)
-            self._gate.check_queue()
-            async with self._past_breaker():
-                tokens = await self._tokenize(model, task)
-                demand = _demand(model, task, tokens.lengths)
-                with self._telemetry.stage("admission"):
-                    ticket = await self._gate.enter(demand)
-                releases.callback(self._gate.leave, ticket)
-                result = Embeddings(
-                    traits=model.traits,
-                    input_type=task.input_type,
-                    dimensions=dimensions,
-                    fingerprint=model.traits.fingerprint(dimensions, task.input_type),
-                    warnings=model.traits.warnings(dimensions, task.input_type),
-                    vectors=[None] * len(task.texts),
-                    truncated=tokens.truncated,
-                    failures=tokens.failures,
-                    n_tokens=tokens.n_tokens,
-                )
-                await self._encode(model, tokens, result, ticket.note_done)
+            tokens = await self._tokenize(model, task)
+            demand = _demand(model, task, tokens.lengths)
+            with self._telemetry.stage("admission"):
+                ticket = await self._gate.enter(demand)
+            releases.callback(self._gate.leave, ticket)
+            result = Embeddings(
+                traits=model.traits,
+                input_type=task.input_type,
+                dimensions=dimensions,
+                fingerprint=model.traits.fingerprint(dimensions, task.input_type),
+                warnings=model.traits.warnings(dimensions, task.input_type),
+                vectors=[None] * len(task.texts),
+                truncated=tokens.truncated,
+                failures=tokens.failures,
+                n_tokens=tokens.n_tokens,
+            )
+            await self._encode(model, tokens, result, ticket.note_done)
         self._count(result)
         return result
 
@@ -186,17 +188,23 @@ class EmbeddingService:
             self._breaker.probe_dropped(admittance)
 
     async def _tokenize(self, model: EmbeddingModel, task: EmbedTask) -> RequestTokens:
-        """Ids of the texts, their memory reserved as they come until the request is admitted."""
-        hidden = model.traits.dimensions
-        with self._gate.reserving() as reservation, self._telemetry.stage("tokenize"):
-            return await tokenize(
-                model,
-                task,
-                self._thread,
-                lambda lengths: reservation.grow(
-                    held_bytes(lengths, hidden=hidden, dimensions=task.dimensions or hidden)
-                ),
-            )
+        """Ids of the texts, their memory reserved as they come until the request is admitted.
+
+        The first of them wait for room; the others do not, for by then something is held, and two
+        such requests would wait for each other.
+        """
+        ticket: Ticket | None = None
+
+        async def reserve(lengths: Sequence[int]) -> None:
+            nonlocal ticket
+            if ticket is None:
+                ticket = await self._gate.enter(_demand(model, task, lengths))
+                meanwhile.callback(self._gate.leave, ticket)
+            elif (n_bytes := _held_bytes(model, task, lengths)) > ticket.demand.held_bytes:
+                self._gate.grow(ticket, n_bytes)
+
+        with ExitStack() as meanwhile, self._telemetry.stage("tokenize"):
+            return await tokenize(model, task, self._thread, reserve)
 
     async def _encode(
         self,
@@ -250,13 +258,18 @@ def _check_texts(task: EmbedTask) -> None:
 
 
 def _demand(model: EmbeddingModel, task: EmbedTask, lengths: Sequence[int]) -> Demand:
-    hidden = model.traits.dimensions
+    longest = max(lengths, default=0)
     return Demand(
         n_tokens=sum(lengths),
-        held_bytes=held_bytes(lengths, hidden=hidden, dimensions=task.dimensions or hidden),
-        run_bytes=model.wave_bytes([max(lengths)]) if lengths else 0,
+        held_bytes=_held_bytes(model, task, lengths),
+        run_bytes=model.wave_bytes([longest]) if longest else 0,
         waiting_tokens=sum(lengths[:WINDOW_TEXTS]),
     )
+
+
+def _held_bytes(model: EmbeddingModel, task: EmbedTask, lengths: Sequence[int]) -> int:
+    hidden = model.traits.dimensions
+    return held_bytes(lengths, hidden=hidden, dimensions=task.dimensions or hidden)
 
 
 def _words_demand(task: EmbedTask) -> Demand:

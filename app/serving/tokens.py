@@ -6,7 +6,7 @@ reserved as they come.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -37,20 +37,21 @@ async def tokenize(
     model: EmbeddingModel,
     task: EmbedTask,
     thread: Executor,
-    reserve: Callable[[Sequence[int]], None],
+    reserve: Callable[[Sequence[int]], Awaitable[None]],
 ) -> RequestTokens:
     """Tokenize every text of `task`.
 
-    reserve: told the lengths so far after each step; raises where there is no room for them.
+    reserve: told the lengths so far, 0 of a text that does not run, after each step that came to
+        the end of a text; raises where there is no room for them.
     """
     found = RequestTokens()
     lengths: list[int] = []
 
     def take(text: TokenizedText, failure: RequestError | None) -> None:
         _sort_in(found, len(lengths), text, failure)
-        lengths.append(len(text.ids))
+        lengths.append(len(text.ids) if failure is None else 0)
 
-    await _each_text(model, task, thread, take, after_step=lambda: reserve(lengths))
+    await _each_text(model, task, thread, take, lambda: reserve(lengths))
     return found
 
 
@@ -65,7 +66,7 @@ async def count_tokens(model: EmbeddingModel, task: EmbedTask, thread: Executor)
         if failure is None:
             lengths.append(len(text.ids))
 
-    await _each_text(model, task, thread, take)
+    await _each_text(model, task, thread, take, None)
     return lengths
 
 
@@ -74,8 +75,7 @@ async def _each_text(
     task: EmbedTask,
     thread: Executor,
     take: Callable[[TokenizedText, RequestError | None], None],
-    *,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[], Awaitable[None]] | None,
 ) -> None:
     """Hand each text's ids to `take`, in order, with why it does not run."""
     loop = asyncio.get_running_loop()
@@ -85,7 +85,8 @@ async def _each_text(
     while (texts := await loop.run_in_executor(thread, next, steps, None)) is not None:
         for text in texts:
             take(text, _refusal(text, empty, limit, truncate=task.truncate))
-        after_step()
+        if texts and after_step is not None:
+            await after_step()
 
 
 def _sort_in(

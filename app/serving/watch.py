@@ -8,12 +8,13 @@ has just begun gives memory back at once.
 import asyncio
 import gc
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from app.memory import allocator
 from app.memory.breaker import BreakerState, MemoryCircuitBreaker
-from app.memory.cpu import CPULoad, CPUMonitor, cpu_load
+from app.memory.cpu import CPULoad, CPUMonitor, CPUSample, cpu_load
 from app.memory.monitor import MemoryMonitor, MemoryRates, MemorySample, rates_between
 from app.serving.gate import AdmissionGate
 from app.serving.scheduler import AdaptiveScheduler, Cap, Observation, Plan
@@ -23,6 +24,12 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
 
+OnLook = Callable[[MemorySample, CPUSample, int], Awaitable[None]]
+"""Memory, processor time, and the step of the memory ladder."""
+
+# Kept for whoever wants to see how it came to this: five minutes.
+HISTORY_LOOKS = 300
+
 
 @dataclass(frozen=True)
 class _Look:
@@ -31,6 +38,17 @@ class _Look:
     at_s: float
     memory: MemorySample
     n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a look found, as it is remembered; `at_s` is in the clock's seconds."""
+
+    at_s: float
+    used_bytes: int
+    predicted_bytes: int
+    tokens_per_s: float
+    step: int
 
 
 class MemoryWatch:
@@ -48,8 +66,9 @@ class MemoryWatch:
         clock: Callable[[], float],
         unload_idle: Callable[[], Awaitable[int]],
         caps: Callable[[], Sequence[Cap]] = lambda: (),
+        on_look: OnLook | None = None,
     ) -> None:
-        """`unload_idle` closes models that nobody uses."""
+        """`unload_idle` closes models that nobody uses; `on_look` is told of every look."""
         self._memory = memory
         self._cpu = cpu
         self._gate = gate
@@ -59,10 +78,12 @@ class MemoryWatch:
         self._clock = clock
         self._unload_idle = unload_idle
         self._caps = caps
+        self._on_look = on_look
         self._last = _Look(clock(), memory.sample(), 0)
         self._last_cpu = cpu.sample()
         self.rates = MemoryRates(0.0, 0)
         self.load = CPULoad(0.0, 0.0, self._last_cpu.cores)
+        self.history: deque[Moment] = deque(maxlen=HISTORY_LOOKS)
 
     @property
     def sample(self) -> MemorySample:
@@ -122,12 +143,16 @@ class MemoryWatch:
             ),
             self._caps(),
         )
-        self._gate.wake()
+        # Before the waiting look again: while they do, nobody is seen to wait.
+        self._remember(tokens_per_s)
         self._show(plan, tokens_per_s)
+        self._gate.wake()
         if plan != earlier:
             self._say(plan)
         if plan.step > earlier.step:
             await self._give_back(plan.step)
+        if self._on_look is not None:
+            await self._on_look(sample, cpu, self.history[-1].step)
 
     async def _give_back(self, step: int) -> None:
         """Free what can be freed without anybody noticing."""
@@ -136,6 +161,17 @@ class MemoryWatch:
             if n_closed:
                 log.info("closed %d idle models to free memory", n_closed)
         await asyncio.to_thread(_collect)
+
+    def _remember(self, tokens_per_s: float) -> None:
+        self.history.append(
+            Moment(
+                self._last.at_s,
+                self.sample.used_bytes,
+                self._gate.admission.predicted_bytes,
+                tokens_per_s,
+                self.step,
+            )
+        )
 
     def _show(self, plan: Plan, tokens_per_s: float) -> None:
         telemetry, admission = self._telemetry, self._gate.admission

@@ -19,17 +19,22 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.acceptance.containers import (
+    DOCKER,
+    USER_ID,
+    docker,
+    free_port,
+    inspected,
+    oom_kills,
+    wait_for_health,
+)
+
 ROOT = Path(__file__).parents[2]
-DOCKER = os.environ.get("DOCKER", "docker")
-USER_ID = 10001
 CACHE = "/var/cache/plimsoll"
 # As an operator who trusts nobody would run it.
 CONFINED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
 CONFINED += ["--memory", "512m", "--memory-swap", "512m"]
-# As control groups of version 2 and 1 have it.
-MEMORY_EVENTS = "/sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control"
 LONG_TEXTS = ["How deep may a ship be loaded? " * 40] * 32
-HEALTH_DEADLINE_S = 60
 STOP_GRACE_S = 60
 
 
@@ -112,20 +117,12 @@ class Server:
         return docker("exec", self.container, *command)
 
     def inspected(self, template: str) -> str:
-        return docker("inspect", "--format", template, self.container)
-
-
-def docker(*arguments: str) -> str:
-    done = subprocess.run([DOCKER, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+        return inspected(self.container, template)
 
 
 @contextmanager
 def serving(image: str) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--network", "host", "--env", f"PLIMSOLL_PORT={port}"]
     options += ["--health-interval", "1s", "--health-retries", "2"]
     started = time.time()
@@ -135,17 +132,6 @@ def serving(image: str) -> Iterator[Server]:
         yield Server(container, port)
     finally:
         docker("rm", "--force", "--volumes", container)
-
-
-def wait_for_health(container: str, state: str, *, since: float) -> None:
-    """Read Docker's own events until the container has turned `state`."""
-    command = [DOCKER, "events", "--since", f"{since:.6f}"]
-    command += ["--until", f"{time.time() + HEALTH_DEADLINE_S:.0f}", "--format", "{{.Status}}"]
-    command += ["--filter", f"container={container}", "--filter", "event=health_status"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as events:
-        if not any(line.strip() == f"health_status: {state}" for line in events.stdout):
-            pytest.fail(f"not {state} in time:\n{docker('logs', container)}")
-        events.kill()
 
 
 def test_without_a_network_the_image_reproduces_published_vectors(image):
@@ -213,8 +199,7 @@ def test_a_batch_of_long_texts_kills_nothing_inside_the_limit(server):
     """See the control below."""
     reply = httpx.post(f"{server.url}/embed", json={"input": LONG_TEXTS}, timeout=STOP_GRACE_S)
     assert reply.status_code == 200
-    events = server.inside("sh", "-c", f"cat {MEMORY_EVENTS} 2>/dev/null | grep oom_kill")
-    assert re.search(r"^oom_kill 0$", events, flags=re.MULTILINE)
+    assert oom_kills(server.container) == 0
     assert server.inspected("{{.State.OOMKilled}}") == "false"
 
 

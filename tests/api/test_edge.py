@@ -42,6 +42,15 @@ class RecordingGate:
     def grow(self, total_bytes: int) -> None:
         self._hold("grow", total_bytes)
 
+    async def wait_for_room(self, n_bytes: int) -> None:
+        """Waiting is the real gate's matter."""
+
+    async def wait_to_grow(self, total_bytes: int) -> None:
+        """Likewise."""
+
+    def shrink(self, total_bytes: int) -> None:
+        self.held_bytes = min(self.held_bytes, total_bytes)
+
     def release(self) -> None:
         assert self.held_bytes, "released twice, or what was never reserved"
         self.held_bytes = 0

@@ -14,11 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.main import create_app
-from app.serving.executor import RunExecutor
-from app.serving.runs import MOST_TEXTS, WINDOW_TEXTS, RunLimits
-from app.serving.scheduler import Plan
-from app.telemetry import Telemetry
-from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer, metric
+from tests.fakes import DEADLINE_S, FakeOpener, FakeServer, metric
 from tests.running_server import RunningServer
 from tests.small_models import TINY, opened, small_settings, write_e5
 from tests.synthetic import write_synthetic
@@ -285,7 +281,8 @@ def fake_server() -> Iterator[FakeServer]:
 
 def test_a_vector_that_is_not_finite_is_an_error_of_its_text_alone(fake_server: FakeServer):
     """NaN is no JSON, and in an index it makes every comparison false."""
-    answer = embed(TestClient(fake_server.app), input=["a ship", "poison", "a sea"])
+    with TestClient(fake_server.app) as client:
+        answer = embed(client, input=["a ship", "poison", "a sea"])
 
     assert [row is None for row in answer["embeddings"]] == [False, True, False]
     assert [(error["index"], error["code"]) for error in answer["errors"]] == [(1, "non_finite")]
@@ -416,68 +413,6 @@ def test_a_body_that_is_wrong_throughout_costs_no_memory_for_its_errors(
 
 
 # --- a client that hangs up -----------------------------------------------------------------
-
-
-def make_executor(telemetry: Telemetry) -> RunExecutor:
-    """With room for everything."""
-    plan = Plan(8, 1, 0, (), ())
-    return RunExecutor(
-        telemetry, RunLimits(plan, 1 << 40), weights_stay=lambda model: True, room_timeout_s=0
-    )
-
-
-def test_a_cancelled_call_drops_what_it_had_queued():
-    """The engine's time belongs to those who still wait."""
-    telemetry = Telemetry("test")
-    executor = make_executor(telemetry)
-    model = FakeModel()
-    model.released.clear()
-    ids = [np.array([1, i, 2]) for i in range(10 * MOST_TEXTS)]
-
-    async def hang_up_during_the_first_wave() -> None:
-        call = asyncio.create_task(executor.encode(model, ids))
-        await asyncio.to_thread(model.encoding.wait, DEADLINE_S)
-        call.cancel()
-        await asyncio.wait([call])
-        assert call.cancelled()
-        model.released.set()
-        rows = await executor.encode(model, ids[:2])
-        assert len(rows) == 2
-
-    executor.start()
-    try:
-        asyncio.run(hang_up_during_the_first_wave())
-    finally:
-        executor.stop()
-
-    # The first wave was under way; after it came the two texts of the next caller alone.
-    assert [len(wave) for wave in model.waves][1:] == [2]
-    assert metric(telemetry.render().decode(), "plimsoll_queue_tokens") == 0
-
-
-def test_a_call_queues_no_more_than_its_window():
-    """A list of thousands must not stand before a single text of somebody else."""
-    telemetry = Telemetry("test")
-    executor = make_executor(telemetry)
-    model = FakeModel()
-    model.released.clear()
-    ids = [np.array([1, i, 2]) for i in range(10 * MOST_TEXTS)]
-
-    async def look_at_the_queue() -> float:
-        call = asyncio.create_task(executor.encode(model, ids))
-        await asyncio.to_thread(model.encoding.wait, DEADLINE_S)
-        queued = metric(telemetry.render().decode(), "plimsoll_queue_tokens")
-        model.released.set()
-        assert len(await call) == len(ids)
-        return queued
-
-    executor.start()
-    try:
-        queued_tokens = asyncio.run(look_at_the_queue())
-    finally:
-        executor.stop()
-
-    assert queued_tokens <= 3 * WINDOW_TEXTS
 
 
 def test_a_client_that_hangs_up_ends_its_request():

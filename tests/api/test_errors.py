@@ -35,10 +35,11 @@ def error_of(response: httpx.Response) -> dict:
 @pytest.fixture
 def fake() -> Iterator[tuple[FakeServer, TestClient]]:
     server = FakeServer(FakeOpener())
-    try:
-        yield server, TestClient(server.app)
-    finally:
-        server.close()
+    with TestClient(server.app) as client:
+        try:
+            yield server, client
+        finally:
+            server.close()  # before the event loop, which the engine's thread reports to
 
 
 # --- the table ------------------------------------------------------------------------------

@@ -251,40 +251,47 @@ def test_models_are_preloaded_in_order_while_there_is_room(
     assert metric(page, 'plimsoll_model_loads_total{outcome="ok"}') == max_open
 
 
-def test_a_request_waits_for_a_loading_model_only_so_long(tmp_path: Path):
-    """A download may take minutes; the client is told to come back instead of hanging."""
+def test_a_request_waits_for_a_loading_model_only_so_long():
+    """A download may take minutes; the client gets words, or is told to come back."""
     opener = FakeOpener()
     opener.released.clear()
     server = FakeServer(opener, load_wait_s=0.01)
-    try:
-        with TestClient(server.app) as client:
-            response = client.post("/embed", json={"input": "a ship"})
+    with TestClient(server.app) as client:
+        try:
+            by_words = client.post("/embed", json={"input": "a ship"})
+            refused = [
+                client.post("/embed", json={"input": "a ship", "fallback": "none"}),
+                client.post("/v1/embeddings", json={"input": "a ship"}),
+            ]
             starting = client.get("/health/ready")
             health = client.get("/health").json()
             opener.released.set()
-            opened = wait_for_answer(client)
-    finally:
-        opener.released.set()
-        server.close()
+            opened = wait_for_vectors(client)
+        finally:
+            opener.released.set()
+            server.close()
 
-    assert response.status_code == 503
-    assert int(response.headers["retry-after"]) >= 1
-    error = response.json()["error"]
-    assert error["code"] == "model_loading"
-    assert "25 % done" in error["message"]
+    assert (by_words.status_code, by_words.json()["kind"]) == (200, "sparse")
+    assert by_words.json()["degraded"]["reason"] == "model_loading"
+    for response in refused:
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        error = response.json()["error"]
+        assert error["code"] == "model_loading"
+        assert "25 % done" in error["message"]
     assert (starting.status_code, starting.json()) == (503, {"status": "starting"})
     assert health["model"]["state"] == "loading"
     assert (health["model"]["loaded_bytes"], health["model"]["total_bytes"]) == (25, 100)
-    assert opened.status_code == 200
+    assert opened["kind"] == "dense"
     assert opener.n_tries == 1
 
 
-def wait_for_answer(client: TestClient):
+def wait_for_vectors(client: TestClient) -> dict:
     """As a client does that is told to come back."""
     for _ in range(1000):
-        response = client.post("/embed", json={"input": "a ship"})
-        if response.status_code != 503:
-            return response
+        response = client.post("/embed", json={"input": "a ship", "fallback": "none"})
+        if response.status_code == 200:
+            return response.json()
     raise AssertionError("the model did not open")
 
 

@@ -365,3 +365,50 @@ def test_a_body_that_is_in_already_may_grow_whatever_waits():
         reservation.grow(2 * MIB)
 
     run(scenario)
+
+
+# --- waiting for room without a request -----------------------------------------------------
+
+
+def test_a_body_waits_for_room_and_is_told_when_it_comes():
+    """A large body that comes a second too early is no reason to send it twice."""
+    bench = Bench(queue_timeout_s=60)
+
+    async def scenario() -> None:
+        first = bench.gate.reserve(ROOM)
+        waiting = asyncio.create_task(bench.gate.wait_for_room(ROOM))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        first.release()
+        await waiting
+        bench.gate.reserve(ROOM).release()
+
+    run(scenario)
+
+
+def test_waiting_for_room_ends_with_the_timeout_and_refuses_nothing_itself():
+    """What comes after it says what is wrong, with the numbers."""
+    bench = Bench(queue_timeout_s=0)
+
+    async def scenario() -> None:
+        bench.gate.reserve(ROOM)
+        await bench.gate.wait_for_room(1)
+        with pytest.raises(MemoryPressureError):
+            bench.gate.reserve(1)
+
+    run(scenario)
+
+
+def test_a_reservation_that_shrinks_makes_room_for_others():
+    """Once a body is parsed, its bytes are gone."""
+    bench = Bench()
+
+    async def scenario() -> None:
+        reservation = bench.gate.reserve(ROOM)
+        reservation.shrink(ROOM // 2)
+        bench.gate.reserve(ROOM // 2)
+        reservation.shrink(ROOM)  # never grows
+        with pytest.raises(MemoryPressureError):
+            bench.gate.reserve(1)
+
+    run(scenario)

@@ -4,12 +4,15 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import pytest
 
+from app.current_request import CurrentRequest, serving, together
 from app.logs import JSONFormatter, configure
+
+Written = Callable[[str, str], io.StringIO]
 
 
 class Terminal(io.StringIO):
@@ -26,6 +29,29 @@ def root_logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
     yield root
     root.setLevel(levels[0])
     client.setLevel(levels[1])
+
+
+class FoundTrace:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+    def add_stage(self, name: str, start_s: float, end_s: float) -> None:
+        raise AssertionError
+
+    def end(self, status: int, route: str | None, **about: str | int | None) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Written:
+    """Configures, and says where lines go."""
+
+    def configured(level: str, style: str) -> io.StringIO:
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        configure(level, style)
+        return stream
+
+    return configured
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
@@ -111,12 +137,90 @@ def test_configuring_twice_writes_each_line_once(monkeypatch: pytest.MonkeyPatch
     assert stream.getvalue().count("once") == 1
 
 
-def test_the_http_client_does_not_repeat_our_lines(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("client", ["httpx", "httpx2", "urllib3.connectionpool"])
+def test_an_http_client_does_not_repeat_our_lines(written: Written, client: str):
     """A line a request is enough, and its addresses may hold signatures."""
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    configure("debug", "json")
+    stream = written("debug", "json")
 
-    logging.getLogger("httpx").info("HTTP Request: GET http://…")
+    logging.getLogger(client).info("HTTP Request: GET http://…")
 
     assert stream.getvalue() == ""
+
+
+def test_a_line_says_which_request_it_was_written_for(written: Written):
+    """Whatever writes it: it need not know of requests."""
+    stream = written("info", "json")
+
+    with serving(CurrentRequest("outer")):
+        with serving(CurrentRequest("inner", FoundTrace())):
+            logging.getLogger("any").info("within")
+        logging.getLogger("any").info("between")
+    logging.getLogger("any").info("outside")
+
+    within, between, outside = map(json.loads, stream.getvalue().splitlines())
+    assert (within["request_id"], within["trace_id"]) == ("inner", FoundTrace.trace_id)
+    assert (between["request_id"], between.get("trace_id")) == ("outer", None)
+    assert "request_id" not in outside
+
+
+def test_a_line_for_several_requests_names_each_once(written: Written):
+    """Whoever looks for one of them must find it."""
+    stream = written("info", "json")
+    one, other = CurrentRequest("one", FoundTrace()), CurrentRequest("other")
+
+    with serving(together([one, None, other, one])):
+        logging.getLogger("any").info("for both")
+    with serving(together([None])):
+        logging.getLogger("any").info("for none")
+
+    both, none = map(json.loads, stream.getvalue().splitlines())
+    assert both["request_id"] == "one,other"
+    assert "request_id" not in none
+
+
+def test_fields_stand_beside_the_message_in_json(written: Written):
+    """None of them has to be cut out of words; one without a value keeps its place."""
+    stream = written("info", "json")
+
+    fields = {"status": 200, "duration_ms": 1.5, "degraded": None}
+    logging.getLogger("any").info("done", extra={"fields": fields})
+
+    assert json.loads(stream.getvalue()).items() >= fields.items()
+
+
+def test_a_line_for_people_ends_with_the_request(written: Written):
+    """One line, what happened first; fields are for machines."""
+    stream = written("info", "text")
+
+    with serving(CurrentRequest("mine", FoundTrace())):
+        logging.getLogger("any").info("done", extra={"fields": {"status": 200}})
+
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith("INFO    done [mine]")
+
+
+def test_a_traceback_for_people_stands_below_its_line(written: Written):
+    """The request's id belongs to the line that says what failed."""
+    stream = written("info", "text")
+
+    with serving(CurrentRequest("mine")):
+        try:
+            raise ZeroDivisionError("by zero")
+        except ZeroDivisionError:
+            logging.getLogger("any").exception("failed\n")
+
+    first, second, *_, last = stream.getvalue().splitlines()
+    assert first.endswith("failed [mine]")
+    assert second.startswith("Traceback")
+    assert last == "ZeroDivisionError: by zero"
+
+
+def test_a_message_cannot_forge_a_line_for_people(written: Written):
+    """Paths are whatever a client writes: %0A in one must not begin a line, nor clear a screen."""
+    stream = written("info", "text")
+
+    forged = "/ü\n12:00:00 INFO    forged\r\x1b[2J\u2028\x85"
+    logging.getLogger("any").info("GET %s 404", forged)
+
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(r"GET /ü\n12:00:00 INFO    forged\r\x1b[2J\u2028\x85 404")

@@ -1,0 +1,105 @@
+"""What docker-compose.yml and .env.example promise, read as they stand and as Compose reads them.
+
+What needs Compose runs where `scripts/image` has found it; a plain test run leaves it out.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings_sources import ENV_FILE, load_settings
+from tests.acceptance.composed import (
+    COMPOSE_FILE,
+    ENV_EXAMPLE,
+    ROOT,
+    compose_executable,
+    example_values,
+    outside_environment,
+    run,
+)
+
+
+def test_every_variable_of_the_compose_file_stands_in_the_example_with_its_default():
+    """A variable that is nowhere explained is never set, and a copied example changes nothing."""
+    text = COMPOSE_FILE.read_text(encoding="utf-8")
+    used = re.findall(r"\$\{(\w+):-([^}]*)\}", text)
+    assert text.count("${") == len(used)
+    assert dict(used) == example_values()
+
+
+def test_the_server_takes_the_example_as_its_own_settings(tmp_path):
+    """`./scripts/serve` reads the same .env, and refuses to start over a name it does not know."""
+    (tmp_path / ENV_FILE).write_bytes(ENV_EXAMPLE.read_bytes())
+    loaded = load_settings(environ={}, directory=tmp_path)
+    assert loaded.settings.model == example_values()["PLIMSOLL_MODEL"]
+
+
+# --- what Compose makes of the file ---------------------------------------------------------
+
+
+@pytest.fixture
+def services() -> dict[str, Any]:
+    return resolved(ROOT, "--env-file", str(ENV_EXAMPLE))
+
+
+def resolved(folder: Path, *options: str) -> dict[str, Any]:
+    """The services, every variable filled in and every default written out."""
+    command = [compose_executable(), "--file", str(COMPOSE_FILE)]
+    command += ["--project-directory", str(folder)]
+    printed = run([*command, *options, "config", "--format", "json"], outside_environment())
+    return json.loads(printed)["services"]
+
+
+def test_a_port_a_service_is_published_and_on_this_machine_only(services):
+    """None of the three asks who is there."""
+    published = {
+        name: [(port["host_ip"], port["target"]) for port in service["ports"]]
+        for name, service in services.items()
+    }
+    assert published == {
+        "plimsoll": [("127.0.0.1", 8080)],
+        "prometheus": [("127.0.0.1", 9090)],
+        "grafana": [("127.0.0.1", 3000)],
+    }
+
+
+def test_every_service_is_confined_and_comes_back(services):
+    """What breaks out of one finds nothing to write and no right to use; a crash is not the end."""
+    for service in services.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"] == "unless-stopped"
+        assert "privileged" not in service
+
+
+def test_images_of_others_are_pinned_to_a_release(services):
+    """Another day must not bring another dashboard."""
+    for name in ("prometheus", "grafana"):
+        assert re.search(r":v?\d+\.\d+\.\d+$", services[name]["image"])
+
+
+def test_every_file_that_is_mounted_is_in_the_project(services):
+    """Docker makes an empty folder of a path that is not there, and says nothing."""
+    sources = [
+        Path(volume["source"])
+        for service in services.values()
+        for volume in service["volumes"]
+        if volume["type"] == "bind"
+    ]
+    assert sources
+    assert [source for source in sources if not source.exists()] == []
+
+
+def test_settings_in_env_reach_the_server_but_do_not_move_it(tmp_path):
+    """One file for all; PLIMSOLL_PORT there means the port of this machine, not the container's."""
+    written = "PLIMSOLL_LOG_LEVEL=debug\nPLIMSOLL_PORT=9000\nPLIMSOLL_HOST=127.0.0.1\n"
+    (tmp_path / ENV_FILE).write_text(written, encoding="utf-8")
+    service = resolved(tmp_path)["plimsoll"]
+    assert service["environment"]["PLIMSOLL_LOG_LEVEL"] == "debug"
+    assert service["environment"]["PLIMSOLL_HOST"] == "0.0.0.0"
+    assert service["environment"]["PLIMSOLL_PORT"] == "8080"
+    assert [(port["published"], port["target"]) for port in service["ports"]] == [("9000", 8080)]

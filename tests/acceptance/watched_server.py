@@ -1,0 +1,63 @@
+"""Servers whose status page a test opens: a process of its own, or a thread of this one."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from app.main import create_app
+from app.memory.monitor import MIB, MemoryMonitor
+from app.settings import Settings
+from tests.browser import Browser
+from tests.running_server import RunningServer
+
+BUDGET_MIB = 256
+# True once the page has shown numbers.
+READY = "document.getElementById('used').textContent"
+
+
+def limited(folder: Path, cache: Path, *options: str) -> RunningServer:
+    """A server in a process of its own with a small budget."""
+    budget = ("--memory-budget-mib", str(BUDGET_MIB))
+    return RunningServer(folder, "--cache-dir", str(cache), *budget, *options)
+
+
+@contextmanager
+def serving_here(settings: Settings) -> Iterator[str]:
+    """A server in a thread of this process, whose memory and engine a test can reach."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+def budget_mib(used_ratio: float) -> int:
+    """A budget of which this process uses about so much before it serves."""
+    return round(MemoryMonitor().sample().used_bytes / MIB / used_ratio)
+
+
+def compare(browser: Browser, text: str) -> None:
+    """Write a text into the page's box and press Enter."""
+    browser.evaluate("document.getElementById('neighbours').replaceChildren()")
+    browser.evaluate("document.getElementById('text').select()")
+    browser.call("Input.insertText", text=text)
+    browser.press("Enter", 13, "\r")
+    browser.wait_for("document.querySelectorAll('#neighbours li').length === 8")
+
+
+def neighbours(browser: Browser) -> list[tuple[str, str]]:
+    """Samples and what stands beside them, in the order of the list."""
+    rows = browser.evaluate(
+        "[...document.querySelectorAll('#neighbours li')]"
+        ".map((row) => [row.firstChild.data, row.querySelector('b').textContent])"
+    )
+    return [(sample, words) for sample, words in rows]

@@ -1,0 +1,168 @@
+"""A server over fake models whose memory a test sets, and the ways to press on it.
+
+Of a budget of 100 MiB the line takes 70 and rest 10: 60 MiB are there for requests, 75 for BM25.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx
+from fastapi.testclient import TestClient
+
+from app.errors import EncodeMemoryError
+from app.memory.monitor import Budget, MemorySample
+from app.serving.admission import Demand, Ticket
+from app.serving.core import ServingOptions
+from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer
+
+MIB = 1 << 20
+BUDGET, FLOOR = 100 * MIB, 10 * MIB
+ROOM = 60 * MIB
+QUEUE_TOKENS = 8192  # that may wait at least, whatever the rate
+
+
+class FakeMemory:
+    """What a MemoryMonitor says, as a test sets it."""
+
+    limits = ()
+
+    def __init__(self, budget_bytes: int = BUDGET, used_bytes: int = FLOOR) -> None:
+        self.budget = Budget(budget_bytes, "a test")
+        self.used_bytes = used_bytes
+
+    def sample(self) -> MemorySample:
+        used, budget = self.used_bytes, self.budget.budget_bytes
+        return MemorySample(used, used, used, budget, "group")
+
+
+class HeavyModel(FakeModel):
+    """One whose runs take 5 MiB a token: 12 tokens are all the room there is."""
+
+    def wave_bytes(self, lengths: Sequence[int], **options: object) -> int:
+        return 5 * MIB * sum(lengths)
+
+
+@contextmanager
+def serving(
+    model: FakeModel | None = None,
+    *,
+    loads: bool = True,
+    queue_timeout_s: float = 0,
+    memory: FakeMemory | None = None,
+    **options: object,
+) -> Iterator[tuple[FakeServer, TestClient]]:
+    """A server and its client. Unless it `loads`, requests find the model loading."""
+    opener = FakeOpener()
+    opener.next_model = model or FakeModel()
+    if not loads:
+        opener.released.clear()
+    server = FakeServer(
+        opener,
+        load_wait_s=DEADLINE_S if loads else 0,
+        monitor=memory or FakeMemory(),
+        options=ServingOptions(queue_s=1, queue_timeout_s=queue_timeout_s),
+        **options,
+    )
+    with TestClient(server.app) as client:
+        try:
+            yield server, client
+        finally:
+            opener.released.set()
+            server.close()  # before the event loop, which the engine's thread reports to
+
+
+def take_room(server: FakeServer, n_bytes: int = ROOM) -> Ticket:
+    """Another request holds memory, all of it below the line if not told otherwise."""
+    return server.core.gate.admission.admit(Demand(0, n_bytes))
+
+
+def fill_queue(server: FakeServer, n_tokens: int = QUEUE_TOKENS) -> Ticket:
+    """Another request has so many tokens in the queue."""
+    return server.core.gate.admission.admit(Demand(n_tokens, 0))
+
+
+def open_breaker(server: FakeServer) -> None:
+    """Memory has failed three times."""
+    for _ in range(3):
+        server.core.breaker.record_failure()
+
+
+@contextmanager
+def under_pressure(reason: str, **options: object) -> Iterator[tuple[FakeServer, TestClient]]:
+    """A server whose primary answer is not to be had for one of the REASONS."""
+    model = FakeModel()
+    with serving(model, loads=reason != "model_loading", **options) as (server, client):
+        if reason == "memory_pressure":
+            take_room(server)
+        elif reason == "breaker_open":
+            open_breaker(server)
+        elif reason == "out_of_memory":
+            model.error = EncodeMemoryError("no memory to compute with")
+        yield server, client
+
+
+REASONS = ["memory_pressure", "breaker_open", "out_of_memory", "model_loading"]
+
+
+def assert_nothing_is_held(server: FakeServer) -> None:
+    """Whatever was reserved has been given back."""
+    admission = server.core.gate.admission
+    assert (admission.held_bytes, admission.run_bytes, admission.queue_tokens) == (0, 0, 0)
+    assert not server.core.gate.is_holding_back
+
+
+def assert_only_the_pressure_is_left(server: FakeServer, reason: str | None) -> None:
+    """What a request reserved has been given back; what presses stands."""
+    admission = server.core.gate.admission
+    assert admission.held_bytes == (ROOM if reason == "memory_pressure" else 0)
+    assert (admission.run_bytes, admission.queue_tokens) == (0, 0)
+
+
+def error_of(response: httpx.Response) -> tuple[int, str]:
+    """Status and code of a refusal."""
+    return response.status_code, response.json()["error"]["code"]
+
+
+async def call(
+    app: object,
+    path: str,
+    body: dict,
+    *,
+    hang_up: Callable[[], object] | None = None,
+    on_send: Callable[[dict], None] = lambda message: None,
+) -> None:
+    """One request without a client library. The client is gone once `hang_up`, in a thread, ends.
+
+    on_send: sees each message of the reply at the moment that it is sent.
+    """
+    body_message = {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+    messages = iter([body_message])
+
+    async def receive() -> dict:
+        if (message := next(messages, None)) is not None:
+            return message
+        if hang_up is None:
+            await asyncio.Event().wait()
+        await asyncio.to_thread(hang_up)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict) -> None:
+        on_send(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"test"), (b"content-type", b"application/json")],
+        "client": ("test", 1),
+        "server": ("test", 80),
+    }
+    await app(scope, receive, send)
