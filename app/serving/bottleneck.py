@@ -4,9 +4,9 @@ Each kind has a score: how far its signs are above their lines, 1 being on them.
 whose score reaches 1 is the name, since each may bring about those below it:
 
     memory          used memory above its line, requests that wait for it, or stalls for it
-    dequantization  a model's weights are being expanded, and that is not waiting for the disk
+    dequantization  a model's weights are being converted, and not only the disk is at work
     disk            reading all the time, and paying for it in stalls or in the kernel; or a
-                    conversion that waits for the disk
+                    conversion that does little but read and write
     cpu             others, or the quota, take processor time that the engine asked for
     queue           more arrives than the engine drains, and it wants for nothing
     none            clients ask for less than the server could do
@@ -35,7 +35,8 @@ STALL_LINE_RATIO = 0.15
 SYSTEM_LINE_RATIO = 0.25
 # A conversion this long in a row of looks was felt, even where it has just ended.
 LOADING_LINE_RATIO = 0.15
-EXPAND_LINE_RATIO = 0.50
+# With less than this of its work being done by processors, a conversion waits for the disk.
+EXPAND_LINE_RATIO = 0.25
 OTHERS_LINE_RATIO = 0.30
 # With more of the processors idle than this, others' work is in nobody's way.
 SHORT_OF_CPU_RATIO = 0.85
@@ -114,19 +115,15 @@ def _memory(evidence: Evidence) -> Signs:
 
 
 def _dequantization(evidence: Evidence) -> Signs:
-    if evidence.expand_ratio < EXPAND_LINE_RATIO:
-        return []
-    share = _percent(evidence.expand_ratio)
-    text = f"weights are being converted: {share} of that work is expanding and checking them"
-    return [(_loading_score(evidence), text)]
+    is_computing = evidence.expand_ratio >= EXPAND_LINE_RATIO
+    return [_conversion(evidence)] if is_computing else []
 
 
 def _disk(evidence: Evidence) -> Signs:
     reads = evidence.read_bytes_per_s
-    if evidence.expand_ratio < EXPAND_LINE_RATIO and _loading_score(evidence) >= STAY_SCORE:
-        share = _percent(1 - evidence.expand_ratio)
-        text = f"weights are being converted: {share} of that work is reading and writing"
-        return [(_loading_score(evidence), text)]
+    conversion = _conversion(evidence)
+    if evidence.expand_ratio < EXPAND_LINE_RATIO and conversion[0] >= STAY_SCORE:
+        return [conversion]
     if not _is_asked(evidence):
         return []
     io, memory, system = (
@@ -184,8 +181,13 @@ _SIGNS: Mapping[Kind, Callable[[Evidence], Signs]] = {  # in the order of preced
 }
 
 
-def _loading_score(evidence: Evidence) -> float:
-    return max(float(evidence.is_loading), evidence.loading_ratio / LOADING_LINE_RATIO)
+def _conversion(evidence: Evidence) -> tuple[float, str]:
+    share = evidence.expand_ratio
+    return (
+        max(float(evidence.is_loading), evidence.loading_ratio / LOADING_LINE_RATIO),
+        f"weights are being converted: expanding and checking is {_percent(share)} of that work, "
+        f"reading and writing {_percent(1 - share)}",
+    )
 
 
 def _why_none(evidence: Evidence) -> str:

@@ -22,7 +22,7 @@ CAP_SOURCE = "bottleneck"
 # Processors that others use as much as this are avoided, where there are some as free as that.
 TAKEN_RATIO, FREE_RATIO = 0.40, 0.15
 # File pages and everything else together: the kernel takes pages back well before the limit.
-FILLED_RATIO = 0.90
+FILLED_RATIO = 0.95
 # The layer that computes and the one that is read ahead.
 LAYERS_UNDER_WAY = 2
 # Of the engine's thread pool and of the thread that gives it runs; what ONNX Runtime starts is no

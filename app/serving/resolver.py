@@ -138,11 +138,10 @@ def _shown_record(record: Record, now_s: float) -> dict[str, Any]:
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Figures short enough to read."""
-    return {
-        name: _rounded(value)
-        if isinstance(value, Mapping)
-        else round(value, 4)
-        if isinstance(value, float)
-        else value
-        for name, value in values.items()
-    }
+    return {name: _round(value) for name, value in values.items()}
+
+
+def _round(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _rounded(value)
+    return round(value, 4) if isinstance(value, float) else value

@@ -33,6 +33,8 @@ REST_S, MOST_REST_S = 60.0, 960.0
 # Helped: this much faster at hardly more pressure, or this much less pressure at hardly less speed.
 FASTER_RATIO, STEADY_RATIO = 1.05, 0.95
 RELIEF_RATIO = 0.90
+# Speeds are compared where others' share of the processors has changed by no more.
+SAME_OTHERS_RATIO = 0.15
 # Below, clients asked for too little to tell.
 LEAST_BUSY_RATIO = 0.25
 
@@ -50,15 +52,19 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What is compared: the speed of runs, None where none ended, and the kind's own pressure."""
+    """What is compared: the speed of runs, None where none ended, and the kind's own pressure.
+
+    others_ratio: what others took of our processors, on which the speed depends as well.
+    """
 
     run_tokens_per_s: float | None
     pressure: float
+    others_ratio: float = 0.0
 
     @classmethod
     def of(cls, kind: Kind, evidence: Evidence) -> "Measure":
         """Of the evidence against this kind."""
-        return cls(evidence.run_tokens_per_s, pressure(kind, evidence))
+        return cls(evidence.run_tokens_per_s, pressure(kind, evidence), evidence.others_ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +94,27 @@ def pressure(kind: Kind, evidence: Evidence) -> float:
             return 0.0
 
 
-def judge(before: Measure, after: Measure, evidence: Evidence) -> tuple[Outcome, str]:
-    """Say whether a change helped, from before and after; `evidence` is that of after."""
-    if evidence.busy_ratio < LEAST_BUSY_RATIO:
-        return Outcome.UNCLEAR, "clients asked for too little to tell"
-    relief = after.pressure / before.pressure if before.pressure > 0 else 1.0
-    if before.run_tokens_per_s and after.run_tokens_per_s:
+def judge(kind: Kind, before: Measure, after: Measure) -> tuple[Outcome, str]:
+    """Say whether a change against `kind` helped."""
+    relief = after.pressure / before.pressure if before.pressure > 0 else None
+    speed = None
+    # How much of the processors others get may follow from what was done against that; else it
+    # is chance, and so is the speed.
+    chance = 0.0 if kind is Kind.CPU else abs(after.others_ratio - before.others_ratio)
+    if before.run_tokens_per_s and after.run_tokens_per_s and chance <= SAME_OTHERS_RATIO:
         speed = after.run_tokens_per_s / before.run_tokens_per_s
-    elif before.pressure > 0:
-        speed = 1.0
-    else:
-        return Outcome.UNCLEAR, "too few runs ended to compare"
-    figures = f"speed × {speed:.2f}"
-    if before.pressure > 0:
-        figures += f", pressure × {relief:.2f}"
-    is_faster = speed >= FASTER_RATIO and relief <= 1 / RELIEF_RATIO
-    is_relieved = relief <= RELIEF_RATIO and speed >= STEADY_RATIO
+    figures = [
+        f"{name} × {ratio:.2f}"
+        for name, ratio in (("speed", speed), ("pressure", relief))
+        if ratio is not None
+    ]
+    if not figures:
+        return Outcome.UNCLEAR, "too little to compare: runs were few, or others' load changed"
+    is_faster = (speed or 1) >= FASTER_RATIO and (relief or 1) <= 1 / RELIEF_RATIO
+    is_relieved = relief is not None and relief <= RELIEF_RATIO and (speed or 1) >= STEADY_RATIO
     if is_faster or is_relieved:
-        return Outcome.KEPT, f"it helped: {figures}"
-    return Outcome.REVERTED, f"it did not help: {figures}"
+        return Outcome.KEPT, f"it helped: {', '.join(figures)}"
+    return Outcome.REVERTED, f"it did not help: {', '.join(figures)}"
 
 
 @dataclass
@@ -184,8 +192,11 @@ class Trials:
             if after is None:
                 return None
             measure = Measure.of(remedy.kind, after)
-            outcome, reason = judge(record.before, measure, after)
             record = replace(record, after=measure)
+            if after.busy_ratio < LEAST_BUSY_RATIO and after.held_back_ratio == 0:
+                outcome, reason = Outcome.UNCLEAR, "clients asked for too little to tell"
+            else:
+                outcome, reason = judge(remedy.kind, record.before, measure)
         self._trial = None
         record = self.records[-1] = replace(record, outcome=outcome, reason=reason)
         if outcome is Outcome.KEPT:
@@ -235,14 +246,15 @@ class Trials:
 
 def _measurable(looks: Sequence[Look], now_s: float) -> Evidence | None:
     """Evidence of the latest MEASURE_S, or of longer where runs take long; None: not yet."""
-    if len(looks) < 2:
-        return None
     for start in range(len(looks) - 2, -1, -1):
         passed_s = now_s - looks[start].at_s
-        if passed_s >= MEASURE_S:
-            n_runs = looks[-1].engine.n_runs - looks[start].engine.n_runs
-            if n_runs >= LEAST_RUNS or passed_s >= MOST_MEASURE_S:
-                return evidence_of(looks[start:])
+        if passed_s < MEASURE_S:
+            continue
+        evidence = evidence_of(looks[start:])
+        # Where nothing runs at all there is nothing to wait for.
+        is_enough = evidence.n_runs >= LEAST_RUNS or evidence.busy_ratio == 0
+        if is_enough or passed_s >= MOST_MEASURE_S:
+            return evidence
     return None
 
 

@@ -27,7 +27,7 @@ PENDING, FIRING = 'alertstate="pending"', 'alertstate="firing"'
 def glance() -> Sequence[Panel]:
     """The numbers to look at first."""
     duration = "plimsoll_request_duration_seconds"
-    requests = "plimsoll_requests_total"
+    requests, errors = "plimsoll_requests_total", "plimsoll_errors_total"
     return (
         number(
             "Requests", "Requests for work a second: embedding and ranking.", "reqps",
@@ -50,7 +50,7 @@ def glance() -> Sequence[Panel]:
         ),
         number(
             "Failed", "Requests for work that were answered with 5xx.", "percentunit",
-            Query(share(per_second(requests, WORK, FAILED)), "failed"), (0.01, RED),
+            Query(share(per_second(errors, FAILED)), "failed"), (0.01, RED),
         ),
         number(
             "Degraded", "Requests for work that did not get the primary answer.", "percentunit",
@@ -128,7 +128,7 @@ def requests() -> Sequence[Panel]:
 
 def degradation() -> Sequence[Panel]:
     """What was not answered as asked, and why."""
-    requests = "plimsoll_requests_total"
+    requests, errors = "plimsoll_requests_total", "plimsoll_errors_total"
     return (
         lines(
             "Degraded share by reason", "Of requests for work.", "percentunit",
@@ -137,8 +137,8 @@ def degradation() -> Sequence[Panel]:
         ),
         lines(
             "Refused and failed share", "Of requests for work.", "percentunit",
-            Query(share(per_second(requests, WORK, FAILED)), "failed (5xx)"),
-            Query(share(per_second(requests, WORK, QUEUE_FULL)), "queue full (429)"),
+            Query(share(per_second(errors, FAILED)), "failed (5xx)"),
+            Query(share(per_second(errors, QUEUE_FULL)), "queue full (429)"),
             Query(share(per_second(requests, WORK, REJECTED)), "other 4xx"),
         ),
         lines(
@@ -162,8 +162,8 @@ def degradation() -> Sequence[Panel]:
         ),
         lines(
             "Models",
-            "Open now, opened and evicted. idle: unused for long; lru: another one opened; pressure: "
-            "memory ran high.",
+            "Open, opened and evicted. idle: unused for long; lru: another one opened; "
+            "pressure: memory ran high.",
             "short",
             Query(f"sum({select('plimsoll_model_open')})", "open"),
             Query(

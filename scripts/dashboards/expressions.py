@@ -1,12 +1,17 @@
 """PromQL that panels are made of, over the instances that the reader chose."""
 
+from app.telemetry import SERVER_ERRORS
+
 CHOSEN = 'instance=~"$instance"'
 # Requests that only look: pages, probes, scrapes, listings, and paths that are no route.
 LOOKING = "/|/health.*|/metrics|/status|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
 WORK = f'route!~"{LOOKING}"'
-FAILED = 'status=~"5.."'
-QUEUE_FULL = 'status="429"'
 REJECTED = 'status=~"4..",status!="429"'
+# By code, not by status: a rate does not see the first event of a series that begins with it, and
+# these are there from the start.
+QUEUE_FULL = 'code="queue_full"'
+FAILURES = "|".join(sorted(set(SERVER_ERRORS) - {"queue_full"}))
+FAILED = f'code=~"{FAILURES}"'
 
 
 def select(metric: str, *matchers: str) -> str:
@@ -34,8 +39,12 @@ def quantile(ratio: float, metric: str, *matchers: str, by: str = "") -> str:
 
 
 def share(part: str, *, by: str = "") -> str:
-    """A rate over that of all requests for work. One that has not happened yet is 0."""
+    """A rate over that of all requests for work, at most 1.
+
+    What has not happened yet is 0. Above 1 it would be where the whole misses the first event of a
+    series.
+    """
     whole = f"sum({per_second('plimsoll_requests_total', WORK)})"
     if by:
-        return f"sum by ({by}) ({part}) / on () group_left () {whole}"
-    return f"(sum({part}) or 0 * {whole}) / {whole}"
+        return f"clamp_max(sum by ({by}) ({part}) / on () group_left () {whole}, 1)"
+    return f"clamp_max((sum({part}) or 0 * {whole}) / {whole}, 1)"

@@ -98,6 +98,8 @@ def test_the_page_shows_the_numbers_that_the_server_tells(browser: Browser, serv
         ("All is well.", "Saving", "Dropping", "Holding")[health["ladder_step"]]
     )
     assert browser.text("#plan").startswith(f"{health['plan']['parallelism']} sequence")
+    limited_by = health["bottleneck"]
+    assert browser.text("#bottleneck") == f"{limited_by['kind']}: {limited_by['reason']}"
     waiting, limit = f"{queue['tokens']:,}", f"{queue['limit_tokens']:,}"
     assert browser.text("#queue").startswith(f"{waiting} of {limit} tokens, ")
     assert browser.text("#throughput") == f"{status['history']['tokens_per_s'][-1]:.0f} tokens/s"
@@ -198,13 +200,14 @@ def test_everything_has_a_name_and_changes_are_announced_politely(
     names = dict(found[::-1])
     assert names["button"] == "Compare"
     assert names["textbox"].startswith("A text, ")
-    live = {
-        node["properties"][i]["value"]["value"]
-        for node in nodes
-        for i in range(len(node.get("properties", [])))
-        if node["properties"][i]["name"] == "live"
-    }
-    assert live == {"polite"}
+    regions = [node for node in nodes if node.get("role", {}).get("value") == "status"]
+    live = [
+        found["value"]["value"]
+        for region in regions
+        for found in region["properties"]
+        if found["name"] == "live"
+    ]
+    assert live == ["polite"] * 3  # connection, summary, outcome
     order = []
     for _ in range(3):
         browser.press("Tab", 9)

@@ -30,13 +30,14 @@ pytestmark = pytest.mark.acceptance
 # Counts what the page asks, which it does a hundred times as often as otherwise.
 HURRY = """
 window.asked = 0;
+window.whenAsked = () => {};
 const ask = window.fetch, later = window.setTimeout;
-window.fetch = (...all) => { window.asked++; return ask(...all) };
+window.fetch = (...all) => { window.asked++; window.whenAsked(); return ask(...all) };
 window.setTimeout = (work, ms) => later(work, ms === 2000 ? 20 : ms);
-"""
-HIDE = """
-Object.defineProperty(document, "hidden", { configurable: true, get: () => %s });
-document.dispatchEvent(new Event("visibilitychange"));
+window.hide = (isHidden) => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => isHidden });
+  document.dispatchEvent(new Event("visibilitychange"));
+};
 """
 
 
@@ -157,20 +158,25 @@ def test_the_page_says_when_the_server_is_away_and_goes_on_when_it_is_back(
         absence.close()
 
 
+@pytest.mark.parametrize("moment", ["while it asks", "between two looks"])
 def test_a_hidden_page_asks_nothing_until_it_is_seen_again(
-    browser: Browser, model_cache: Path, tmp_path: Path
+    browser: Browser, model_cache: Path, tmp_path: Path, moment: str
 ):
     """A forgotten tab must not ask for days."""
     browser.call("Page.addScriptToEvaluateOnNewDocument", source=HURRY)
     with limited(tmp_path, model_cache) as server:
         browser.open(server.url)
         browser.wait_for("window.asked > 10")
-        browser.evaluate(HIDE % "true")
+        browser.evaluate(
+            "window.whenAsked = () => { window.whenAsked = () => {}; window.hide(true) }, null"
+            if moment == "while it asks"
+            else "window.hide(true)"
+        )
         # What was under way ends in the first pause; in the second it would have asked on.
         paused = "new Promise((resolve) => later(() => resolve(window.asked), 1000))"
         n_asked = browser.evaluate(paused)
         assert browser.evaluate(paused) == n_asked
 
-        browser.evaluate(HIDE % "false")
+        browser.evaluate("window.hide(false)")
         browser.wait_for(f"window.asked > {n_asked + 10}")
         assert browser.complaints == []

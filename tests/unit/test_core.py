@@ -86,6 +86,8 @@ class Bench:
     async def encode(self, ids: np.ndarray = IDS) -> tuple[int, int, bool]:
         """One text's run; what the engine was told for it."""
         assert len(await self.core.executor.encode(self.model, [ids])) == 1
+        while self.core.gate.admission.run_bytes:  # told of the end just after the rows
+            await asyncio.sleep(0)
         return self.model.told[-1]
 
     def series(self, name: str) -> float:
@@ -189,7 +191,7 @@ def test_admission_knows_the_run_under_way_and_what_runs_have_done(bench: Bench)
         assert admission.run_bytes == 3 * MIB
         bench.model.released.set()
         await call
-        while admission.n_tokens == 0:  # told just after the rows
+        while admission.n_tokens == 0:  # told of the end just after the rows
             await asyncio.sleep(0)
         assert (admission.run_bytes, admission.n_tokens) == (0, 3)
         await bench.look()
@@ -316,7 +318,12 @@ def test_a_running_core_looks_after_memory_and_ends_with_its_block(
                 raise ZeroDivisionError
         assert asyncio.all_tasks() == tasks
 
-    asyncio.run(asyncio.wait_for(whole(), DEADLINE_S))
+    async def bounded() -> None:
+        # Cancelled by a timeout, the block would end too.
+        done, _ = await asyncio.wait([asyncio.create_task(whole())], timeout=DEADLINE_S)
+        assert [task.exception() for task in done] == [None]
+
+    asyncio.run(bounded())
     assert not bench.core.executor._thread.is_alive()
     with pytest.raises(RuntimeError, match="shutdown"):
         bench.core._texts_thread.submit(print)

@@ -23,7 +23,7 @@ from app.serving.fallback import DEGRADING
 from app.settings import Settings
 from app.telemetry import BREAKER_STATES, DEGRADED_REASONS, SERVER_ERRORS, Telemetry
 from scripts.dashboards.document import DASHBOARD, dashboard_json
-from scripts.dashboards.expressions import LOOKING
+from scripts.dashboards.expressions import FAILURES, LOOKING
 from tests.grafana_files import (
     CASES,
     CONFIG,
@@ -205,6 +205,16 @@ def test_label_values_that_are_there_from_the_start_are_those_that_occur():
     assert set(DEGRADED_REASONS) == degrading
     others = (QueueFullError("", retry_after_s=1), ModelError(""), RuntimeError())
     assert set(SERVER_ERRORS) == degrading | {code_of(error) for error in others}
+
+
+def test_failed_requests_are_the_same_on_the_dashboard_and_in_the_alert():
+    """A code that is left out would never wake anybody."""
+    asked = {
+        codes
+        for expression in expressions()
+        for codes in re.findall(r'code=~"([^"]*)"', expression)
+    }
+    assert asked == {FAILURES}
 
 
 def test_a_scrape_measures_memory_once():

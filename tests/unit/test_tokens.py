@@ -115,7 +115,7 @@ def test_a_refused_text_says_what_is_wrong_with_it(thread: ThreadPoolExecutor):
 
 
 def test_memory_is_reserved_step_by_step(thread: ThreadPoolExecutor):
-    """For what is there, not for what a client may have meant; nothing new needs nothing."""
+    """For what is there and will run; a step that ends no text needs nothing."""
     told: list[list[int]] = []
 
     async def reserve(lengths: Sequence[int]) -> None:
@@ -124,7 +124,7 @@ def test_memory_is_reserved_step_by_step(thread: ThreadPoolExecutor):
     model = SteppingModel([1, 0, 2, 0])
     asyncio.run(tokenize(model, EmbedTask(["a", "a a", "", "a a a"]), thread, reserve))
 
-    assert told == [[3], [3, 4, 2], [3, 4, 2, 5]]
+    assert told == [[3], [3, 4, 0], [3, 4, 0, 5]]
 
 
 def test_a_step_without_room_is_the_last_one(thread: ThreadPoolExecutor):

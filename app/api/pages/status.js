@@ -76,17 +76,12 @@ function showState({ ladder_step: step, breaker, plan, queue, bottleneck }) {
   const last = breaker.last_reason && !isClosed ? ` (${breaker.last_reason})` : "";
   set("breaker", BREAKER[breaker.state] + last);
   at("breaker").classList.toggle("bad", !isClosed);
-  at("bottleneck-row").hidden = !bottleneck;
-  if (bottleneck) set("bottleneck", bottleneckWords(bottleneck));
+  set("bottleneck", `${bottleneck.kind}: ${bottleneck.reason}`);
   const reasons = element("ul", "");
   reasons.append(...plan.reasons.map((reason) => element("li", reason)));
   at("plan").replaceChildren(`${several(plan.parallelism, "sequence")}, ${several(plan.engine_threads, "engine thread")}`, reasons);
   const drain = `drains at ${count(queue.tokens_per_s)} tokens/s`;
   set("queue", `${count(queue.tokens)} of ${count(queue.limit_tokens)} tokens, ${drain}`);
-}
-
-function bottleneckWords(bottleneck) {
-  return typeof bottleneck === "string" ? bottleneck : Object.values(bottleneck).filter((v) => typeof v === "string").join(": ");
 }
 
 function showTraffic({ history, latency, requests }) {
@@ -167,5 +162,5 @@ async function look() {
   if (both) show(...both);
 }
 
-document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
+document.addEventListener("visibilitychange", () => document.hidden || look());
 look();
