@@ -243,7 +243,8 @@ def _out_of_memory_named() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not is_allocation_failure(error):
             raise
         _empty_frames(error)
-        raise EncodeMemoryError(f"no memory to compute with: {error}") from None
+        first_line = str(error).partition("\n")[0]
+        raise EncodeMemoryError(f"no memory to compute with: {first_line}") from None
 
 
 def _empty_frames(error: BaseException | None) -> None:

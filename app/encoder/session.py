@@ -64,7 +64,7 @@ def _open(model: bytes, n_threads: int, *, bounded: bool) -> ort.InferenceSessio
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # The graphs are fused by hand, and the optimizer would turn the swapped kernel back.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # a refused allocation is an exception; its line breaks the log
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

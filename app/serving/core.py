@@ -201,6 +201,7 @@ class ServingCore:
     def _end_run(self, n_tokens: int, seconds: float) -> None:
         self.gate.admission.note_run(n_tokens, seconds)
         self._engine_clock.end(n_tokens, seconds)
+        self.gate.wake()  # whoever waits for the memory that it took
 
     def _weights_stay(self, weights_bytes: int) -> bool:
         return weights_bytes <= RESIDENT_WEIGHTS_RATIO * self.watch.sample.budget_bytes

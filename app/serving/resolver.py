@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from app.serving.bottleneck import Bottleneck, Kind, advice, name_bottleneck
+from app.serving.bottleneck import Kind, advice, name_bottleneck
 from app.serving.evidence import Evidence, Look, evidence_of
 from app.serving.remedies import Remedy
 from app.serving.scheduler import Cap
@@ -47,7 +47,7 @@ class BottleneckResolver:
         self._looks: deque[Look] = deque()
         self._evidence: Evidence | None = None
         self._since_s = clock()
-        self.bottleneck = Bottleneck(Kind.NONE, ("nothing is asked",), {})
+        self.bottleneck = name_bottleneck(Evidence(seconds=0.0))
         for remedy in remedies:
             for outcome in Outcome:
                 telemetry.bottleneck_actions.labels(remedy.name, outcome.value)
