@@ -4,8 +4,8 @@ Owns the waiting requests and tells the executor what it may run. Lives on the e
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from app.errors import MemoryPressureError, OverloadError, QueueFullError, TooLargeError
@@ -86,15 +86,6 @@ class AdmissionGate:
         """
         self.check_queue()
         return Reservation(self, self.enter_now(Demand(0, n_bytes)))
-
-    @contextmanager
-    def reserving(self) -> Iterator["Reservation"]:
-        """A reservation that grows, for the length of a `with` block."""
-        reservation = Reservation(self, self.admission.admit(Demand(0, 0)))
-        try:
-            yield reservation
-        finally:
-            reservation.release()
 
     def grow(self, ticket: Ticket, total_bytes: int) -> None:
         """Set aside `total_bytes` for a ticket that holds less.

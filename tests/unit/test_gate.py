@@ -315,21 +315,6 @@ def test_a_reservation_that_cannot_grow_keeps_what_it_had(
     assert bench.admission.held_bytes == others_bytes
 
 
-def test_a_growing_reservation_ends_with_its_block_even_by_an_error():
-    """Texts that are refused half way through tokenizing."""
-    bench = Bench()
-
-    def tokenize_half() -> None:
-        with bench.gate.reserving() as reservation:
-            reservation.grow(ROOM)
-            assert bench.admission.held_bytes == ROOM
-            reservation.grow(ROOM + 1)
-
-    with pytest.raises(TooLargeError):
-        tokenize_half()
-    bench.assert_empty()
-
-
 def test_a_reservation_that_ends_wakes_those_who_wait():
     """Its room is as good as that of a request."""
     bench = Bench()
