@@ -38,8 +38,8 @@ LOADING_LINE_RATIO = 0.15
 # With less than this of its work being done by processors, a conversion waits for the disk.
 EXPAND_LINE_RATIO = 0.25
 OTHERS_LINE_RATIO = 0.30
-# With more of the processors idle than this, others' work is in nobody's way.
-SHORT_OF_CPU_RATIO = 0.85
+# While processors are idle, others' work is in nobody's way.
+FULL_RATIO = 0.90
 QUEUE_LINE_S = 2.0
 SATURATED_RATIO = 0.90
 
@@ -151,10 +151,9 @@ def _cpu(evidence: Evidence) -> Signs:
             f"the CPU quota held us back in {_percent(evidence.throttled_ratio)} of the time",
         )
     ]
-    if evidence.others_ratio + evidence.own_ratio >= SHORT_OF_CPU_RATIO:
-        others = evidence.others_ratio
-        text = f"other processes take {_percent(others)} of our processors, and none is idle"
-        signs.append((others / OTHERS_LINE_RATIO, text))
+    others, total = evidence.others_ratio, evidence.others_ratio + evidence.own_ratio
+    text = f"other processes take {_percent(others)} of our processors, and hardly any is idle"
+    signs.append((min(others / OTHERS_LINE_RATIO, total / FULL_RATIO), text))
     return signs
 
 

@@ -26,7 +26,7 @@ MEASURE_S, MOST_MEASURE_S = 8.0, 40.0
 LEAST_RUNS = 2
 # Until a change shows in whole runs.
 SETTLE_S = 2.0
-GONE_S = 60.0
+GONE_S = 20.0
 TRUSTED_S = 600.0
 REST_S, MOST_REST_S = 60.0, 960.0
 
