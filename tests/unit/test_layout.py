@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.encoder.architecture import Architecture, Pooling
+from app.encoder.catalog import SHAPES
 from app.encoder.layout import (
     PACK_TOKENS,
     SLICE_TOKENS,
@@ -17,18 +17,7 @@ from app.encoder.layout import (
     wave_bytes,
 )
 
-NOMIC = Architecture(
-    name="nomic-bert",
-    n_layers=12,
-    hidden=768,
-    ffn=3072,
-    n_heads=12,
-    vocabulary=30_528,
-    context_tokens=2048,
-    layer_norm_eps=1e-12,
-    pooling=Pooling.MEAN,
-    rope_base=1000.0,
-)
+NOMIC = SHAPES["nomic-embed-text-v1.5"]
 LENGTHS = st.lists(st.integers(2, 3000), min_size=1, max_size=40)
 MIB = 1 << 20
 
