@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import settings
 
 from app.composition import prepare_model
 from app.main import create_app
@@ -13,6 +14,11 @@ from app.settings import Settings
 from app.settings_sources import load_settings
 from tests.evaluation_data import DATA_DIR
 from tests.running_server import RunningServer
+
+# What lands must not depend on luck; elsewhere hypothesis looks for new examples each time.
+settings.register_profile("ci", derandomize=True, database=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 # Taken out of the environment: it is no setting, and a server refuses what it does not know.
 TEST_CACHE = Path(given) if (given := os.environ.pop("PLIMSOLL_TEST_CACHE", "")) else None

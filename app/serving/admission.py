@@ -307,23 +307,26 @@ def held_bytes(lengths: Iterable[int], *, hidden: int, dimensions: int) -> int:
 
 
 def sparse_demand(texts: Sequence[str], *, is_fallback: bool) -> Demand:
-    """What BM25 takes for these texts, by the most different words that so many letters hold."""
+    """What BM25 takes for these texts, by the most different words that so many letters hold.
+
+    All of it counts beside the engine's runs: it is done in another thread.
+    """
     most_terms = sum(min(len(text) // 2 + 1, MOST_STEMS) for text in texts)
     longest = max(map(len, texts), default=0)
     return Demand(
         n_tokens=0,
-        held_bytes=most_terms * SPARSE_TERM_BYTES + len(texts) * TEXT_BYTES,
-        run_bytes=min(longest // 2 + 1, MOST_STEMS) * STEM_BYTES,
+        held_bytes=most_terms * SPARSE_TERM_BYTES
+        + len(texts) * TEXT_BYTES
+        + min(longest // 2 + 1, MOST_STEMS) * STEM_BYTES,
         is_fallback=is_fallback,
     )
 
 
 def ranking_demand(query: str, documents: Sequence[str], *, is_fallback: bool) -> Demand:
-    """What rank-bm25 takes: counts of every document's words, 8 bytes a letter as measured."""
+    """What rank-bm25 takes, likewise: counts of every document's words, as measured."""
     n_characters = len(query) + sum(map(len, documents))
     return Demand(
         n_tokens=0,
-        held_bytes=len(documents) * TEXT_BYTES,
-        run_bytes=RANKING_CHARACTER_BYTES * n_characters,
+        held_bytes=len(documents) * TEXT_BYTES + RANKING_CHARACTER_BYTES * n_characters,
         is_fallback=is_fallback,
     )

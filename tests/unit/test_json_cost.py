@@ -132,7 +132,7 @@ def test_the_prediction_is_what_the_parser_takes(shape: str):
 
     cost = json_cost(text)
 
-    assert 1 <= cost.parsed_bytes / taken_bytes < most_ratio
+    assert 0.99 <= cost.parsed_bytes / taken_bytes < most_ratio
 
 
 @pytest.mark.parametrize(

@@ -137,17 +137,31 @@ def test_no_layers_are_kept_before_a_model_has_run_or_where_none_fits():
     """There is nothing to change."""
     pages = PageKeeping(lambda weights_bytes: False)
     assert apply(KeepLayers(pages)) is None
-    pages.sizes = SIZES
-    assert apply(KeepLayers(pages), replace(EVIDENCE, used_bytes=300 * MIB)) is None
+    pages.weights_stay(FakeModel())
+    assert apply(KeepLayers(pages), replace(EVIDENCE, used_bytes=390 * MIB)) is None
     assert pages.follows_rule
 
 
-def test_free_memory_is_given_back():
-    """Without a cap, and with nothing to undo."""
-    remedy = ReleaseMemory()
+def test_free_memory_is_given_back_by_the_model_that_ran_last_too():
+    """Requests that wait for memory keep it from being idle, and so from doing it by itself."""
+    pages = PageKeeping(lambda weights_bytes: True)
+    remedy = ReleaseMemory(pages.release_model)
+    assert apply(remedy)  # nothing has run yet
+    model = FakeModel()
+    pages.weights_stay(model)
+
     assert apply(remedy)
+    assert model.n_releases == 1
     remedy.revert()
     assert remedy.cap is None
+
+
+def test_a_model_that_was_closed_is_not_kept_alive():
+    """Its memory is what was to be given back."""
+    pages = PageKeeping(lambda weights_bytes: True)
+    pages.weights_stay(FakeModel())
+    assert pages.sizes is None
+    pages.release_model()
 
 
 def test_remedies_leave_the_process_as_it_was():
