@@ -114,7 +114,7 @@ class ServingCore:
             clock,
             telemetry,
             [
-                ReleaseMemory(),
+                ReleaseMemory(pages.release_model),
                 smaller_runs(lambda: scheduler.plan),
                 KeepLayers(pages),
                 AvoidTakenCores(),

@@ -6,12 +6,15 @@ parallelism is still the scheduler's to set, which gets a cap.
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.encoder.layout import FLOAT_BYTES
 from app.encoder.model import EmbeddingModel
+from app.errors import EncodeMemoryError
 from app.memory import allocator
 from app.memory.affinity import ThreadPlacement
 from app.serving.bottleneck import Kind
@@ -19,6 +22,8 @@ from app.serving.evidence import Evidence
 from app.serving.scheduler import Cap, Plan
 
 CAP_SOURCE = "bottleneck"
+# A cap for a neighbour who has left holds back for nothing.
+CAP_OUTLIVES_S = 20.0
 # Processors that others use as much as this are avoided, where there are some as free as that.
 TAKEN_RATIO, FREE_RATIO = 0.40, 0.15
 # File pages and everything else together: the kernel takes pages back well before the limit.
@@ -31,10 +36,15 @@ WORKER_NAMES = ("engine", "runs")
 
 
 class Remedy(Protocol):
-    """One thing that may help against one kind of bottleneck."""
+    """One thing that may help against one kind of bottleneck.
+
+    outlives_cause_s: how long it is kept after its bottleneck was named last, which may be because
+        the cause has gone or because of the remedy; the less it costs, the longer.
+    """
 
     name: str
     kind: Kind
+    outlives_cause_s: float
 
     @property
     def cap(self) -> Cap | None:
@@ -48,16 +58,30 @@ class Remedy(Protocol):
 
 
 class ReleaseMemory:
-    """Give back what is free already but held by Python and the allocator."""
+    """Give back what is free already but held by engine, Python and allocator.
+
+    A model does so by itself only while nobody wants it, and requests that wait for memory do.
+    release_model: gives back what the model that ran last needs for runs alone; may block.
+    """
 
     name = "release_memory"
     kind = Kind.MEMORY
+    outlives_cause_s = CAP_OUTLIVES_S
     cap = None
 
+    def __init__(self, release_model: Callable[[], None] = lambda: None) -> None:
+        self._release_model = release_model
+
     async def apply(self, evidence: Evidence) -> str | None:
-        """Collect and trim, in a thread."""
-        await asyncio.to_thread(_release)
+        """Release, collect and trim, in a thread."""
+        await asyncio.to_thread(self._release)
         return "free memory given back to the kernel"
+
+    def _release(self) -> None:
+        with suppress(EncodeMemoryError):  # even that may find no memory
+            self._release_model()
+        gc.collect()
+        allocator.release()
 
     def revert(self) -> None:
         """Nothing is held that could be undone."""
@@ -65,6 +89,8 @@ class ReleaseMemory:
 
 class CapParallelism:
     """Let fewer sequences run at once; `limit` says how many, from the evidence and the plan."""
+
+    outlives_cause_s = CAP_OUTLIVES_S
 
     def __init__(
         self,
@@ -124,6 +150,7 @@ class AvoidTakenCores:
 
     name = "avoid_taken_cores"
     kind = Kind.CPU
+    outlives_cause_s = CAP_OUTLIVES_S
 
     def __init__(self, placement: ThreadPlacement | None = None) -> None:
         self.cap: Cap | None = None
@@ -177,7 +204,13 @@ class PageKeeping:
     def __init__(self, rule: Callable[[int], bool]) -> None:
         self._rule = rule
         self._room_bytes: int | None = None  # None: the rule decides
-        self.sizes: WeightSizes | None = None  # of the model that ran last
+        self._last_model: Callable[[], EmbeddingModel | None] = lambda: None
+
+    @property
+    def sizes(self) -> WeightSizes | None:
+        """Of the model that ran last, while it is open."""
+        model = self._last_model()
+        return None if model is None else _sizes(model)
 
     @property
     def follows_rule(self) -> bool:
@@ -186,13 +219,19 @@ class PageKeeping:
 
     def weights_stay(self, model: EmbeddingModel) -> bool:
         """Whether all pages stay mapped, and none is read ahead."""
-        self.sizes = _sizes(model)
+        self._last_model = weakref.ref(model)
         return self.follows_rule and self._rule(model.weights_bytes)
 
     def kept_layers(self, model: EmbeddingModel) -> int:
         """How many layers stay in memory while the others' pages are dropped."""
         room_bytes = self._room_bytes
         return 0 if room_bytes is None else _sizes(model).fitting_layers(room_bytes)
+
+    def release_model(self) -> None:
+        """Make the model that ran last give back what only runs need; waits for one under way."""
+        model = self._last_model()
+        if model is not None:
+            model.release_memory()
 
     def keep_layers(self, room_bytes: int) -> None:
         """Keep the layers that fit so many bytes."""
@@ -212,6 +251,7 @@ class KeepLayers:
 
     name = "keep_layers"
     kind = Kind.DISK
+    outlives_cause_s = 600.0
     cap = None
 
     def __init__(self, pages: PageKeeping) -> None:
@@ -241,8 +281,3 @@ def _sizes(model: EmbeddingModel) -> WeightSizes:
     return WeightSizes(
         model.weights_bytes, layers_bytes // architecture.n_layers, architecture.n_layers
     )
-
-
-def _release() -> None:
-    gc.collect()
-    allocator.release()

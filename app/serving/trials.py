@@ -4,7 +4,7 @@ Pure but for the remedy: the looks come in, and time with them. One trial at a t
 
     rest → begin: evidence of before → SETTLE_S → measured for MEASURE_S → kept or reverted
 
-What is kept is let go of when its bottleneck has been gone for GONE_S, or after TRUSTED_S, to be
+What is kept is let go of when its bottleneck has been gone for a while, or after TRUSTED_S, to be
 tried anew. What did not help rests twice as long each time.
 """
 
@@ -26,7 +26,6 @@ MEASURE_S, MOST_MEASURE_S = 8.0, 40.0
 LEAST_RUNS = 2
 # Until a change shows in whole runs.
 SETTLE_S = 2.0
-GONE_S = 20.0
 TRUSTED_S = 600.0
 REST_S, MOST_REST_S = 60.0, 960.0
 
@@ -85,7 +84,7 @@ def pressure(kind: Kind, evidence: Evidence) -> float:
     """The number that a remedy against this kind should bring down; other kinds have none."""
     match kind:
         case Kind.MEMORY:
-            return name_bottleneck(evidence).scores[Kind.MEMORY]
+            return evidence.utilization_ratio
         case Kind.DISK:  # a token, so that a faster engine does not look like a busier disk
             return evidence.read_bytes_per_s / max(1.0, evidence.tokens_per_s)
         case Kind.CPU:
@@ -204,7 +203,7 @@ class Trials:
             self._n_fruitless[remedy.name] = 0
             self._quiet_from_s = now_s
         else:
-            self._undo(remedy, now_s, is_fruitless=True)
+            self._undo_fruitless(remedy, now_s)
         log.info(
             "bottleneck %s: %s %s, %s; tokens a second %s before, %s after",
             record.kind.value, remedy.name, outcome.value, reason,
@@ -218,30 +217,42 @@ class Trials:
             if kept.remedy.kind is kind:
                 kept.needed_s = now_s
         for kept in self._kept:
-            is_gone = now_s - kept.needed_s >= GONE_S
-            if not is_gone and now_s - kept.kept_s < TRUSTED_S:
+            reason = _why_let_go(kept, kind, now_s)
+            if reason is None:
                 continue
+            remedy = kept.remedy
             self._kept.remove(kept)
-            self._undo(kept.remedy, now_s, is_fruitless=False)
-            reason = "its cause is gone" if is_gone else "to be tried anew"
-            log.info("bottleneck: %s is let go: %s", kept.remedy.name, reason)
+            self._undo(remedy, now_s, rest_s=0.0 if reason == _TRY_ANEW else REST_S)
+            log.info("bottleneck: %s is let go: %s", remedy.name, reason)
             nothing = Measure(None, 0.0)
             record = Record(
-                kept.remedy.name, kept.remedy.kind, "undone", now_s, nothing, None,
-                Outcome.LET_GO, reason,
-            )  # fmt: skip
+                remedy.name, remedy.kind, "undone", now_s, nothing, None, Outcome.LET_GO, reason
+            )
             self.records.append(record)
             return record
         return None
 
-    def _undo(self, remedy: Remedy, now_s: float, *, is_fruitless: bool) -> None:
-        remedy.revert()
-        n_fruitless = self._n_fruitless.get(remedy.name, 0) + is_fruitless
+    def _undo_fruitless(self, remedy: Remedy, now_s: float) -> None:
+        n_fruitless = self._n_fruitless.get(remedy.name, 0) + 1
         self._n_fruitless[remedy.name] = n_fruitless
-        rest_s = min(MOST_REST_S, REST_S * 2 ** max(0, n_fruitless - 1))
+        self._undo(remedy, now_s, rest_s=min(MOST_REST_S, REST_S * 2 ** (n_fruitless - 1)))
+
+    def _undo(self, remedy: Remedy, now_s: float, *, rest_s: float) -> None:
+        remedy.revert()
         self._rests_until_s[remedy.name] = now_s + rest_s
         # The scheduler keeps a cap for a while after nobody asks for it.
         self._quiet_from_s = now_s + DWELL_S + SETTLE_S
+
+
+_TRY_ANEW = "to be tried anew"
+
+
+def _why_let_go(kept: _Kept, kind: Kind, now_s: float) -> str | None:
+    if now_s - kept.needed_s >= kept.remedy.outlives_cause_s:
+        return "its cause is gone"
+    if kind is Kind.MEMORY and kept.remedy.kind is Kind.DISK:
+        return "memory is short"
+    return _TRY_ANEW if now_s - kept.kept_s >= TRUSTED_S else None
 
 
 def _measurable(looks: Sequence[Look], now_s: float) -> Evidence | None:

@@ -22,6 +22,7 @@ class FakeRemedy:
 
     name = "remedy"
     kind = Kind.CPU
+    outlives_cause_s = 20.0
     cap: Cap | None = None
 
     async def apply(self, evidence: Evidence) -> str | None:

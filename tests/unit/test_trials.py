@@ -13,7 +13,6 @@ from app.serving.bottleneck import Kind
 from app.serving.evidence import EngineTotals, Evidence, Look
 from app.serving.scheduler import Cap
 from app.serving.trials import (
-    GONE_S,
     MOST_MEASURE_S,
     REST_S,
     TRUSTED_S,
@@ -25,10 +24,13 @@ from app.serving.trials import (
 )
 
 CPUS = frozenset({0, 1})
+GONE_S = 20.0
 
 
 class FakeRemedy:
     """Notes when it is applied; changes nothing where a test says so."""
+
+    outlives_cause_s = GONE_S
 
     def __init__(self, name: str = "remedy", kind: Kind = Kind.CPU, limit: int = 2) -> None:
         self.name = name
@@ -246,6 +248,21 @@ def test_what_was_kept_has_to_prove_itself_again():
     assert record.reason == "to be tried anew"
     bench.until_tried(remedy)
     assert bench.pass_s(15)[0].outcome is Outcome.REVERTED  # as fast without it by now
+
+
+def test_layers_that_were_kept_make_room_when_memory_runs_short():
+    """They were kept for speed alone."""
+    remedy = FakeRemedy(kind=Kind.DISK)
+    bench = Bench(remedy)
+    bench.kind, bench.read_bytes_per_s = Kind.DISK, 100 << 20
+    bench.until_tried(remedy)
+    bench.speed = 120.0
+    assert bench.pass_s(15)[0].outcome is Outcome.KEPT
+    bench.kind = Kind.MEMORY
+
+    (record,) = bench.pass_s(1)
+
+    assert (record.outcome, record.reason) == (Outcome.LET_GO, "memory is short")
 
 
 def test_without_load_nothing_is_concluded():
