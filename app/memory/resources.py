@@ -83,6 +83,11 @@ class ResourceManager(Generic[T]):
                 n_closed += 1
         return n_closed
 
+    async def release_memory(self) -> None:
+        """Let every open model give back what only its runs need."""
+        for slot in self.slots:
+            await slot.release_memory()
+
     async def watch_idleness(self) -> None:
         """Until cancelled: look after every model."""
         await asyncio.gather(*(self._watch(slot) for slot in self.slots))

@@ -177,11 +177,17 @@ class ModelSlot(Generic[T]):
             await self.evict("idle")
         elif idle_s >= IDLE_RELEASE_S and not self._released:
             self._released = True
-            self._leases += 1  # so that nothing closes it meanwhile
-            try:
-                await asyncio.to_thread(self._model.release_memory)
-            finally:
-                await self._end_lease()
+            await self.release_memory()
+
+    async def release_memory(self) -> None:
+        """Give back what only a run needs, whoever holds the model; between two runs."""
+        if self._model is None:
+            return
+        self._leases += 1  # so that nothing closes it meanwhile
+        try:
+            await asyncio.to_thread(self._model.release_memory)
+        finally:
+            await self._end_lease()
 
     async def evict(self, reason: EvictionReason) -> None:
         """Close the model for somebody else's sake; for one that is idle."""

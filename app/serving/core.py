@@ -131,6 +131,7 @@ class ServingCore:
             telemetry,
             clock=clock,
             unload_idle=models.unload_idle,
+            release_runs=models.release_memory,
             caps=self.resolver.caps,
             on_look=self._look,
         )

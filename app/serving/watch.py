@@ -65,10 +65,14 @@ class MemoryWatch:
         *,
         clock: Callable[[], float],
         unload_idle: Callable[[], Awaitable[int]],
+        release_runs: Callable[[], Awaitable[None]] | None = None,
         caps: Callable[[], Sequence[Cap]] = lambda: (),
         on_look: OnLook | None = None,
     ) -> None:
-        """`unload_idle` closes models that nobody uses; `on_look` is told of every look."""
+        """`unload_idle` closes models that nobody uses; `on_look` is told of every look.
+
+        release_runs: gives back what the engine keeps from run to run.
+        """
         self._memory = memory
         self._cpu = cpu
         self._gate = gate
@@ -77,6 +81,7 @@ class MemoryWatch:
         self._telemetry = telemetry
         self._clock = clock
         self._unload_idle = unload_idle
+        self._release_runs = release_runs
         self._caps = caps
         self._on_look = on_look
         self._last = _Look(clock(), memory.sample(), 0)
@@ -146,6 +151,9 @@ class MemoryWatch:
         # Before the waiting look again: while they do, nobody is seen to wait.
         self._remember(tokens_per_s)
         self._show(plan, tokens_per_s)
+        if self._gate.is_holding_back and self._release_runs is not None:
+            # Those who wait hold the model, so it never counts as idle.
+            await self._release_runs()
         self._gate.wake()
         if plan != earlier:
             self._say(plan)

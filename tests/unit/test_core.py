@@ -167,6 +167,23 @@ def test_a_growing_reservation_narrows_the_room(bench: Bench):
     bench.run(scenario)
 
 
+def test_what_runs_left_behind_is_given_back_to_those_who_wait(bench: Bench):
+    """They hold the model while they wait, so it never counts as idle."""
+
+    async def scenario() -> None:
+        bench.core.gate._queue_timeout_s = DEADLINE_S
+        async with bench.models.lease():
+            reservation = bench.core.gate.reserve(ROOM_BYTES - MIB)
+            waiting = asyncio.create_task(bench.core.gate.enter(Demand(1, 2 * MIB)))
+            await asyncio.sleep(0)
+            await bench.look()
+            assert bench.model.n_releases == 1
+            reservation.release()
+            bench.core.gate.leave(await waiting)
+
+    bench.run(scenario)
+
+
 def test_weights_stay_while_they_are_half_the_budget_at_most(bench: Bench):
     """Of the budget that there is now: it may change while the server runs."""
     bench.model.weights_bytes = round(RESIDENT_WEIGHTS_RATIO * BUDGET_BYTES)
