@@ -23,6 +23,7 @@ from scripts.benchmarks.naive_export import write_naive
 from scripts.load.arrivals import Rate
 from scripts.load.report import LoadReport
 from tests.acceptance.limited_load import (
+    BOUNDED,
     EVERYTHING,
     FEW_CLIENTS,
     MIB,
@@ -118,7 +119,7 @@ def unlimited(served: ServedFile, tmp_path_factory: pytest.TempPathFactory) -> C
     with RunningServer(folder, *served.options()) as server:
         _first_vector(server.url)
         few = load(server.url, CAPACITY_S, WELL_FORMED, n_clients=FEW_CLIENTS)
-        overload = load(server.url, CAPACITY_S, n_clients=N_CLIENTS)
+        overload = load(server.url, CAPACITY_S, BOUNDED, n_clients=N_CLIENTS)
     return Capacity(overload, few.per_s(few.totals.dense))
 
 
@@ -218,7 +219,7 @@ def test_larger_budgets_keep_the_line_too(served: ServedFile, budget_mib: int, t
     with limited_server(tmp_path, served, budget_mib) as (server, group):
         watch = UtilizationWatch(server.url)
         _first_vector(server.url)
-        load(server.url, 30.0, n_clients=N_CLIENTS)
+        load(server.url, 30.0, BOUNDED, n_clients=N_CLIENTS)
         watch.stop()
         assert group.oom_kills == 0
     assert watch.peak_ratio <= MOST_USED_RATIO
