@@ -21,6 +21,7 @@ from app.gguf.sidecar import Sidecar
 from app.settings import Settings
 from scripts.benchmarks.naive_export import write_naive
 from scripts.load.arrivals import Rate
+from scripts.load.plan import LoadPlan
 from scripts.load.report import LoadReport
 from tests.acceptance.limited_load import (
     BOUNDED,
@@ -37,6 +38,7 @@ from tests.acceptance.limited_load import (
     limited_server,
     load,
 )
+from tests.acceptance.limited_load import run as run_plan
 from tests.running_server import RunningServer
 from tests.synthetic import cached_synthetic
 
@@ -44,6 +46,7 @@ pytestmark = pytest.mark.acceptance
 
 PACKS_APART = 1e-6
 SETTLE_S = 6.0
+WARM_UP = {"short": 4.0, "long": 1.0, "list": 1.0}
 CAPACITY_S = 30.0
 RECOVERY_S = 15.0
 # Shares of the budget and of the load.
@@ -137,6 +140,7 @@ def _measured(served: ServedFile, folder: Path, seconds: float, **variables: str
         watch = UtilizationWatch(server.url)
         try:
             _first_vector(server.url)
+            run_plan(LoadPlan(server.url, mix=WARM_UP, n_clients=FEW_CLIENTS, n_requests=24))
             rested_bytes = _settled(watch)
             watch.peak_ratio = 0.0
             report = load(server.url, seconds, n_clients=N_CLIENTS, n_verified=16, exact=exact)
