@@ -56,6 +56,8 @@ class RunningServer:
         self._reader.start()
         address = self._address.get(timeout=DEADLINE_S)
         if address is None:
+            self.wait()
+            self.process.stderr.close()
             raise RuntimeError(f"the server did not start:\n{self.log}")
         self.url = address
 
