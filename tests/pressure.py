@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic, sleep
 
 import httpx
 from fastapi.testclient import TestClient
@@ -106,8 +107,16 @@ def under_pressure(reason: str, **options: object) -> Iterator[tuple[FakeServer,
 REASONS = ["memory_pressure", "breaker_open", "out_of_memory", "model_loading"]
 
 
+def _wait_for_the_run(server: FakeServer) -> None:
+    """Admission is told of a run's end just after its rows have been delivered."""
+    deadline_s = monotonic() + DEADLINE_S
+    while server.core.gate.admission.run_bytes and monotonic() < deadline_s:
+        sleep(0.001)
+
+
 def assert_nothing_is_held(server: FakeServer) -> None:
     """Whatever was reserved has been given back."""
+    _wait_for_the_run(server)
     admission = server.core.gate.admission
     assert (admission.held_bytes, admission.run_bytes, admission.queue_tokens) == (0, 0, 0)
     assert not server.core.gate.is_holding_back
@@ -115,6 +124,7 @@ def assert_nothing_is_held(server: FakeServer) -> None:
 
 def assert_only_the_pressure_is_left(server: FakeServer, reason: str | None) -> None:
     """What a request reserved has been given back; what presses stands."""
+    _wait_for_the_run(server)
     admission = server.core.gate.admission
     assert admission.held_bytes == (ROOM if reason == "memory_pressure" else 0)
     assert (admission.run_bytes, admission.queue_tokens) == (0, 0)
