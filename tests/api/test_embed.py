@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from tests.fakes import DEADLINE_S, FakeOpener, FakeServer, metric
+from tests.pressure import post_scope
 from tests.running_server import RunningServer
 from tests.small_models import TINY, opened, small_settings, write_e5
 from tests.synthetic import write_synthetic
@@ -451,23 +452,6 @@ def test_a_client_that_hangs_up_ends_its_request():
     assert metric(page, "plimsoll_queue_tokens") == 0
     labels = '{kind="none",route="/embed",status="499"}'
     assert metric(page, f"plimsoll_requests_total{labels}") == 1
-
-
-def post_scope(path: str) -> dict:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"host", b"test"), (b"content-type", b"application/json")],
-        "client": ("test", 1),
-        "server": ("test", 80),
-    }
 
 
 def test_a_request_is_logged_without_its_texts(server: RunningServer):
