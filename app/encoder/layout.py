@@ -23,6 +23,9 @@ SLIVER_TOKENS = 64
 # values only those rows stand in memory. A slice follows from the text alone, and so do its bits.
 ATTEND_TOKENS = 1024
 
+# Of what is left, for each thread: units of nearly equal size run side by side instead.
+MOST_OF_THE_WORK = 1.2
+
 FLOAT_BYTES = 4
 # Ids and positions of a token, int64 each.
 INDEX_BYTES = 16
@@ -94,7 +97,7 @@ def n_shared_units(unit_tokens: Sequence[int], n_threads: int) -> int:
     """
     left = sum(unit_tokens)
     shared = 0
-    while shared < len(unit_tokens) and unit_tokens[shared] * n_threads > left:
+    while shared < len(unit_tokens) and unit_tokens[shared] * n_threads > MOST_OF_THE_WORK * left:
         left -= unit_tokens[shared]
         shared += 1
     return shared

@@ -64,6 +64,8 @@ def test_a_unit_that_is_most_of_the_work_is_shared_by_all_threads():
     assert n_shared_units([1000, 100, 100], 2) == 1
     assert n_shared_units([100, 100, 100], 2) == 0
     assert n_shared_units([100, 100, 100], 1) == 0
+    # One token more is not most of the work.
+    assert n_shared_units([362, 361], 2) == 0
 
 
 def test_nothing_takes_nothing():
