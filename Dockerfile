@@ -1,7 +1,9 @@
 # Plimsoll with its built-in model in it, so that it answers without a network.
 #
 #   docker build --tag plimsoll .
-#   docker run --publish 8080:8080 --memory 512m --read-only --tmpfs /tmp plimsoll
+#   docker run --publish 127.0.0.1:8080:8080 --memory 512m --read-only --tmpfs /tmp plimsoll
+#
+# It asks for no key, so publish it on 127.0.0.1 alone, or set PLIMSOLL_API_KEYS.
 #
 # Behind a package mirror, or a proxy with certificates of its own, give the build pip's
 # configuration and the authorities to trust; as secrets, they are in no layer:
@@ -26,6 +28,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     pip install --no-cache-dir --require-hashes --only-binary :all: --requirement requirements.lock
 COPY LICENSE NOTICE README.md pyproject.toml ./
 COPY app app
+COPY grafana grafana
 RUN pip install --no-cache-dir --no-index --no-deps --no-build-isolation . \
     && pip uninstall --yes setuptools
 
@@ -53,6 +56,7 @@ ENV PATH=/opt/plimsoll/bin:$PATH \
     HF_HUB_DISABLE_XET=1 \
     MALLOC_ARENA_MAX=2 \
     ORT_DISABLE_TELEMETRY=1 \
+    PLIMSOLL_ALLOW_ANONYMOUS=true \
     PLIMSOLL_CACHE_DIR=/var/cache/plimsoll \
     PLIMSOLL_HOST=0.0.0.0 \
     PYTHONUNBUFFERED=1

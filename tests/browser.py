@@ -25,7 +25,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
     "--disable-sync", "--no-first-run", "--hide-scrollbars", "--force-color-profile=srgb",
 )  # fmt: skip
-DEADLINE_S = 60  # for what must come, however busy the machine is
+DEADLINE_S = 120  # for what must come, however busy the machine is
 # Becomes Chromium with the pipes where it looks for them; each may stand in the other's place.
 BECOME = """
 import fcntl, os, sys

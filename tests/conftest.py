@@ -1,6 +1,9 @@
 """Fixtures that several folders share."""
 
+import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +11,12 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import settings
 
-from app.composition import prepare_model
-from app.main import create_app
-from app.settings import Settings
-from app.settings_sources import load_settings
+from plimsoll.composition.application import create_app
+from plimsoll.composition.models import prepare_model
+from plimsoll.settings import Settings
+from plimsoll.settings_sources import load_settings
 from tests.evaluation_data import DATA_DIR
+from tests.fakes import TEST_HOSTS
 from tests.running_server import RunningServer
 
 # What lands must not depend on luck; elsewhere hypothesis looks for new examples each time.
@@ -24,12 +28,23 @@ if os.environ.get("CI"):
 TEST_CACHE = Path(given) if (given := os.environ.pop("PLIMSOLL_TEST_CACHE", "")) else None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Heed SIGINT, which a shell has its background jobs ignore, and what is started here would."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of these tests."""
     parser.addoption("--soak", action="store_true", help="load servers for ten minutes a run")
-    parser.addoption(
-        "--load-seconds", type=float, default=90.0, help="seconds a load, where --soak is not given"
-    )
+
+
+@pytest.fixture(autouse=True)
+def root_log_level() -> Iterator[None]:
+    """A command sets the level of this process's log; the next test has the usual one."""
+    before = logging.root.level
+    yield
+    logging.root.setLevel(before)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +62,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PLIMSOLL_TEST_CACHE, else the folder that a server has by default.
     """
     folder = TEST_CACHE or _default_cache(tmp_path_factory.mktemp("empty"))
-    prepare_model(Settings(cache_dir=folder), lambda done_bytes, total_bytes: None)
+    prepare_model(Settings(cache_dir=folder), lambda done_bytes, total_bytes, phase: None)
     return folder
 
 
@@ -59,7 +74,8 @@ def _default_cache(empty: Path) -> Path:
 @pytest.fixture(scope="session")
 def client(model_cache: Path) -> Iterator[TestClient]:
     """The application with the built-in model, without a socket."""
-    with TestClient(create_app(Settings(cache_dir=model_cache, idle_unload_s=0))) as client:
+    settings = Settings(cache_dir=model_cache, idle_unload_s=0, allowed_hosts=TEST_HOSTS)
+    with TestClient(create_app(settings)) as client:
         yield client
 
 
@@ -67,7 +83,7 @@ def client(model_cache: Path) -> Iterator[TestClient]:
 def server(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with the built-in model and a body limit of 1 MiB, in a process of its own."""
     folder = tmp_path_factory.mktemp("server")
-    options = ("--cache-dir", str(model_cache), "--body-limit-mib", "1")
+    options = ("--cache-dir", str(model_cache), "--body-limit", "1M")
     with RunningServer(folder, *options) as server:
         yield server
     (folder / "server.log").write_text(server.log, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app.memory.monitor import MIB, MemoryMonitor
+from plimsoll.machine.memory import MIB, MemoryMonitor
 
 UNLIMITED_V1 = "9223372036854771712"
 STATUS = "Name:\tpython\nVmRSS:\t  30720 kB\nRssAnon:\t  10240 kB\nRssShmem:\t   2048 kB\n"
@@ -63,8 +63,8 @@ class Machine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{text}\n", encoding="utf-8")
 
-    def monitor(self, configured_mib: int | None = None) -> MemoryMonitor:
-        return MemoryMonitor(configured_mib, proc_root=self.proc, cgroup_root=self.cgroup)
+    def monitor(self, configured_bytes: int | None = None) -> MemoryMonitor:
+        return MemoryMonitor(configured_bytes, proc_root=self.proc, cgroup_root=self.cgroup)
 
 
 def v1_machine(folder: Path) -> Machine:

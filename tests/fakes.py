@@ -10,25 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import numpy as np
-from fastapi import FastAPI
 
-from app.api import native, openai, operations, rank, status
-from app.api.boundary import install
-from app.api.edge import BodyGate, UnlimitedBodies
-from app.api.recent import RecentRequests
-from app.encoder.architecture import Architecture, Pooling
-from app.encoder.catalog import KnownModel
-from app.encoder.model import Traits
-from app.encoder.tokenizer import TokenizedText
-from app.errors import PlimsollError
-from app.memory.cpu import CPUMonitor
-from app.memory.monitor import MemoryMonitor
-from app.memory.resources import ResourceManager
-from app.memory.slots import ModelSlot
-from app.serving.core import ServingCore, ServingOptions
-from app.serving.served_model import ServedModel
-from app.telemetry import Telemetry
-from app.tracing import RequestTracer
+from plimsoll.api.application import build_application
+from plimsoll.api.edge.guard import AccessRules
+from plimsoll.api.edge.origins import AllowedHosts
+from plimsoll.composition.serving import build_core
+from plimsoll.encoder.architecture import Architecture, Pooling
+from plimsoll.encoder.known_models import KnownModel
+from plimsoll.encoder.model import Traits, WeightSizes
+from plimsoll.encoder.tokenizer import TokenizedText
+from plimsoll.errors import PlimsollError
+from plimsoll.machine.memory import MemoryMonitor
+from plimsoll.models.pool import ModelPool
+from plimsoll.models.slot import ModelSlot
+from plimsoll.serving.control_loop import Monitors
+from plimsoll.serving.gate import AdmissionGate, RequestPermit
+from plimsoll.telemetry.metrics import Telemetry
+from plimsoll.telemetry.tracing import RequestTracer
 
 DEADLINE_S = 60  # for what must come, however busy the machine is
 HIDDEN = 4
@@ -62,17 +60,19 @@ def fake_traits(name: str = "fake") -> Traits:
 
 
 class FakeModel:
-    """Encodes when it is let; keeps every wave that it was given."""
+    """Encodes when it is let; keeps every run that it was given."""
 
     weights_bytes = 0
+    sizes = WeightSizes(weights_bytes=0, layer_bytes=0, n_layers=1)
 
     def __init__(self, name: str = "fake") -> None:
         self.traits = fake_traits(name)
-        self.waves: list[list[np.ndarray]] = []
-        self.encoding = threading.Event()  # set when a wave has arrived
-        self.released = threading.Event()  # waves wait for it
+        self.runs: list[list[np.ndarray]] = []
+        self.encoding = threading.Event()  # set when a run has arrived
+        self.released = threading.Event()  # runs wait for it
         self.released.set()
         self.n_releases = 0
+        self.release_error: Exception | None = None  # what giving memory back ends in
         self.releasing = threading.Event()
         self.release_gate = threading.Event()  # giving memory back waits for it
         self.release_gate.set()
@@ -99,19 +99,19 @@ class FakeModel:
         for text in texts:
             yield self.tokenize([text], input_type)
 
-    def wave_bytes(self, lengths: Sequence[int], **options: object) -> int:
+    def run_bytes(self, lengths: Sequence[int], **options: object) -> int:
         """A hundred a token."""
         return 100 * sum(lengths)
 
-    def encode(self, wave: Sequence[np.ndarray], **options: object) -> np.ndarray:
+    def encode(self, texts: Sequence[np.ndarray], **options: object) -> np.ndarray:
         """Sums over tokens, NaN for the poison."""
         assert not self.closed.is_set(), "a closed model was asked to encode"
-        self.waves.append(list(wave))
+        self.runs.append(list(texts))
         self.encoding.set()
-        assert self.released.wait(DEADLINE_S), "nobody released the model"
+        assert self.released.wait(DEADLINE_S), "the model was not released"
         if self.error is not None:
             raise self.error
-        rows = [[len(ids), ids.sum(), ids.max(), np.nan if 9 in ids else 1.0] for ids in wave]
+        rows = [[len(ids), ids.sum(), ids.max(), np.nan if 9 in ids else 1.0] for ids in texts]
         return np.array(rows, np.float64)
 
     def finish(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
@@ -123,12 +123,14 @@ class FakeModel:
         """Note it."""
         self.n_releases += 1
         self.releasing.set()
-        assert self.release_gate.wait(DEADLINE_S), "nobody released the model"
+        assert self.release_gate.wait(DEADLINE_S), "the model was not released"
+        if self.release_error is not None:
+            raise self.release_error
 
     def close(self) -> None:
         """Wait until let, then note it."""
         self.closing.set()
-        assert self.close_gate.wait(DEADLINE_S), "nobody let the model close"
+        assert self.close_gate.wait(DEADLINE_S), "the model was not let close"
         self.closed.set()
 
 
@@ -140,16 +142,29 @@ class FakeOpener:
         self.models: list[FakeModel] = []
         self.next_model = FakeModel()
         self.n_tries = 0
+        self.look_errors: list[PlimsollError] = []
+        self.n_looks = 0
+        self.file_is_new = False
         self.opening = threading.Event()
         self.released = threading.Event()
         self.released.set()
 
-    def open(self, progress: Callable[[int, int], None]) -> FakeModel:
+    def look(self) -> None:
+        """Find nothing wrong, or the next of `look_errors`."""
+        self.n_looks += 1
+        if self.look_errors:
+            raise self.look_errors.pop(0)
+
+    def has_new_file(self) -> bool:
+        """As a test says."""
+        return self.file_is_new
+
+    def open(self, progress: Callable[[int, int, str], None]) -> FakeModel:
         """Wait until released, then fail or open."""
         self.n_tries += 1
         self.opening.set()
-        progress(25, 100)
-        assert self.released.wait(DEADLINE_S), "nobody released the opener"
+        progress(25, 100, "write")
+        assert self.released.wait(DEADLINE_S), "the opener was not released"
         if self.errors:
             raise self.errors.pop(0)
         self.models.append(self.next_model)
@@ -173,15 +188,20 @@ def fake_slot(
     idle_unload_s: float = 0,
     clock: Callable[[], float] | None = None,
     telemetry: Telemetry | None = None,
-) -> ModelSlot[FakeModel]:
+) -> ModelSlot:
     """A slot over fake models."""
     return ModelSlot(
         names or ("fake",),
         opener,
-        telemetry or Telemetry("test"),
+        (telemetry or Telemetry("test")).models,
         idle_unload_s=idle_unload_s,
         clock=clock or FakeClock(),
     )
+
+
+# As the made-up server is called by TestClient, and by tests that write heads themselves.
+TEST_HOSTS = "testserver,test"
+TEST_ACCESS = AccessRules(hosts=AllowedHosts(TEST_HOSTS.split(",")))
 
 
 class FakeServer:
@@ -192,46 +212,45 @@ class FakeServer:
         opener: FakeOpener,
         *,
         load_wait_s: float | None = DEADLINE_S,
-        body_gate: BodyGate | None = None,
+        new_permit: Callable[[AdmissionGate], RequestPermit] = RequestPermit,
         body_limit_bytes: int = 1 << 20,
         body_timeout_s: float = DEADLINE_S,
         monitor: MemoryMonitor | None = None,
-        options: ServingOptions | None = None,
         tracer: RequestTracer | None = None,
+        access: AccessRules = TEST_ACCESS,
         clock: Callable[[], float] = monotonic,
+        **options: float,
     ) -> None:
+        """`options`: of build_core."""
         self.telemetry = Telemetry("test")
-        model = ServedModel(("fake",), opener, self.telemetry, idle_unload_s=0)
-        self.slot = model.slot
-        models = ResourceManager([self.slot], max_open=1, load_wait_s=load_wait_s)
-        monitor = monitor or MemoryMonitor()
-        self.core = ServingCore(
-            models, monitor, CPUMonitor(), self.telemetry, options or ServingOptions(), clock=clock
+        self.opener = opener
+        self.slot = ModelSlot(("fake",), opener, self.telemetry.models, idle_unload_s=0)
+        models = ModelPool([self.slot], max_open=1, load_wait_s=load_wait_s)
+        self.core = build_core(
+            models,
+            Monitors(monitor or MemoryMonitor()),
+            self.telemetry,
+            clock=clock,
+            **options,
         )
         self.core.start()
-        service = self.core.service
-        recent = RecentRequests()
-        self.app = FastAPI()
         self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
-        install(
-            self.app,
+        self.app = build_application(
+            self.core,
             self.telemetry,
-            recent,
-            body_gate=body_gate or UnlimitedBodies(),
+            parsing=self.parsing,
             body_limit_bytes=body_limit_bytes,
             body_timeout_s=body_timeout_s,
-            parsing=self.parsing,
+            access=access,
             tracer=tracer,
+            new_permit=lambda: new_permit(self.core.gate),
         )
-        self.app.include_router(native.router(service))
-        self.app.include_router(rank.router(self.core.ranking))
-        self.app.include_router(openai.router(service, models, created=0))
-        self.app.include_router(
-            operations.router(
-                [model], self.core, monitor, self.telemetry, version="test", draining=lambda: False
-            )
-        )
-        self.app.include_router(status.router(self.core.watch, recent))
+        self.refusals = self.app.state.refusals
+
+    @property
+    def model(self) -> FakeModel:
+        """The one that is open, or the one that will be."""
+        return self.opener.models[-1] if self.opener.models else self.opener.next_model
 
     def close(self) -> None:
         """End the threads."""

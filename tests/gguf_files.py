@@ -1,10 +1,13 @@
 """Write GGUF bytes field by field, so that a test can make any one of them wrong.
 
-Shares nothing with the reader: numbers of types stand here as GGUF's specification has them.
+Shares an error with the reader and nothing else: numbers of types stand here as GGUF's
+specification has them.
 """
 
 import struct
 from collections.abc import Sequence
+
+from plimsoll.errors import GGUFTruncatedError
 
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32 = range(7)
 BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(7, 13)
@@ -110,3 +113,19 @@ class MemorySource:
         assert 0 <= offset <= offset + n_bytes <= len(self.data), "the reader went past the end"
         self.n_reads += 1
         return self.data[offset : offset + n_bytes]
+
+
+class UnsizedSource(MemorySource):
+    """A byte source that does not tell its size; notes how far it was read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.size = None
+        self.read_bytes = 0
+
+    def read_at(self, offset: int, n_bytes: int) -> bytes:
+        end = offset + n_bytes
+        if end > len(self.data):
+            raise GGUFTruncatedError(f"{self.name} ends early", offset=min(offset, len(self.data)))
+        self.read_bytes = max(self.read_bytes, end)
+        return super().read_at(offset, n_bytes)

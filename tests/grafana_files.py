@@ -20,15 +20,26 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels and rows."""
-    return json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana reads it."""
+    return json.loads(DASHBOARD.read_text(encoding="utf-8"))
+
+
+def panels(written: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """A dashboard's panels and rows, those within folded rows too."""
+    rows = (written or dashboard())["panels"]
+    return [panel for row in rows for panel in (row, *row.get("panels", ()))]
+
+
+def targets(panel: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a panel asks; a row or a text asks nothing."""
+    return panel.get("targets", [])
 
 
 def shown() -> Iterator[str]:
     """Every expression of a panel."""
     for panel in panels():
-        yield from (target["expr"] for target in panel.get("targets", ()))
+        yield from (target["expr"] for target in targets(panel))
 
 
 def rules() -> list[dict[str, Any]]:

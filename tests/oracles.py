@@ -12,6 +12,7 @@ the file names.
 """
 
 import os
+import tarfile
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,6 +99,32 @@ def llama_reference(gguf_path: Path) -> Embed:
     weakref.finalize(embed, llama_cpp.llama_batch_free, batch)
     weakref.finalize(embed, llama.close)
     return embed
+
+
+def llama_tokenizer(gguf_path: Path) -> Callable[[str], list[int]]:
+    """llama.cpp's ids of a text, special tokens included, and read as such in the text."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp is the oracle")
+    llama = llama_cpp.Llama(str(gguf_path), vocab_only=True, verbose=False)
+    return lambda text: llama.tokenize(text.encode(), add_bos=True, special=True)
+
+
+def llama_sources() -> dict[str, str]:
+    """llama.cpp's own sources, by their path below src/, from the package's source archive.
+
+    Skips the calling test where scripts/oracles has not fetched it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    archives = sorted((cache / "plimsoll-oracles" / "sources").glob("llama_cpp_python-*.tar.gz"))
+    if not archives:
+        pytest.skip("llama.cpp's sources are not here; scripts/oracles fetches them")
+    with tarfile.open(archives[-1]) as archive:
+        found = {}
+        for member in archive:
+            _, _, path = member.name.partition("/vendor/llama.cpp/src/")
+            file = archive.extractfile(member) if path.endswith(".cpp") else None
+            if file is not None:
+                found[path] = file.read().decode()
+    return found
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

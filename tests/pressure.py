@@ -12,10 +12,10 @@ from time import monotonic, sleep
 import httpx
 from fastapi.testclient import TestClient
 
-from app.errors import EncodeMemoryError
-from app.memory.monitor import Budget, MemorySample
-from app.serving.admission import Demand, Ticket
-from app.serving.core import ServingOptions
+from plimsoll.errors import EncodeMemoryError
+from plimsoll.machine.memory import Budget, MemorySample
+from plimsoll.policy.admission import Permit
+from plimsoll.policy.costs import Demand
 from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer
 
 MIB = 1 << 20
@@ -41,7 +41,7 @@ class FakeMemory:
 class HeavyModel(FakeModel):
     """One whose runs take 5 MiB a token: 12 tokens are all the room there is."""
 
-    def wave_bytes(self, lengths: Sequence[int], **options: object) -> int:
+    def run_bytes(self, lengths: Sequence[int], **options: object) -> int:
         return 5 * MIB * sum(lengths)
 
 
@@ -63,7 +63,8 @@ def serving(
         opener,
         load_wait_s=DEADLINE_S if loads else 0,
         monitor=memory or FakeMemory(),
-        options=ServingOptions(queue_s=1, queue_timeout_s=queue_timeout_s),
+        queue_s=1,
+        queue_timeout_s=queue_timeout_s,
         **options,
     )
     with TestClient(server.app) as client:
@@ -74,20 +75,24 @@ def serving(
             server.close()  # before the event loop, which the engine's thread reports to
 
 
-def take_room(server: FakeServer, n_bytes: int = ROOM) -> Ticket:
+def take_room(server: FakeServer, n_bytes: int = ROOM) -> Permit:
     """Another request holds memory, all of it below the line if not told otherwise."""
-    return server.core.gate.admission.admit(Demand(0, n_bytes))
+    permit = Permit()
+    server.core.governor.admission.reserve(permit, Demand(0, n_bytes))
+    return permit
 
 
-def fill_queue(server: FakeServer, n_tokens: int = QUEUE_TOKENS) -> Ticket:
+def fill_queue(server: FakeServer, n_tokens: int = QUEUE_TOKENS) -> Permit:
     """Another request has so many tokens in the queue."""
-    return server.core.gate.admission.admit(Demand(n_tokens, 0))
+    permit = Permit()
+    server.core.governor.admission.reserve(permit, Demand(n_tokens, 0))
+    return permit
 
 
 def open_breaker(server: FakeServer) -> None:
     """Memory has failed three times."""
     for _ in range(3):
-        server.core.breaker.record_failure()
+        server.core.governor.breaker.record_failure()
 
 
 @contextmanager
@@ -110,22 +115,22 @@ REASONS = ["memory_pressure", "breaker_open", "out_of_memory", "model_loading"]
 def _wait_for_the_run(server: FakeServer) -> None:
     """Admission is told of a run's end just after its rows have been delivered."""
     deadline_s = monotonic() + DEADLINE_S
-    while server.core.gate.admission.run_bytes and monotonic() < deadline_s:
+    while server.core.governor.admission.run_bytes and monotonic() < deadline_s:
         sleep(0.001)
 
 
 def assert_nothing_is_held(server: FakeServer) -> None:
     """Whatever was reserved has been given back."""
     _wait_for_the_run(server)
-    admission = server.core.gate.admission
+    admission = server.core.governor.admission
     assert (admission.held_bytes, admission.run_bytes, admission.queue_tokens) == (0, 0, 0)
-    assert not server.core.gate.is_holding_back
+    assert not server.core.governor.waiting
 
 
 def assert_only_the_pressure_is_left(server: FakeServer, reason: str | None) -> None:
     """What a request reserved has been given back; what presses stands."""
     _wait_for_the_run(server)
-    admission = server.core.gate.admission
+    admission = server.core.governor.admission
     assert admission.held_bytes == (ROOM if reason == "memory_pressure" else 0)
     assert (admission.run_bytes, admission.queue_tokens) == (0, 0)
 
@@ -160,6 +165,7 @@ async def call(
     *,
     hang_up: Callable[[], object] | None = None,
     on_send: Callable[[dict], None] = lambda message: None,
+    method: str = "POST",
 ) -> None:
     """One request without a client library. The client is gone once `hang_up`, in a thread, ends.
 
@@ -179,4 +185,4 @@ async def call(
     async def send(message: dict) -> None:
         on_send(message)
 
-    await app(post_scope(path), receive, send)
+    await app({**post_scope(path), "method": method}, receive, send)

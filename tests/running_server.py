@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic, sleep
 from types import TracebackType
 
 ROOT = Path(__file__).parents[1]
-SERVE = ("app", "serve", "--port", "0")
+SERVE = (sys.executable, "-m", "plimsoll", "serve", "--port", "0")
 DEADLINE_S = 120  # for a machine that has much else to do; nothing is measured
 
 
@@ -27,25 +28,25 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class RunningServer:
-    """`python -m app serve` on a free port. Owns the process and its log."""
+    """`plimsoll serve` on a free port. Owns the process and its log."""
 
     def __init__(
         self,
         folder: Path,
         *options: str,
         prefix: Sequence[str] = (),
-        module: Sequence[str] = SERVE,
+        command: Sequence[str] = SERVE,
         **variables: str,
     ) -> None:
         """Start in `folder` and wait for the address in the log.
 
         prefix: a command that becomes the server, such as one that enters a control group first.
-        module: what Python runs; another server that prints its address as uvicorn does.
+        command: the server, or another one that prints its address as uvicorn does.
         """
         self.lines: list[str] = []
         self._address: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", *module, *options],
+            [*prefix, *command, *options],
             cwd=folder,
             env=environment(**variables),
             stderr=subprocess.PIPE,
@@ -65,6 +66,14 @@ class RunningServer:
     def log(self) -> str:
         """Everything that the server has written so far; all of it once it has stopped."""
         return "".join(self.lines)
+
+    def wait_for_line(self, part: str) -> None:
+        """Wait until a line of the log holds `part`."""
+        deadline_s = monotonic() + DEADLINE_S
+        while part not in self.log:
+            if monotonic() > deadline_s:
+                raise TimeoutError(f"{part!r} did not come:\n{self.log}")
+            sleep(0.01)
 
     def terminate(self) -> None:
         """Ask it to end, as an orchestrator does."""

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from app.composition import open_model
-from app.encoder.model import EmbeddingModel
-from app.settings import Settings
+from plimsoll.composition.models import open_model
+from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.encoder.quantization.samples import Samples, draw_samples
+from plimsoll.settings import Settings
+from tests.fakes import TEST_HOSTS
 from tests.synthetic import Shape, write_synthetic
 
 # Of the built-in's width, so that the same kernels run; two layers, so that a test is short.
@@ -17,17 +20,24 @@ TINY = Shape(n_layers=2, hidden=64, ffn=128, heads=4, vocab=2048, context=512)
 
 def small_settings(folder: Path, file: Path, **options: object) -> Settings:
     """Settings that serve `file` with a cache of its own below `folder`."""
-    return Settings(model=str(file), cache_dir=folder / "cache", cache_on_tmpfs=True, **options)
+    own = {"cache_dir": folder / "cache", "cache_on_tmpfs": True, "allowed_hosts": TEST_HOSTS}
+    return Settings(model=str(file), **own, **options)
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[EmbeddingModel]:
     """An open model, closed at the end."""
-    model = open_model(settings, lambda done_bytes, total_bytes: None)
+    model = open_model(settings, lambda done_bytes, total_bytes, phase: None)
     try:
         yield model
     finally:
         model.close()
+
+
+def draw_few_samples(*given: Any) -> Samples:
+    """Stand in for `draw_samples` where how good int8 codes are does not matter."""
+    samples = draw_samples(*given)
+    return Samples(samples.calibration[::16], samples.held_out[::16])
 
 
 def write_e5(path: Path) -> Path:

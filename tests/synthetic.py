@@ -11,7 +11,7 @@ import itertools
 import os
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -65,6 +65,8 @@ LLAMA_FILE_TYPES = {  # those that llama.cpp mixes as its users get them
     "Q5_K_M": gguf.LlamaFileType.MOSTLY_Q5_K_M,
     "Q6_K": gguf.LlamaFileType.MOSTLY_Q6_K,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "IQ4_NL": gguf.LlamaFileType.MOSTLY_IQ4_NL,
+    "IQ4_XS": gguf.LlamaFileType.MOSTLY_IQ4_XS,
 }
 _ALWAYS_FLOAT32 = {"token_types.weight", "position_embd.weight"}
 # Standard deviations of embeddings: what all texts share is kept small against the tokens.
@@ -89,6 +91,9 @@ def write_synthetic(
     shape: Shape = NOMIC_SHAPE,
     vocab: Sequence[str] | Path | None = None,
     name: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+    fused_qkv: bool | None = None,
+    without: Collection[str] = (),
 ) -> Path:
     """Write one model.
 
@@ -96,12 +101,18 @@ def write_synthetic(
     two-dimensional weights take it, position and type embeddings stay float32.
     vocab: WordPiece tokens ("##" continues a word), or a vocab.txt; generated when not
     given, filled with unused tokens up to the shape's size. name: what the file calls itself.
+    metadata: keys to add or change; None takes one out. fused_qkv: the same weights in one
+    matrix a block, or in three; as the architecture has them when not given.
+    without: names of tensors to leave out.
     """
     tokens = _tokens(shape, vocab)
     writer = gguf.GGUFWriter(path, arch)
     _add_metadata(writer, arch, quant, shape, name or f"synthetic-{arch}")
     _add_tokenizer(writer, tokens)
-    tensors = tensor_shapes(arch, shape)
+    change_metadata(writer, metadata or {})
+    tensors = tensor_shapes(arch, shape, fused_qkv=fused_qkv)
+    for left_out in without:
+        del tensors[left_out]
     for name, dimensions in tensors.items():
         type_ = _stored_type(name, dimensions, quant)
         stored = gguf.quant_shape_to_byte_shape(dimensions, type_)
@@ -111,10 +122,23 @@ def write_synthetic(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, dimensions in tensors.items():
-        values = tensor_values(name, dimensions, seed)
+        values = _stored_values(arch, name, dimensions, seed)
         writer.write_tensor_data(_encode(values, _stored_type(name, dimensions, quant)))
     writer.close()
     return path
+
+
+def change_metadata(writer: gguf.GGUFWriter, changes: Mapping[str, object]) -> None:
+    """Add or change keys as their Python types say, whole numbers without sign; None: remove."""
+    (keys,) = writer.kv_data
+    for key, value in changes.items():
+        keys.pop(key, None)
+        if value is None:
+            continue
+        kind = gguf.GGUFValueType.get_type(value)
+        if kind is gguf.GGUFValueType.INT32 and isinstance(value, int) and value >= 0:
+            kind = gguf.GGUFValueType.UINT32  # what llama.cpp insists on
+        writer.add_key_value(key, value, kind)
 
 
 def cached_synthetic(
@@ -173,21 +197,24 @@ def quantize_with_llama(source: Path, target: Path, file_type: str) -> Path:
     return target
 
 
-def tensor_shapes(arch: str, shape: Shape) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(
+    arch: str, shape: Shape, *, fused_qkv: bool | None = None
+) -> dict[str, tuple[int, ...]]:
     """Name every tensor in file order, rows first: (out, in) for a weight."""
     hidden, ffn = shape.hidden, shape.ffn
     nomic = arch == "nomic-bert"
+    fused = nomic if fused_qkv is None else fused_qkv
     tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocab, hidden)}
     if not nomic:
         tensors["position_embd.weight"] = (shape.context, hidden)
     tensors |= {"token_types.weight": (2, hidden)} | _norm("token_embd_norm", hidden)
     for layer in range(shape.n_layers):
         block = f"blk.{layer}."
-        if nomic:
-            tensors |= _linear(f"{block}attn_qkv", 3 * hidden, hidden, bias=False)
+        if fused:
+            tensors |= _linear(f"{block}attn_qkv", 3 * hidden, hidden, bias=not nomic)
         else:
             for part in "qkv":
-                tensors |= _linear(f"{block}attn_{part}", hidden, hidden, bias=True)
+                tensors |= _linear(f"{block}attn_{part}", hidden, hidden, bias=not nomic)
         tensors |= _linear(f"{block}attn_output", hidden, hidden, bias=not nomic)
         tensors |= _norm(f"{block}attn_output_norm", hidden)
         tensors |= _linear(f"{block}ffn_up", ffn, hidden, bias=not nomic)
@@ -196,6 +223,21 @@ def tensor_shapes(arch: str, shape: Shape) -> dict[str, tuple[int, ...]]:
         tensors |= _linear(f"{block}ffn_down", hidden, ffn, bias=not nomic)
         tensors |= _norm(f"{block}layer_output_norm", hidden)
     return tensors
+
+
+def _stored_values(arch: str, name: str, dimensions: tuple[int, ...], seed: int) -> np.ndarray:
+    """Values of one tensor; those of a model do not depend on how queries to values are stored."""
+    block, part, kind = name.split(".")[-3:] if name.startswith("blk.") else ("", "", "")
+    n_out = dimensions[0]
+    if part == "attn_qkv" and arch == "bert":
+        each = (n_out // 3, *dimensions[1:])
+        return np.concatenate(
+            [tensor_values(f"blk.{block}.attn_{p}.{kind}", each, seed) for p in "qkv"]
+        )
+    if part in ("attn_q", "attn_k", "attn_v") and arch == "nomic-bert":
+        whole = tensor_values(f"blk.{block}.attn_qkv.{kind}", (3 * n_out, *dimensions[1:]), seed)
+        return np.split(whole, 3)["qkv".index(part[-1])]
+    return tensor_values(name, dimensions, seed)
 
 
 def tensor_values(name: str, dimensions: tuple[int, ...], seed: int) -> np.ndarray:

@@ -1,13 +1,18 @@
-"""Rows about answers: how many, how fast, and what was not answered as asked."""
+"""Rows about answers: how many, how fast, and what was not answered as asked.
+
+Errors, degraded answers and texts are not counted by model: the variable leaves them whole.
+"""
 
 from collections.abc import Sequence
 
-from app.memory.breaker import DEFAULT_LIMITS
-from app.memory.scaling import HALVE_ABOVE_RATIO
-from app.serving.admission import LINE_RATIO
+from plimsoll.policy.breaker import DEFAULT_LIMITS
+from plimsoll.policy.lines import HALVE_ABOVE_RATIO, HIGH_RATIO
 
+from .colours import BREAKER, CLEAR, GREEN, KIND, LATENCY, ORANGE, RED, REFUSAL, STATUS, YELLOW
 from .expressions import (
     FAILED,
+    OBJECTIVE_RATIO,
+    OF_MODEL,
     QUEUE_FULL,
     REJECTED,
     WORK,
@@ -16,8 +21,9 @@ from .expressions import (
     quantile,
     select,
     share,
+    within_objective,
 )
-from .panels import CLEAR, ORANGE, RED, WHOLE, YELLOW, Panel, Query, lines, number, states
+from .panels import SHARE, WHOLE, Panel, Query, heat, lines, number, states
 
 PERCENTILES = (0.5, 0.9, 0.99)
 ALERT = 'alertname=~"Plimsoll.+"'
@@ -31,30 +37,46 @@ def glance() -> Sequence[Panel]:
     return (
         number(
             "Requests", "Requests for work a second: embedding and ranking.", "reqps",
-            Query(f"sum({per_second(requests, WORK)})", "requests"),
+            Query(f"sum({per_second(requests, WORK, OF_MODEL)})", "requests"),
         ),
         number(
-            "Tokens", "Tokens embedded a second.", "suffix: tokens/s",
-            Query(f"sum({per_second('plimsoll_tokens_total')})", "tokens"),
+            "Tokens", "Tokens embedded a second.", "suffix:tokens/s",
+            Query(f"sum({per_second('plimsoll_tokens_total', OF_MODEL)})", "tokens"),
         ),
         number(
-            "Memory used of the budget",
-            "The fullest of the chosen instances. Admission defends the first line.",
-            "percentunit",
+            "Memory used",
+            "Of the budget, in the fullest of the chosen instances. Admission defends the first "
+            "line.",
+            SHARE,
             Query(f"max({select('plimsoll_memory_utilization_ratio')})", "used"),
-            (LINE_RATIO, YELLOW), (HALVE_ABOVE_RATIO, ORANGE), (DEFAULT_LIMITS.open_ratio, RED),
+            (HIGH_RATIO, YELLOW), (HALVE_ABOVE_RATIO, ORANGE), (DEFAULT_LIMITS.open_ratio, RED),
+            if_empty="no server", alert="PlimsollMemoryHigh",
         ),
         number(
             "Latency, p99", "99 of 100 requests for work took at most this long.", "s",
-            Query(quantile(0.99, duration, WORK), "p99"), (10, RED),
+            Query(quantile(0.99, duration, WORK, OF_MODEL), "p99"),
         ),
         number(
-            "Failed", "Requests for work that were answered with 5xx.", "percentunit",
+            "Within the objective",
+            "Requests for work that took no longer than the objective for latency, $slo s.",
+            SHARE,
+            Query(within_objective(duration, WORK, OF_MODEL), "within"),
+            (OBJECTIVE_RATIO, GREEN), below=RED, alert="PlimsollSlow",
+        ),
+        number(
+            "Failed", "Requests for work that were answered with 5xx.", SHARE,
             Query(share(per_second(errors, FAILED)), "failed"), (0.01, RED),
+            alert="PlimsollErrors",
         ),
         number(
-            "Degraded", "Requests for work that did not get the primary answer.", "percentunit",
+            "Refused", "Requests for work that found the queue full (429).", SHARE,
+            Query(share(per_second(errors, QUEUE_FULL)), "refused"), (0.001, YELLOW),
+            alert="PlimsollQueueFull",
+        ),
+        number(
+            "Degraded", "Requests for work that did not get the primary answer.", SHARE,
             Query(share(per_second("plimsoll_degraded_total")), "degraded"), (0.05, ORANGE),
+            alert="PlimsollDegraded",
         ),
         states(
             "Alerts", "Those of grafana/rules.yml.",
@@ -63,67 +85,129 @@ def glance() -> Sequence[Panel]:
                 f" or max by (alertname, instance) ({select('ALERTS', ALERT, PENDING)})",
                 "{{alertname}} {{instance}}",
             ),
-            (("", CLEAR), ("pending", YELLOW), ("firing", RED)), span=WHOLE, if_empty="no alert",
+            (("", CLEAR), ("pending", YELLOW), ("firing", RED)), span=WHOLE, height=4,
+            if_empty="no alert", alert="all alerts",
         ),
     )  # fmt: skip
 
 
 def requests() -> Sequence[Panel]:
     """What is asked and how fast it is answered."""
-    duration, stage = "plimsoll_request_duration_seconds", "plimsoll_stage_duration_seconds"
+    duration = "plimsoll_request_duration_seconds"
+    asked = per_second("plimsoll_requests_total", WORK, OF_MODEL)
+    objective = Query("vector($slo)", "objective")
     return (
         lines(
-            "Tokens per second",
-            "As the engine finishes them, and as their requests end.",
-            "suffix: tokens/s",
-            Query(select("plimsoll_throughput_tokens_per_second"), "{{instance}} engine"),
-            Query(
-                f"sum by (instance) ({per_second('plimsoll_tokens_total')})",
-                "{{instance}} answered",
-            ),
+            "Requests per second by status", "499: the client hung up.", "reqps",
+            Query(f"sum by (status) ({asked})", "{{status}}"),
+            stacked=True, overrides=STATUS,
         ),
         lines(
             "Requests per second by kind of reply",
             "dense: vectors; sparse: BM25, asked for or in their place; none: refused or failed.",
             "reqps",
-            Query(
-                f"sum by (kind) ({per_second('plimsoll_requests_total', WORK)})", "{{kind}}"
-            ),
-            stacked=True,
+            Query(f"sum by (kind) ({asked})", "{{kind}}"),
+            stacked=True, overrides=KIND,
         ),
         lines(
-            "Requests per second by status", "499: the client hung up.", "reqps",
+            "Tokens per second",
+            "As the engine finishes them, and as their requests end.",
+            "short",
+            Query(select("plimsoll_throughput_tokens_per_second"), "{{instance}} engine"),
             Query(
-                f"sum by (status) ({per_second('plimsoll_requests_total', WORK)})", "{{status}}"
+                f"sum by (instance) ({per_second('plimsoll_tokens_total', OF_MODEL)})",
+                "{{instance}} answered",
             ),
-            stacked=True,
         ),
         lines(
-            "Latency of requests", "From a request's arrival to the end of its reply.", "s",
+            "Latency of requests",
+            "From a request's arrival to the end of its reply; dashed: the objective.", "s",
             *(
-                Query(quantile(ratio, duration, WORK), f"p{ratio * 100:g}")
+                Query(quantile(ratio, duration, WORK, OF_MODEL), f"p{ratio * 100:g}")
                 for ratio in PERCENTILES
             ),
+            objective,
+            overrides=LATENCY, alert="PlimsollSlow",
+        ),
+        heat(
+            "Latencies", "A colour is a number of requests; the scale has the buckets' bounds.",
+            "s",
+            Query(f"sum by (le) ({growth(duration + '_bucket', WORK, OF_MODEL)})", "{{le}}"),
         ),
         lines(
-            "Latency by route, p99", "Long lists take long by nature.", "s",
-            Query(quantile(0.99, duration, WORK, by="route"), "{{route}}"),
-        ),
-        lines(
-            "Texts per second", "Cut texts were longer than the model's token limit.", "cps",
-            Query(f"sum({per_second('plimsoll_texts_total')})", "embedded"),
-            Query(f"sum({per_second('plimsoll_truncated_total')})", "cut"),
-        ),
-        *(
-            lines(
-                f"Time by stage, p{ratio * 100:g}",
-                "encode and pool are per wave of texts, queue is per text, the rest per request.",
-                "s",
-                Query(quantile(ratio, stage, by="stage"), "{{stage}}"),
-            )
-            for ratio in PERCENTILES
+            "Latency by route, p99",
+            "Long lists take long by nature; dashed: the objective.", "s",
+            Query(quantile(0.99, duration, WORK, OF_MODEL, by="route"), "{{route}}"),
+            objective,
+            overrides=LATENCY,
         ),
     )  # fmt: skip
+
+
+def models() -> Sequence[Panel]:
+    """What each model is asked for, and when models open and close."""
+    duration, load = "plimsoll_request_duration_seconds", "plimsoll_model_load_seconds"
+    tensor = "plimsoll_tensor_load_seconds"
+    return (
+        lines(
+            "Tokens per second by model", "Of texts with vectors.", "short",
+            Query(
+                f"sum by (model) ({per_second('plimsoll_tokens_total', OF_MODEL)})", "{{model}}"
+            ),
+            stacked=True,
+        ),
+        lines(
+            "Latency by model, p99", "As requests ask for them; none: BM25, or refused before.",
+            "s", Query(quantile(0.99, duration, WORK, OF_MODEL, by="model"), "{{model}}"),
+        ),
+        lines(
+            "Texts per second",
+            "Cut texts were longer than the model's token limit. From a run, from that of the same "
+            "text in another request, or from the vector cache.",
+            "cps",
+            Query(f"sum({per_second('plimsoll_texts_total')})", "embedded"),
+            Query(f"sum({per_second('plimsoll_truncated_total')})", "cut"),
+            Query(f"sum by (source) ({per_second('plimsoll_vectors_total')})", "from {{source}}"),
+        ),
+        lines(
+            "Models",
+            "Open, opened and evicted. idle: unused for long; lru: another one opened; "
+            "pressure: memory ran high.",
+            "short",
+            Query(f"sum({select('plimsoll_model_open')})", "open"),
+            Query(
+                f"sum by (outcome, model) ({growth('plimsoll_model_loads_total', OF_MODEL)})",
+                "load {{outcome}} {{model}}",
+            ),
+            Query(
+                f"sum by (reason) ({growth('plimsoll_model_evictions_total')})",
+                "evicted {{reason}}",
+            ),
+        ),
+        lines(
+            "Opening a model",
+            "Mean of all since the start; and of single tensors, while one is converted.", "s",
+            Query(
+                f"{select(load + '_sum', OF_MODEL)} / {select(load + '_count', OF_MODEL)}",
+                "{{instance}} {{model}}",
+            ),
+            Query(quantile(0.5, tensor), "tensor p50"),
+            Query(quantile(0.99, tensor), "tensor p99"),
+        ),
+    )  # fmt: skip
+
+
+def stages() -> Sequence[Panel]:
+    """Where the time of a request goes."""
+    return tuple(
+        lines(
+            f"Time by stage, p{ratio * 100:g}",
+            "encode and pool are per run of texts, queue is per text, the rest per request.",
+            "s",
+            Query(quantile(ratio, "plimsoll_stage_duration_seconds", by="stage"), "{{stage}}"),
+        )
+        for ratio in PERCENTILES
+    )
 
 
 def degradation() -> Sequence[Panel]:
@@ -131,15 +215,16 @@ def degradation() -> Sequence[Panel]:
     requests, errors = "plimsoll_requests_total", "plimsoll_errors_total"
     return (
         lines(
-            "Degraded share by reason", "Of requests for work.", "percentunit",
+            "Degraded share by reason", "Of requests for work.", SHARE,
             Query(share(per_second("plimsoll_degraded_total"), by="reason"), "{{reason}}"),
-            stacked=True,
+            stacked=True, alert="PlimsollDegraded",
         ),
         lines(
-            "Refused and failed share", "Of requests for work.", "percentunit",
+            "Refused and failed share", "Of requests for work.", SHARE,
             Query(share(per_second(errors, FAILED)), "failed (5xx)"),
             Query(share(per_second(errors, QUEUE_FULL)), "queue full (429)"),
             Query(share(per_second(requests, WORK, REJECTED)), "other 4xx"),
+            overrides=REFUSAL, alert="PlimsollErrors",
         ),
         lines(
             "Errors by code", "Of requests and of single texts.", "cps",
@@ -159,19 +244,6 @@ def degradation() -> Sequence[Panel]:
             Query(
                 f"sum by (state) ({growth('plimsoll_breaker_transitions_total')})", "{{state}}"
             ),
-        ),
-        lines(
-            "Models",
-            "Open, opened and evicted. idle: unused for long; lru: another one opened; "
-            "pressure: memory ran high.",
-            "short",
-            Query(f"sum({select('plimsoll_model_open')})", "open"),
-            Query(
-                f"sum by (outcome) ({growth('plimsoll_model_loads_total')})", "load {{outcome}}"
-            ),
-            Query(
-                f"sum by (reason) ({growth('plimsoll_model_evictions_total')})",
-                "evicted {{reason}}",
-            ),
+            overrides=BREAKER, alert="PlimsollBreakerOpen",
         ),
     )  # fmt: skip

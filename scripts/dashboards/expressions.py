@@ -1,8 +1,17 @@
-"""PromQL that panels are made of, over the instances that the reader chose."""
+"""PromQL that panels are made of, over what the reader chose.
 
-from app.telemetry import SERVER_ERRORS
+Variables: `$job` and `$instance` narrow every metric, `$model` those that have the label, and
+`$slo` is the objective for latency in seconds, written as a bucket's `le`.
+"""
 
-CHOSEN = 'instance=~"$instance"'
+from plimsoll.telemetry.requests import BUCKETS_S, SERVER_ERRORS
+
+CHOSEN = 'job=~"$job",instance=~"$instance"'
+OF_MODEL = 'model=~"$model"'
+ALL = ".+"
+OBJECTIVES = tuple(str(float(bucket_s)) for bucket_s in BUCKETS_S if bucket_s >= 0.1)
+OBJECTIVE = "10.0"  # that of the alert PlimsollSlow
+OBJECTIVE_RATIO = 0.99  # of the requests, likewise
 # Requests that only look: pages, probes, scrapes, listings, and paths that are no route.
 LOOKING = "/|/health.*|/metrics|/status|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
 WORK = f'route!~"{LOOKING}"'
@@ -15,7 +24,7 @@ FAILED = f'code=~"{FAILURES}"'
 
 
 def select(metric: str, *matchers: str) -> str:
-    """The metric's series of the chosen instances."""
+    """The metric's series of the chosen jobs and instances."""
     return f"{metric}{{{','.join((CHOSEN, *matchers))}}}"
 
 
@@ -38,6 +47,12 @@ def quantile(ratio: float, metric: str, *matchers: str, by: str = "") -> str:
     )
 
 
+def within_objective(metric: str, *matchers: str) -> str:
+    """The share of a histogram's events that took no longer than the objective."""
+    quick = per_second(f"{metric}_bucket", 'le="$slo"', *matchers)
+    return f"sum({quick}) / sum({per_second(f'{metric}_count', *matchers)})"
+
+
 def share(part: str, *, by: str = "") -> str:
     """A rate over that of all requests for work, at most 1.
 
@@ -48,3 +63,17 @@ def share(part: str, *, by: str = "") -> str:
     if by:
         return f"clamp_max(sum by ({by}) ({part}) / on () group_left () {whole}, 1)"
     return f"clamp_max((sum({part}) or 0 * {whole}) / {whole}, 1)"
+
+
+def as_asked(expression: str, window: str) -> str:
+    """An expression as Grafana sends it with everything chosen, and rates over `window`."""
+    values = {
+        "$__rate_interval": window,
+        "$job": ALL,
+        "$instance": ALL,
+        "$model": ALL,
+        "$slo": OBJECTIVE,
+    }
+    for variable, value in values.items():
+        expression = expression.replace(variable, value)
+    return expression

@@ -6,34 +6,16 @@ shown for each instance.
 
 from collections.abc import Mapping, Sequence
 
-from app.memory.breaker import DEFAULT_LIMITS
-from app.memory.scaling import HALVE_ABOVE_RATIO
-from app.serving.admission import LINE_RATIO
+from plimsoll.policy.breaker import DEFAULT_LIMITS
+from plimsoll.policy.lines import HALVE_ABOVE_RATIO, HIGH_RATIO
 
-from .expressions import growth, per_second, quantile, select
-from .panels import (
-    BLUE,
-    CLEAR,
-    DASHED,
-    GREEN,
-    HEIGHT,
-    NO_FILL,
-    ORANGE,
-    RED,
-    THIRD,
-    WHOLE,
-    YELLOW,
-    Override,
-    Panel,
-    Query,
-    lines,
-    sizes,
-    states,
-)
+from .colours import BLUE, CLEAR, GREEN, GREY, MEMORY, ORANGE, RED, YELLOW, limit
+from .expressions import growth, per_second, select
+from .panels import HEIGHT, SHARE, THIRD, WHOLE, Panel, Query, heat, lines, states
 
 LADDER: Mapping[str, float] = {
     "breaker closes": DEFAULT_LIMITS.close_ratio,
-    "admission": LINE_RATIO,
+    "admission": HIGH_RATIO,
     "pages dropped": HALVE_ABOVE_RATIO,
     "breaker opens": DEFAULT_LIMITS.open_ratio,
 }
@@ -58,7 +40,8 @@ def memory() -> Sequence[Panel]:
                 for name, ratio in LADDER.items()
             ),
             span=WHOLE,
-            overrides=(Override(r" 0\.\d\d |budget$", (DASHED, NO_FILL)),),
+            overrides=MEMORY,
+            alert="PlimsollMemoryHigh",
         ),
         states(
             "Breaker", "Open: BM25 or 503 only. Half open: one request tries.",
@@ -69,6 +52,7 @@ def memory() -> Sequence[Panel]:
                 "{{instance}}",
             ),
             (("closed", GREEN), ("half open", YELLOW), ("open", RED)),
+            alert="PlimsollBreakerOpen",
         ),
         states(
             "Step of the memory ladder", "What the server does to stay within its budget.",
@@ -80,27 +64,27 @@ def memory() -> Sequence[Panel]:
         ),
         lines(
             "Waiting for memory (PSI)",
-            "Share of the last 10 s in which some task waited for memory.", "percentunit",
+            "Share of the last 10 s in which some task waited for memory.", SHARE,
             Query(select("plimsoll_memory_pressure_ratio"), "{{instance}}"),
         ),
         lines(
-            "Pages read again",
+            "Pages read again per second",
             "Refaults: file pages read again soon after the kernel took them. High: slow because "
             "weights are re-read, not because memory is used up.",
-            "suffix: pages/s",
+            "short",
             Query(select("plimsoll_memory_refaults_per_second"), "{{instance}}"),
         ),
         lines(
             "Killed for want of memory", "Processes that the kernel has killed in this group.",
             "short",
             Query(select("plimsoll_memory_oom_kills"), "{{instance}}"),
+            alert="PlimsollOOMKilled",
         ),
     )  # fmt: skip
 
 
 def engine() -> Sequence[Panel]:
     """What limits the engine, and what it is given."""
-    load, tensor = "plimsoll_model_load_seconds", "plimsoll_tensor_load_seconds"
     return (
         states(
             "Bottleneck", "The kind that limits throughput.",
@@ -117,33 +101,28 @@ def engine() -> Sequence[Panel]:
             ),
         ),
         lines(
-            "Queue", "Tokens that wait for the engine.", "suffix: tokens",
+            "Tokens in the queue", "They wait for the engine.", "short",
             Query(select("plimsoll_queue_tokens"), "{{instance}}"),
+            alert="PlimsollQueueFull",
         ),
         lines(
             "Parallelism", "Sequences at once, and threads that compute.", "short",
             Query(select("plimsoll_parallelism"), "{{instance}} sequences"),
             Query(select("plimsoll_engine_threads"), "{{instance}} threads"),
         ),
-        sizes(
-            "Run sizes", "Tokens that the engine took at once.", "suffix: tokens",
+        heat(
+            "Run sizes", "Tokens that the engine took at once; a colour is a number of runs.",
+            "short",
             Query(f"sum by (le) ({growth('plimsoll_run_tokens_bucket')})", "{{le}}"),
         ),
         lines(
-            "CPU taken from us", "By other processes, and by the quota.", "percentunit",
+            "CPU taken from us", "By other processes, and by the quota.", SHARE,
             Query(select("plimsoll_cpu_others_ratio"), "{{instance}} others"),
             Query(select("plimsoll_cpu_throttled_ratio"), "{{instance}} throttled"),
         ),
         lines(
-            "CPU of the process", "Cores' worth of work.", "suffix: cores",
+            "CPU of the process", "Cores' worth of work.", "short",
             Query(per_second("process_cpu_seconds_total"), "{{instance}}"),
-        ),
-        lines(
-            "Opening a model",
-            "Mean of all since the start; and of single tensors, while one is converted.", "s",
-            Query(f"{select(load + '_sum')} / {select(load + '_count')}", "{{instance}} mean"),
-            Query(quantile(0.5, tensor), "tensor p50"),
-            Query(quantile(0.99, tensor), "tensor p99"),
         ),
     )  # fmt: skip
 
@@ -154,12 +133,13 @@ def process() -> Sequence[Panel]:
         lines(
             "Memory of the process", "Resident, weights that are mapped included.", "bytes",
             Query(select("process_resident_memory_bytes"), "{{instance}} resident"),
+            Query(select("plimsoll_vector_cache_bytes"), "{{instance}} vector cache"),
         ),
         lines(
             "Open files", "Connections included; the limit dashed.", "short",
             Query(select("process_open_fds"), "{{instance}}"),
             Query(select("process_max_fds"), "{{instance}} limit"),
-            overrides=(Override("limit$", (DASHED, NO_FILL)),),
+            overrides=(limit("limit$", GREY),),
         ),
         lines(
             "Uptime", "By version; it falls where a process has started anew.", "s",

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from plimsoll.settings import PREFIX
 from tests.acceptance.containers import docker
 
 ROOT = Path(__file__).parents[2]
@@ -18,9 +19,9 @@ ENV_EXAMPLE = ROOT / ".env.example"
 
 
 def example_values() -> dict[str, str]:
-    """Variable → value, as the example has them."""
+    """Variable → value, as the example has them behind a "#"."""
     text = ENV_EXAMPLE.read_text(encoding="utf-8")
-    return dict(re.findall(r"^(\w+)=(.*)$", text, flags=re.MULTILINE))
+    return dict(re.findall(r"^#(\w+)=(.*)$", text, flags=re.MULTILINE))
 
 
 def compose_executable() -> str:
@@ -34,7 +35,11 @@ def compose_executable() -> str:
 def outside_environment() -> dict[str, str]:
     """This process's environment without what would set a variable of the compose file."""
     own = example_values()
-    return {name: text for name, text in os.environ.items() if name not in own}
+    return {
+        name: text
+        for name, text in os.environ.items()
+        if name not in own and not name.startswith(PREFIX)
+    }
 
 
 def run(command: list[str], environment: Mapping[str, str]) -> str:

@@ -6,22 +6,24 @@ texts of 8192 tokens, bodies of 20 MB, clients that hang up, bodies that are no 
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from scripts.benchmarks.limits import LimitedGroup, NoLimitError, evict, limited_group
-from scripts.load.plan import LoadPlan
-from scripts.load.report import LoadReport
-from scripts.load.runner import run_load
+from plimsoll.bench.comparison.limits import LimitedGroup, NoLimitError, evict, limited_group
+from plimsoll.bench.load.plan import LoadPlan
+from plimsoll.bench.load.report import LoadReport
+from plimsoll.bench.load.runner import run_load
 from tests.running_server import RunningServer
 
 MIB = 1 << 20
 N_CLIENTS = 32
 POLL_S = 0.25
+PATIENCE_S = 600.0  # with a reply, however little of the processors others leave
 # Weights of the kinds of requests; the last three are no well-formed requests, or none that a
 # server of any size could answer in time.
 WELL_FORMED = {"short": 60.0, "long": 10.0, "list": 6.0, "list500": 1.0, "huge": 1.0, "body20": 0.3}
@@ -65,6 +67,13 @@ class UtilizationWatch:
         """Go on asking for a while."""
         self._stopped.wait(seconds)
 
+    def fallen_to(self, most_bytes: float, deadline_s: float) -> int:
+        """Used memory once it is no more than this, or at the deadline."""
+        until_s = time.monotonic() + deadline_s
+        while self.last_used_bytes > most_bytes and time.monotonic() < until_s:
+            self.wait(POLL_S)
+        return self.last_used_bytes
+
     def stop(self) -> None:
         """Ask no more."""
         self._stopped.set()
@@ -100,12 +109,23 @@ def load(
     url: str, seconds: float, mix: Mapping[str, float] = EVERYTHING, **more: object
 ) -> LoadReport:
     """Send the mixture and wait for the last answer."""
-    return run(LoadPlan(url, mix=mix, seconds=seconds, timeout_s=180, **more))
+    return run(LoadPlan(url, mix=mix, seconds=seconds, timeout_s=PATIENCE_S, **more))
 
 
 def run(plan: LoadPlan) -> LoadReport:
     """Send what a plan says."""
     return asyncio.run(run_load(plan))
+
+
+def load_until(came: Callable[[], bool], plan: LoadPlan) -> LoadReport:
+    """Send what a plan says, but no longer than until this has come."""
+    stop = asyncio.Event()
+
+    def look(*_: object) -> None:
+        if came():
+            stop.set()
+
+    return asyncio.run(run_load(plan, stop=stop, watch=look))
 
 
 def can_limit() -> str | None:

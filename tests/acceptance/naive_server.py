@@ -16,15 +16,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from app.encoder.tokenizer import WordPieceTokenizer
-from app.gguf.sidecar import Sidecar
-from scripts.benchmarks.naive import NaivePeer
+from plimsoll.bench.comparison.naive import NaivePeer
+from plimsoll.encoder.tokenizer import WordPieceTokenizer
+from plimsoll.encoder.vocabulary import read_vocabulary
+from plimsoll.sidecar.sidecar import Sidecar
 
 
 def main() -> None:
     """Serve until a signal ends it, or the kernel does."""
     sidecar = Sidecar(Path(sys.argv[1]))
-    tokenizer = WordPieceTokenizer(sidecar.header.metadata)
+    tokenizer = WordPieceTokenizer(read_vocabulary(sidecar.header.metadata))
     sidecar.close()
     peer = NaivePeer(Path(sys.argv[2]), sys.argv[3])
     limit = int(sys.argv[4])

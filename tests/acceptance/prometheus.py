@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from tests.acceptance.patient import DEADLINE_S
 from tests.grafana_files import CONFIG, RULES
 
 WINDOW = "10s"  # ten scrapes
-DEADLINE_S = 60.0
 POLL_S = 0.25
 
 
@@ -62,14 +63,20 @@ class RunningPrometheus:
         )
         self.started_s = time.time()
 
-    def values(self, expression: str) -> list[float]:
-        """Every finite value of every series, a point a second since the start."""
+    def series(self, expression: str) -> list[dict[str, Any]]:
+        """Every series with its labels and values, a point a second since the start."""
         answer = self._client.post(
             "/api/v1/query_range",
             data={"query": expression, "start": self.started_s, "end": time.time(), "step": 1},
         ).json()
         assert answer["status"] == "success", answer
-        found = (float(value) for line in answer["data"]["result"] for _, value in line["values"])
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    def values(self, expression: str) -> list[float]:
+        """Every finite value of every series."""
+        lines = self.series(expression)
+        found = (float(value) for line in lines for _, value in line["values"])
         return [value for value in found if math.isfinite(value)]
 
     def firing(self) -> dict[str, dict[str, str]]:
@@ -122,13 +129,18 @@ class AlertWatch:
             self.seen |= self._prometheus.firing()
 
 
-def until(reached: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None) -> bool:
-    """Ask again and again, doing something meanwhile; False when it takes too long."""
-    deadline_s = time.monotonic() + DEADLINE_S
+def until(
+    reached: Callable[[], bool],
+    between: Callable[[], object] = lambda: None,
+    *,
+    within_s: float = DEADLINE_S,
+) -> bool:
+    """Ask again and again, doing something between; False when it takes too long."""
+    deadline_s = time.monotonic() + within_s
     pause = threading.Event()
     while not reached():
         if time.monotonic() > deadline_s:
             return False
-        meanwhile()
+        between()
         pause.wait(POLL_S)
     return True

@@ -48,6 +48,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     config.write_text(quick_config(f"127.0.0.1:{port}"), encoding="utf-8")
     command = [compose_executable(), "--project-name", f"plimsoll-under-test-{os.getpid()}"]
     command += ["--project-directory", str(ROOT), "--env-file", str(ENV_EXAMPLE)]
+    command += ["--profile", "monitoring"]
     command += ["--file", str(COMPOSE_FILE), "--file", str(OVERRIDE)]
     stack = Stack(
         command,

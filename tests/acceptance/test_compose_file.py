@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.settings_sources import ENV_FILE, load_settings
+from plimsoll.settings import PREFIX, Settings
+from plimsoll.settings_sources import ENV_FILE, load_settings
 from tests.acceptance.composed import (
     COMPOSE_FILE,
     ENV_EXAMPLE,
@@ -21,6 +22,9 @@ from tests.acceptance.composed import (
     run,
 )
 
+# What libraries of the server read themselves.
+FOR_OTHERS = {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HTTPS_PROXY", "NO_PROXY"}
+
 
 def test_every_variable_of_the_compose_file_stands_in_the_example_with_its_default():
     """A variable that is nowhere explained is never set, and a copied example changes nothing."""
@@ -30,11 +34,28 @@ def test_every_variable_of_the_compose_file_stands_in_the_example_with_its_defau
     assert dict(used) == example_values()
 
 
-def test_the_server_takes_the_example_as_its_own_settings(tmp_path):
-    """`./scripts/serve` reads the same .env, and refuses to start over a name it does not know."""
+def test_a_copied_example_changes_nothing_for_the_server(tmp_path):
+    """`./scripts/serve` reads the same .env, and would serve Compose's model with it."""
     (tmp_path / ENV_FILE).write_bytes(ENV_EXAMPLE.read_bytes())
+    assert load_settings(environ={}, directory=tmp_path).settings == Settings()
+
+
+def test_the_server_takes_every_name_of_the_example(tmp_path):
+    """It refuses to start over a setting that it does not know."""
+    written = "".join(f"{name}={value}\n" for name, value in example_values().items())
+    (tmp_path / ENV_FILE).write_text(written, encoding="utf-8")
     loaded = load_settings(environ={}, directory=tmp_path)
     assert loaded.settings.model == example_values()["PLIMSOLL_MODEL"]
+
+
+def test_every_setting_reaches_the_container_and_nothing_of_others_does():
+    """A setting that Compose drops is one that does not work; .env may hold others' secrets."""
+    server = COMPOSE_FILE.read_text(encoding="utf-8").split("  plimsoll:")[1].split("    ports:")[0]
+    passed = set(re.findall(r"^      (\w+):", server, flags=re.MULTILINE)) - {"context", "args"}
+    settings = {PREFIX + name.upper() for name in Settings.model_fields if name != "config"}
+    assert "env_file" not in server
+    assert passed - settings == FOR_OTHERS
+    assert settings - passed == set(), "give each of them a line in docker-compose.yml"
 
 
 # --- what Compose makes of the file ---------------------------------------------------------
@@ -48,13 +69,15 @@ def services() -> dict[str, Any]:
 def resolved(folder: Path, *options: str) -> dict[str, Any]:
     """The services, every variable filled in and every default written out."""
     command = [compose_executable(), "--file", str(COMPOSE_FILE)]
-    command += ["--project-directory", str(folder)]
+    command += ["--project-directory", str(folder), "--profile", "monitoring"]
     printed = run([*command, *options, "config", "--format", "json"], outside_environment())
     return json.loads(printed)["services"]
 
 
 def test_a_port_a_service_is_published_and_on_this_machine_only(services):
-    """None of the three asks who is there."""
+    """None of the three asks who is there, and the server is told that this is meant."""
+    environment = services["plimsoll"]["environment"]
+    assert environment["PLIMSOLL_ALLOW_ANONYMOUS"] == environment["PLIMSOLL_METRICS_OPEN"] == "true"
     published = {
         name: [(port["host_ip"], port["target"]) for port in service["ports"]]
         for name, service in services.items()
@@ -74,6 +97,20 @@ def test_every_service_is_confined_and_comes_back(services):
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["restart"] == "unless-stopped"
         assert "privileged" not in service
+
+
+def test_every_service_has_a_limit_without_swap(services):
+    """What watches a server must not take the memory that it watches."""
+    for service in services.values():
+        limit = service["deploy"]["resources"]["limits"]["memory"]
+        assert int(limit) > 0
+        assert service["memswap_limit"] == limit
+
+
+def test_only_monitoring_is_left_out_without_its_profile(services):
+    """`docker compose up` is the server alone."""
+    profiles = {name: service.get("profiles", []) for name, service in services.items()}
+    assert profiles == {"plimsoll": [], "prometheus": ["monitoring"], "grafana": ["monitoring"]}
 
 
 def test_images_of_others_are_pinned_to_a_release(services):
@@ -96,10 +133,11 @@ def test_every_file_that_is_mounted_is_in_the_project(services):
 
 def test_settings_in_env_reach_the_server_but_do_not_move_it(tmp_path):
     """One file for all; PLIMSOLL_PORT there means the port of this machine, not the container's."""
-    written = "PLIMSOLL_LOG_LEVEL=debug\nPLIMSOLL_PORT=9000\nPLIMSOLL_HOST=127.0.0.1\n"
+    written = "PLIMSOLL_LOG_LEVEL=debug\nPLIMSOLL_PORT=9000\nPLIMSOLL_HOST=127.0.0.1\nKEY=secret\n"
     (tmp_path / ENV_FILE).write_text(written, encoding="utf-8")
     service = resolved(tmp_path)["plimsoll"]
     assert service["environment"]["PLIMSOLL_LOG_LEVEL"] == "debug"
     assert service["environment"]["PLIMSOLL_HOST"] == "0.0.0.0"
+    assert "KEY" not in service["environment"]
     assert service["environment"]["PLIMSOLL_PORT"] == "8080"
     assert [(port["published"], port["target"]) for port in service["ports"]] == [("9000", 8080)]

@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app.memory.cpu import available_cores
-from app.memory.groups import USUAL_CGROUP_ROOT, own_groups
-from tests.running_server import DEADLINE_S, RunningServer
+from plimsoll.machine.cpu import available_cores
+from plimsoll.machine.groups import USUAL_CGROUP_ROOT, own_groups
+from tests.acceptance import patient
+from tests.acceptance.neighbours import needs_peace
+from tests.acceptance.patient import DEADLINE_S
+from tests.running_server import RunningServer
 
 pytestmark = pytest.mark.acceptance
 
@@ -64,7 +67,7 @@ def neighbours(n_processes: int) -> Iterator[None]:
 def wait_for_plan(url: str, is_right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Ask /health until the plan is right."""
     deadline = time.monotonic() + DEADLINE_S
-    with httpx.Client(trust_env=False, timeout=30) as client:
+    with httpx.Client(trust_env=False, timeout=DEADLINE_S) as client:
         while time.monotonic() < deadline:
             plan = client.get(f"{url}/health").json()["plan"]
             if is_right(plan):
@@ -88,16 +91,15 @@ def test_engine_threads_follow_a_quota_that_changes_while_the_server_runs(
             wait_for_plan(server.url, lambda plan: plan["engine_threads"] >= 2)
             set_quota(1.0)
             wait_for_plan(server.url, lambda plan: plan["engine_threads"] == 1)
-            answer = httpx.post(
-                f"{server.url}/embed", json={"input": "a ship"}, timeout=60, trust_env=False
-            )
+            answer = patient.post(f"{server.url}/embed", {"input": "a ship"})
             assert answer.json()["kind"] == "dense"
 
 
+@needs_peace
 def test_a_neighbour_that_takes_every_core_lowers_the_parallelism_until_it_goes(
     model_cache: Path, tmp_path: Path
 ):
-    """Prefetched work helps nobody while the processors belong to somebody else."""
+    """Prefetched work is of no use while the processors belong to others."""
     with RunningServer(tmp_path, "--cache-dir", str(model_cache)) as server:
         with neighbours(2 * available_cores()):
             plan = wait_for_plan(server.url, lambda plan: plan["parallelism"] <= 4)

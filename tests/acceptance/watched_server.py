@@ -8,9 +8,9 @@ from pathlib import Path
 
 import uvicorn
 
-from app.main import create_app
-from app.memory.monitor import MIB, MemoryMonitor
-from app.settings import Settings
+from plimsoll.composition.application import create_app
+from plimsoll.machine.memory import MIB, MemoryMonitor
+from plimsoll.settings import Settings
 from tests.browser import Browser
 from tests.running_server import RunningServer
 
@@ -21,7 +21,7 @@ READY = "document.getElementById('used').textContent"
 
 def limited(folder: Path, cache: Path, *options: str) -> RunningServer:
     """A server in a process of its own with a small budget."""
-    budget = ("--memory-budget-mib", str(BUDGET_MIB))
+    budget = ("--memory-budget", f"{BUDGET_MIB}M")
     return RunningServer(folder, "--cache-dir", str(cache), *budget, *options)
 
 
@@ -45,19 +45,19 @@ def budget_mib(used_ratio: float) -> int:
     return round(MemoryMonitor().sample().used_bytes / MIB / used_ratio)
 
 
-def compare(browser: Browser, text: str) -> None:
-    """Write a text into the page's box and press Enter."""
-    browser.evaluate("document.getElementById('neighbours').replaceChildren()")
-    browser.evaluate("document.getElementById('text').select()")
-    browser.call("Input.insertText", text=text)
+def rank(browser: Browser, query: str) -> None:
+    """Write a query into the page's box and press Enter."""
+    browser.evaluate("document.getElementById('ranking').replaceChildren()")
+    browser.evaluate("document.getElementById('query').select()")
+    browser.call("Input.insertText", text=query)
     browser.press("Enter", 13, "\r")
-    browser.wait_for("document.querySelectorAll('#neighbours li').length === 8")
+    browser.wait_for("document.querySelectorAll('#ranking li').length === 8")
 
 
-def neighbours(browser: Browser) -> list[tuple[str, str]]:
-    """Samples and what stands beside them, in the order of the list."""
+def ranked(browser: Browser) -> list[tuple[str, str]]:
+    """Documents and the score beside each, in the order of the list."""
     rows = browser.evaluate(
-        "[...document.querySelectorAll('#neighbours li')]"
+        "[...document.querySelectorAll('#ranking li')]"
         ".map((row) => [row.firstChild.data, row.querySelector('b').textContent])"
     )
-    return [(sample, words) for sample, words in rows]
+    return [(document, words) for document, words in rows]

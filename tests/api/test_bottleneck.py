@@ -1,6 +1,5 @@
 """GET /bottleneck: what the server says of itself, over fake models."""
 
-import asyncio
 from collections.abc import Iterator
 from time import monotonic
 
@@ -37,7 +36,7 @@ def test_every_look_of_the_watch_reaches_it(served):
     """What is shown has been measured in this second, not once at start."""
     server, client, _ = served
     for _ in range(2):
-        asyncio.run(server.core.watch.look())
+        server.core.control_loop.tick()
     evidence = client.get("/bottleneck").json()["evidence"]
     assert evidence["cores"] >= 1
     assert evidence["budget_bytes"] > evidence["used_bytes"] > 0
@@ -46,12 +45,12 @@ def test_every_look_of_the_watch_reaches_it(served):
 def test_runs_are_in_the_evidence(served):
     """The engine's speed is what actions are judged by."""
     server, client, _ = served
-    asyncio.run(server.core.watch.look())
+    server.core.control_loop.tick()
     assert client.post("/embed", json={"input": ["a ship", "a mark on a hull"]}).json()["kind"]
     deadline_s = monotonic() + DEADLINE_S
     evidence = {"n_runs": 0}
     while not evidence["n_runs"] and monotonic() < deadline_s:  # told just after the reply
-        asyncio.run(server.core.watch.look())
+        server.core.control_loop.tick()
         evidence = client.get("/bottleneck").json()["evidence"]
     assert evidence["n_runs"] >= 1
     assert evidence["tokens_per_s"] > 0
@@ -62,15 +61,3 @@ def test_health_and_metrics_tell_the_name_too(served):
     _, client, _ = served
     assert client.get("/health").json()["bottleneck"]["kind"] == "none"
     assert metric(client.get("/metrics").text, 'plimsoll_bottleneck{kind="none"}') == 1
-
-
-def test_a_cap_of_the_resolver_reaches_the_engine(served, monkeypatch):
-    """What was decided has to be done: scheduler, plan, threads."""
-    server, _, _ = served
-    remedy = next(
-        remedy for remedy in server.core.resolver._trials._remedies if remedy.name == "smaller_runs"
-    )
-    monkeypatch.setattr(server.core.resolver._trials, "_trial", remedy)
-    assert asyncio.run(remedy.apply(None))
-    asyncio.run(server.core.watch.look())
-    assert server.core.watch.plan.parallelism <= 4

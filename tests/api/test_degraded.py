@@ -9,8 +9,8 @@ import mmh3
 import pytest
 from fastapi.testclient import TestClient
 
-from app.errors import EncodeMemoryError
-from app.serving import executor
+from plimsoll.errors import EncodeMemoryError
+from plimsoll.policy import runs
 from tests.fakes import DEADLINE_S, FakeModel, metric
 from tests.pressure import (
     BUDGET,
@@ -33,7 +33,7 @@ from tests.pressure import (
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the tries of a run that finds no memory."""
-    monkeypatch.setattr(executor, "FIRST_PAUSE_S", 0)
+    monkeypatch.setattr(runs, "FIRST_PAUSE_S", 0)
 
 
 def number_of(stem: str) -> int:
@@ -82,7 +82,7 @@ def test_a_degraded_reply_is_counted_and_logged(
         page = client.get("/metrics").text
 
     assert metric(page, f'plimsoll_degraded_total{{reason="{reason}"}}') == 1
-    labels = f'{{kind="sparse",route="{path}",status="200"}}'
+    labels = f'{{kind="sparse",model="fake",route="{path}",status="200"}}'
     assert metric(page, f"plimsoll_requests_total{labels}") == 1
     assert metric(page, 'plimsoll_recoveries_total{level="3",outcome="answered"}') == 1
     (line,) = [text for text in caplog.messages if f"POST {path} 200" in text]
@@ -110,7 +110,7 @@ def test_who_can_do_nothing_with_words_is_told_when_to_come_back(
     assert "sparse" not in response.text
     assert metric(page, f'plimsoll_errors_total{{code="{reason}"}}') == 1
     assert metric(page, f'plimsoll_degraded_total{{reason="{reason}"}}') == 0
-    labels = f'{{kind="none",route="{path}",status="503"}}'
+    labels = f'{{kind="none",model="fake",route="{path}",status="503"}}'
     assert metric(page, f"plimsoll_requests_total{labels}") == 1
 
 
@@ -120,7 +120,7 @@ def test_when_the_pressure_has_gone_the_same_request_gets_its_vectors():
         before = client.post("/embed", json={"input": "a ship"}).json()
         ticket = take_room(server)
         meanwhile = client.post("/embed", json={"input": "a ship"}).json()
-        server.core.gate.admission.release(ticket)
+        server.core.governor.admission.release(ticket)
         after = client.post("/embed", json={"input": "a ship"})
 
     assert meanwhile["kind"] == "sparse"
@@ -140,14 +140,14 @@ def test_three_requests_without_memory_open_the_breaker():
     reasons = [reply.headers["x-plimsoll-degraded"] for reply in replies]
     assert reasons == [*["out_of_memory"] * 3, "breaker_open"]
     assert (health["breaker"]["state"], health["ladder_step"]) == ("open", 4)
-    assert len(model.waves) == 3 * executor.ATTEMPTS
+    assert len(model.runs) == 3 * runs.ATTEMPTS
 
 
 def test_the_reason_to_wait_is_the_one_that_the_breaker_gives():
     """Its recovery timeout is known to the second; a guess would bring clients back too soon."""
     with under_pressure("breaker_open") as (server, client):
         degraded = client.post("/embed", json={"input": "a ship"}).json()["degraded"]
-        left_s = server.core.breaker.snapshot().retry_after_s
+        left_s = server.core.governor.breaker.snapshot().retry_after_s
 
     assert left_s <= degraded["retry_after_s"] <= 15
 
@@ -217,7 +217,7 @@ def test_the_space_of_words_is_one_whether_asked_for_or_not():
 
 
 @pytest.mark.parametrize(
-    "body", [{"encoder": "splade"}, {"encoder": None}, {"fallback": "dense"}, {"fallback": True}]
+    "body", [{"encoder": "splade"}, {"encoder": ""}, {"fallback": "dense"}, {"fallback": True}]
 )
 def test_an_encoder_or_a_fallback_that_is_not_there_is_refused_by_name(body: dict):
     """A guess would give a client the wrong kind of vector."""
@@ -277,7 +277,7 @@ def test_what_could_never_fit_is_refused_with_the_largest_size_that_would(path: 
     assert "takes 70 MiB" in message
     assert "more than 60 MiB" in message
     assert largest.status_code == 200
-    assert [len(wave) for wave in model.waves] == [1]
+    assert [len(wave) for wave in model.runs] == [1]
 
 
 def test_a_list_whose_vectors_could_never_fit_is_refused_too():
@@ -291,7 +291,7 @@ def test_a_list_whose_vectors_could_never_fit_is_refused_too():
     assert error_of(refused) == (413, "too_large_for_budget")
     assert "retry-after" not in refused.headers
     assert "more than 60 MiB" in refused.json()["error"]["message"]
-    assert model.waves == []
+    assert model.runs == []
 
 
 def test_a_text_that_is_refused_takes_no_room():
@@ -324,7 +324,8 @@ def test_a_request_that_finds_no_room_waits_for_it():
         with ThreadPoolExecutor(1) as thread:
             reply = thread.submit(client.post, "/embed", json={"input": "a ship"})
             wait_for_step(client, 3)
-            client.portal.call(server.core.gate.leave, ticket)
+            client.portal.call(server.core.governor.leave, ticket)
+            client.portal.call(server.core.gate.wake)
             response = reply.result(DEADLINE_S)
         assert client.get("/health").json()["ladder_step"] == 0
         assert_nothing_is_held(server)

@@ -61,7 +61,7 @@ def test_an_explanation_runs_nothing_and_reserves_nothing():
 
     assert set(answer) == FIELDS
     assert (answer["kind"], answer["outcome"], answer["step"]) == ("explanation", "admit", 0)
-    assert model.waves == []
+    assert model.runs == []
     assert "plimsoll_texts_total 0.0" in page
     assert 'kind="dense"' not in page
 
@@ -132,13 +132,13 @@ def test_what_is_foretold_is_what_is_reserved():
         told = explain(client, **body)
         reply = thread.submit(embed, client, **body)
         assert model.encoding.wait(DEADLINE_S)
-        admission = server.core.gate.admission
+        admission = server.core.governor.admission
         held_bytes, queue_tokens = admission.held_bytes, admission.queue_tokens
         model.released.set()
         usage = reply.result(DEADLINE_S).json()["usage"]
 
     assert told["longest_tokens"] == 6
-    assert told["predicted_bytes"] == held_bytes + model.wave_bytes([6])
+    assert told["predicted_bytes"] == held_bytes + model.run_bytes([6])
     assert told["n_tokens"] == queue_tokens == usage["tokens"] == 10
 
 
@@ -156,7 +156,7 @@ def test_headroom_falls_with_what_others_hold_and_the_largest_size_does_not():
 def test_time_is_foretold_from_the_queue_and_the_measured_rate():
     """What stands before a request counts as much as the request."""
     with serving() as (server, client):
-        server.core.gate.admission.note_run(1 << 40, (1 << 40) / 500)
+        server.core.governor.admission.end_run(1 << 40, (1 << 40) / 500)
         fill_queue(server, 1000)
         told = explain(client, input="a ship")
 
@@ -183,7 +183,7 @@ def test_wait_comes_true(model: type[FakeModel]):
         taken = take_room(server, ROOM if model is FakeModel else ROOM - 10 * MIB)
         told = explain(client, input="a ship")
         reply = embed(client, input="a ship")
-        server.core.gate.admission.release(taken)
+        server.core.governor.admission.release(taken)
 
     assert told["outcome"] == "wait"
     assert told["headroom_bytes"] < told["predicted_bytes"] <= told["largest_bytes"]
@@ -225,7 +225,7 @@ def test_too_large_comes_true(is_long: bool):
     assert f"more than {told['largest_bytes'] / MIB:.0f} MiB" in message
     if is_long:
         assert f"takes {told['predicted_bytes'] / MIB:.0f} MiB" in message
-    assert model.waves == []
+    assert model.runs == []
 
 
 def test_breaker_open_comes_true():
@@ -249,7 +249,7 @@ def test_a_request_that_would_be_the_breakers_probe_is_told_that_it_would_run():
         open_breaker(server)
         clock.now_s += 15
         told = explain(client, input="a ship")
-        state = server.core.breaker.state.value
+        state = server.core.governor.breaker.state.value
         probe = thread.submit(embed, client, input="a ship")
         assert model.encoding.wait(DEADLINE_S)
         told_meanwhile = explain(client, input="a ship")

@@ -12,9 +12,9 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
-from app.errors import ModelNotFoundError, SettingsError
-from app.main import create_app
-from app.settings import Settings
+from plimsoll.composition.application import create_app
+from plimsoll.errors import ModelNotFoundError, SettingsError
+from plimsoll.settings import Settings
 from tests.evaluation_data import DATA_DIR
 from tests.fakes import metric
 from tests.running_server import DEADLINE_S, RunningServer
@@ -140,7 +140,7 @@ def test_an_empty_text_fails_the_request_by_its_index(
     """This dialect has no errors per text, and a row must not be missing silently."""
     with pytest.raises(openai.BadRequestError, match=rf"input\[{index}\]") as failed:
         api.embeddings.create(model=MODEL, input=texts)
-    assert failed.value.param == "input"
+    assert (failed.value.code, failed.value.param) == ("empty_text", "input")
 
 
 def test_more_texts_than_openai_takes_are_refused(api: openai.OpenAI):
@@ -156,8 +156,9 @@ def test_a_long_text_is_cut_unless_the_request_forbids_it(api: openai.OpenAI):
     cut = api.embeddings.with_raw_response.create(model=MODEL, input=long)
     assert cut.headers["X-Plimsoll-Truncated"] == "1"
     assert cut.headers["X-Plimsoll-Fingerprint"].startswith("v1:")
-    with pytest.raises(openai.BadRequestError, match="402"):
+    with pytest.raises(openai.BadRequestError, match="402") as failed:
         api.embeddings.create(model=MODEL, input=long, extra_body={"truncate": False})
+    assert (failed.value.code, failed.value.param) == ("too_long", "input")
 
 
 def test_fields_that_nobody_knows_are_ignored(api: openai.OpenAI, native_vector: np.ndarray):
@@ -266,6 +267,45 @@ def test_two_models_of_one_name_are_refused_at_start(
     settings = Settings(model=model, extra_models=extra, cache_dir=tmp_path)
 
     with pytest.raises(SettingsError, match=re.escape(both)):
+        create_app(settings)
+
+
+def test_an_alias_is_a_name_that_clients_may_use(tmp_path: Path, two_files: list[Path]):
+    """A client with a fixed name in it works unchanged; in any case, as every name."""
+    first, _ = two_files
+    settings = small_settings(
+        tmp_path, first, model_aliases=f"text-embedding-3-small={first.stem}, Mine = {first}"
+    )
+    with TestClient(create_app(settings)) as client:
+        for name in ("text-embedding-3-small", "mine"):
+            answer = client.post("/v1/embeddings", json={"model": name, "input": "a ship"})
+            assert answer.status_code == 200, answer.text
+        listed = {model["id"] for model in client.get("/v1/models").json()["data"]}
+    assert {"text-embedding-3-small", "Mine"} <= listed
+
+
+def test_the_model_to_serve_may_be_named_by_an_alias(tmp_path: Path, two_files: list[Path]):
+    """One way to name a model: in the setting too, and both names are then served."""
+    first, _ = two_files
+    settings = small_settings(tmp_path, first, model_aliases=f"ada={first}")
+    with TestClient(create_app(settings.model_copy(update={"model": "ADA"}))) as client:
+        listed = {model["id"] for model in client.get("/v1/models").json()["data"]}
+    assert {first.stem, "ada"} <= listed
+
+
+@pytest.mark.parametrize(
+    ("aliases", "told"),
+    [
+        ("ada=nomic-embed-text-v1.5", "no model that is served is called nomic-embed-text-v1.5"),
+        ("ada", "'ada' is not of the form alias=model"),
+        ("=builtin", "'=builtin' is not of the form alias=model"),
+    ],
+)
+def test_an_alias_that_leads_nowhere_is_refused_at_start(tmp_path: Path, aliases: str, told: str):
+    """It must not show only when a client uses it."""
+    settings = Settings(model_aliases=aliases, cache_dir=tmp_path)
+
+    with pytest.raises(SettingsError, match=re.escape(told)):
         create_app(settings)
 
 

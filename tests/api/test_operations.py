@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app import __version__
-from app.composition import prepare_model
-from app.gguf.sidecar import Sidecar
-from app.main import create_app
-from app.settings import Settings
-from tests.fakes import FakeOpener, FakeServer, metric
-from tests.small_models import TINY, small_settings
+from plimsoll import __version__
+from plimsoll.composition.application import create_app
+from plimsoll.composition.models import prepare_model
+from plimsoll.machine.instructions import has_int8_products
+from plimsoll.models import int8_speed, quantizing
+from plimsoll.settings import Settings
+from plimsoll.sidecar.sidecar import Sidecar
+from tests.fakes import DEADLINE_S, FakeOpener, FakeServer, metric
+from tests.small_models import TINY, draw_few_samples, small_settings
 from tests.synthetic import write_synthetic
 
 METRICS = {
@@ -85,6 +89,8 @@ def test_health_before_the_first_request_knows_the_name_and_the_memory(tiny: Tes
         "dimensions": None,
         "token_limit": None,
         "compute": None,
+        "compute_reason": None,
+        "int8": None,
         "error": None,
         "loaded_bytes": 0,
         "total_bytes": 0,
@@ -111,6 +117,25 @@ def test_health_after_a_request_describes_the_open_model(tiny: TestClient):
     assert model["loaded_bytes"] == model["total_bytes"] > 0
 
 
+@pytest.mark.skipif(not has_int8_products(), reason="this processor has no int8 products")
+def test_health_has_the_figures_of_int8_and_why_auto_took_it(
+    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Operators judge by the worst cosine, and a space that `auto` chose is explained."""
+    monkeypatch.setattr(quantizing, "draw_samples", draw_few_samples)
+    monkeypatch.setattr(int8_speed, "_measure", lambda *given: 1.75)
+    settings = small_settings(tmp_path, model_file, compute="auto", min_cosine=0)
+    with TestClient(create_app(settings)) as client:
+        client.post("/embed", json={"input": "the ship"})
+        model = client.get("/health").json()["model"]
+
+    assert model["compute"] == "int8"
+    assert model["compute_reason"] == "int8 is 1.75 times as fast as float32 here"
+    assert "ffn_up" in model["int8"]["linears"]
+    assert model["int8"]["float32_below_tokens"] == 0
+    assert 0 < model["int8"]["worst_cosine"] <= model["int8"]["mean_cosine"] <= 1
+
+
 def test_readiness_and_liveness_say_one_word(tiny: TestClient):
     """A closed model is ready: the next request opens it."""
     assert tiny.get("/health/ready").json() == {"status": "ready"}
@@ -131,6 +156,13 @@ def test_every_metric_is_there_from_the_start_or_the_first_request(tiny: TestCli
     assert f'plimsoll_build_info{{version="{__version__}"}} 1.0' in page.text
     # A second series a counter, which no dashboard reads.
     assert not [name for name in names if name.endswith("_created")]
+
+
+def test_a_scrape_gets_the_version_of_the_format_that_it_asks_for(tiny: TestClient):
+    """Some agents refuse a page of another one."""
+    page = tiny.get("/metrics", headers={"Accept": "text/plain; version=0.0.4"})
+
+    assert page.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
 def test_every_metric_of_ours_says_what_it_is(tiny: TestClient):
@@ -154,21 +186,21 @@ def test_metrics_count_what_was_done(tiny: TestClient):
 
     assert metric(page, "plimsoll_texts_total") == 4
     assert metric(page, "plimsoll_truncated_total") == 1
-    assert metric(page, "plimsoll_tokens_total") > TINY.context
+    assert metric(page, 'plimsoll_tokens_total{model="tiny"}') > TINY.context
     assert metric(page, "plimsoll_queue_tokens") == 0
     assert metric(page, "plimsoll_model_open") == 1
-    assert metric(page, 'plimsoll_model_loads_total{outcome="ok"}') == 1
-    assert metric(page, "plimsoll_model_load_seconds_count") == 1
+    assert metric(page, 'plimsoll_model_loads_total{model="tiny",outcome="ok"}') == 1
+    assert metric(page, 'plimsoll_model_load_seconds_count{model="tiny"}') == 1
     for code in ("empty_text", "invalid_request", "model_not_found", "http_404"):
         assert metric(page, f'plimsoll_errors_total{{code="{code}"}}') == 1
-    for route, status, kind in [
-        ("/embed", 200, "dense"),
-        ("/embed", 400, "none"),
-        ("/v1/embeddings", 200, "dense"),
-        ("/v1/embeddings", 404, "none"),
-        ("other", 404, "none"),
+    for route, status, kind, model in [
+        ("/embed", 200, "dense", "tiny"),
+        ("/embed", 400, "none", "none"),
+        ("/v1/embeddings", 200, "dense", "tiny"),
+        ("/v1/embeddings", 404, "none", "none"),
+        ("other", 404, "none", "none"),
     ]:
-        labels = f'{{kind="{kind}",route="{route}",status="{status}"}}'
+        labels = f'{{kind="{kind}",model="{model}",route="{route}",status="{status}"}}'
         assert metric(page, f"plimsoll_requests_total{labels}") == 1
     for stage in ("parse", "tokenize", "queue", "encode", "pool", "render"):
         labels = f'{{stage="{stage}"}}'
@@ -190,10 +222,10 @@ def test_memory_metrics_agree_with_health(tiny: TestClient):
 
 
 def test_a_model_that_is_not_there_makes_the_server_unready_and_says_why(tmp_path: Path):
-    """The server stays up to say what is missing; traffic goes elsewhere meanwhile."""
+    """From the start, so that a balancer never sends it a request."""
     missing = tmp_path / "no-such-model.gguf"
     with TestClient(create_app(small_settings(tmp_path, missing))) as client:
-        assert client.get("/health/ready").status_code == 200
+        assert client.get("/health/ready").status_code == 503
 
         response = client.post("/embed", json={"input": "x"})
 
@@ -202,13 +234,61 @@ def test_a_model_that_is_not_there_makes_the_server_unready_and_says_why(tmp_pat
         assert (error["type"], error["code"]) == ("server_error", "model_unavailable")
         assert str(missing) in error["message"]
         ready = client.get("/health/ready")
-        assert (ready.status_code, ready.json()) == (503, {"status": "unavailable"})
+        assert (ready.status_code, ready.json()["status"]) == (503, "unavailable")
+        assert "no-such-model" in ready.json()["reason"]
         assert client.get("/health/live").status_code == 200
         health = client.get("/health").json()
         assert (health["status"], health["model"]["state"]) == ("unavailable", "failed")
         assert str(missing) in health["model"]["error"]
-        page = client.get("/metrics").text
-        assert metric(page, 'plimsoll_model_loads_total{outcome="failed"}') == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [({"general.architecture": "qwen3"}, "qwen3"), ({"bert.expert_count": 8}, "bert.expert_count")],
+)
+def test_a_file_that_is_refused_makes_the_server_unready_before_it_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metadata: dict[str, Any], reason: str
+):
+    """Its header says so at start; the log says it once, however often the file is tried."""
+    file = write_synthetic(tmp_path / "odd.gguf", arch="bert", shape=TINY, metadata=metadata)
+    with TestClient(create_app(small_settings(tmp_path, file, preload=True))) as client:
+        ready = client.get("/health/ready")
+        refused = client.post("/embed", json={"input": "x"})
+
+    assert (ready.status_code, ready.json()["status"]) == (503, "unavailable")
+    assert reason in ready.json()["reason"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+    assert [r.levelname for r in caplog.records if "cannot open odd" in r.message] == ["ERROR"]
+
+
+def test_a_file_that_is_put_right_makes_the_server_ready_again(tmp_path: Path, model_file: Path):
+    """An operator who replaces a file expects no more to do."""
+    file = tmp_path / "served.gguf"
+    file.write_bytes(model_file.read_bytes()[:1000])
+    with TestClient(create_app(small_settings(tmp_path, file))) as client:
+        broken = client.get("/health/ready").status_code
+        new = tmp_path / "new.gguf"
+        new.write_bytes(model_file.read_bytes())
+        new.rename(file)
+        deadline_s = monotonic() + DEADLINE_S
+        while client.get("/health/ready").status_code != 200 and monotonic() < deadline_s:
+            pass
+        health = client.get("/health").json()
+        answer = client.post("/embed", json={"input": "x"})
+
+    assert broken == 503
+    assert (health["status"], health["model"]["state"]) == ("ok", "closed")
+    assert answer.status_code == 200
+
+
+def test_a_model_that_is_still_to_be_fetched_is_no_failure(tmp_path: Path):
+    """The first request fetches it; a look at the start costs no network."""
+    settings = Settings(
+        model="nomic-embed-text-v1.5", cache_dir=tmp_path / "cache", cache_on_tmpfs=True
+    )
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
+        assert client.get("/health/ready").status_code == 200
+        assert client.get("/health").json()["model"]["state"] == "closed"
 
 
 def test_a_further_model_that_is_not_there_does_not_take_the_server_down(
@@ -248,7 +328,11 @@ def test_models_are_preloaded_in_order_while_there_is_room(
         page = client.get("/metrics").text
 
     assert [model["state"] for model in models] == ["ready", last]
-    assert metric(page, 'plimsoll_model_loads_total{outcome="ok"}') == max_open
+    loads = [
+        metric(page, f'plimsoll_model_loads_total{{model="{name}",outcome="ok"}}')
+        for name in ("tiny", "other")
+    ]
+    assert loads == [1, max_open - 1]
 
 
 def test_a_request_waits_for_a_loading_model_only_so_long():
@@ -279,7 +363,7 @@ def test_a_request_waits_for_a_loading_model_only_so_long():
         error = response.json()["error"]
         assert error["code"] == "model_loading"
         assert "25 % done" in error["message"]
-    assert (starting.status_code, starting.json()) == (503, {"status": "starting"})
+    assert (starting.status_code, starting.json()["status"]) == (503, "starting")
     assert health["model"]["state"] == "loading"
     assert (health["model"]["loaded_bytes"], health["model"]["total_bytes"]) == (25, 100)
     assert opened["kind"] == "dense"
@@ -299,7 +383,7 @@ def test_damaged_weights_are_told_and_healed_by_the_next_request(
     settings: Settings, tiny: TestClient
 ):
     """Bits rot; wrong vectors must not be answered, and nobody should have to be called."""
-    folder = prepare_model(settings, lambda done_bytes, total_bytes: None)
+    folder = prepare_model(settings, lambda done_bytes, total_bytes, phase: None)
     damage(folder, "blk.1.ffn_down.weight")
 
     first = tiny.post("/embed", json={"input": "the ship"})
@@ -317,7 +401,7 @@ def test_weights_found_damaged_while_opening_are_made_anew_at_once(
     settings: Settings, tiny: TestClient
 ):
     """Before any vector was computed, nobody needs to hear of it."""
-    folder = prepare_model(settings, lambda done_bytes, total_bytes: None)
+    folder = prepare_model(settings, lambda done_bytes, total_bytes, phase: None)
     damage(folder, "position_embd.weight")
 
     answer = tiny.post("/embed", json={"input": "the ship"})

@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 from rank_bm25 import BM25Okapi
 
-from app.main import create_app
-from app.serving.ranking import MOST_QUERY_CHARACTERS
+from plimsoll.composition.application import create_app
+from plimsoll.serving.ranking import MOST_QUERY_CHARACTERS
 from tests.fakes import FakeModel, metric
 from tests.pressure import (
     REASONS,
@@ -72,10 +72,11 @@ def test_the_order_is_that_of_the_cosines_of_embeddings(e5_client: TestClient):
     cosines = np.float32(documents["embeddings"]) @ np.float32(query["embeddings"][0])
     assert order_of(answer) == np.argsort(-cosines, kind="stable").tolist()
     np.testing.assert_allclose(scores_of(answer), np.sort(cosines)[::-1], atol=1e-5)
-    assert set(answer) == {"kind", "fingerprint", "results", "truncated", "warnings", "degraded"}
+    fields = {"kind", "fingerprint", "results", "truncated", "errors", "warnings", "degraded"}
+    assert set(answer) == fields
     assert (answer["kind"], answer["degraded"]) == ("dense", None)
     assert answer["fingerprint"] == documents["fingerprint"] == query["fingerprint"]
-    assert answer["truncated"] == answer["warnings"] == []
+    assert answer["truncated"] == answer["errors"] == answer["warnings"] == []
 
 
 def test_the_built_in_model_finds_what_is_meant(client: TestClient):
@@ -99,6 +100,11 @@ def test_documents_that_say_the_same_keep_the_order_in_which_they_came(client: T
     answer = rank(client, documents=["A ship.", "Bread.", "A ship.", "Bread."])
 
     assert order_of(answer) == [0, 2, 1, 3]
+
+
+def test_a_model_without_prefixes_is_no_news(client: TestClient):
+    """The route chooses input types by itself; what they do for a model is not the client's."""
+    assert rank(client, documents=["a sea"])["warnings"] == []
 
 
 def test_what_was_cut_is_said(e5_client: TestClient):
@@ -134,7 +140,7 @@ def test_under_pressure_the_order_is_rank_bm25s(reason: str, query: str):
     assert scores_of(answer) == pytest.approx(np.sort(scores)[::-1])
     assert (answer["kind"], answer["fingerprint"]) == ("bm25", None)
     assert answer["degraded"]["reason"] == reason
-    assert answer["truncated"] == answer["warnings"] == []
+    assert answer["truncated"] == answer["errors"] == answer["warnings"] == []
     assert response.headers["x-plimsoll-degraded"] == reason
     assert response.json()["results"] == answer["results"][:2]
 
@@ -210,23 +216,44 @@ def test_a_model_that_is_not_served_is_not_found(client: TestClient):
     assert error_of(client.post("/rank", json=body)) == (404, "model_not_found")
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "place"),
-    [
-        ({"query": " "}, "query", "query: "),
-        ({"documents": ["a ship", "", "\u200b"]}, "documents", "documents[1]: "),
-    ],
-)
-def test_a_text_without_a_token_has_no_place_in_an_order(
-    client: TestClient, body: dict, param: str, place: str
-):
-    """The first one is named; a score for it would be made up."""
-    response = client.post("/rank", json={"query": QUERY, "documents": DOCUMENTS, **body})
+def test_a_query_without_a_token_has_no_order(client: TestClient):
+    """A score for it would be made up."""
+    response = client.post("/rank", json={"query": " ", "documents": DOCUMENTS})
 
-    assert error_of(response) == (400, "invalid_request")
+    assert error_of(response) == (400, "empty_text")
     error = response.json()["error"]
-    assert error["param"] == param
-    assert error["message"].startswith(place)
+    assert error["param"] == "query"
+    assert error["message"].startswith("query: ")
+
+
+def test_a_document_without_a_token_does_not_fail_the_others(client: TestClient):
+    """One blank page among a thousand: the others keep their order and their places."""
+    whole = rank(client)["results"]
+
+    answer = rank(client, documents=["", *DOCUMENTS, "\u200b"])
+
+    assert [(error["index"], error["code"]) for error in answer["errors"]] == [
+        (0, "empty_text"),
+        (len(DOCUMENTS) + 1, "empty_text"),
+    ]
+    assert all(error["message"] for error in answer["errors"])
+    assert order_of(answer) == [document["index"] + 1 for document in whole]
+    np.testing.assert_allclose(
+        scores_of(answer), [document["score"] for document in whole], atol=1e-5
+    )
+
+
+def test_documents_without_a_token_take_no_place_of_the_best(client: TestClient):
+    """A client that asks for the best one gets it."""
+    assert order_of(rank(client, documents=["", *DOCUMENTS], top_k=1)) == [3]
+
+
+def test_blank_documents_alone_have_an_empty_order(client: TestClient):
+    """As /embed answers 200 with an error for each."""
+    answer = rank(client, documents=["", " "])
+
+    assert (answer["kind"], answer["results"]) == ("dense", [])
+    assert [error["index"] for error in answer["errors"]] == [0, 1]
 
 
 def test_documents_are_not_embedded_for_a_query_without_a_vector():
@@ -237,18 +264,28 @@ def test_documents_are_not_embedded_for_a_query_without_a_vector():
         assert_nothing_is_held(server)
 
     assert response.status_code == 400
-    assert model.waves == []
+    assert model.runs == []
 
 
-def test_a_vector_that_is_not_finite_is_the_servers_fault_not_the_clients():
-    """There is nothing in the request to mend."""
+def test_a_vector_that_is_not_finite_is_said_beside_the_order():
+    """A score that compares with nothing must not be sorted in anywhere."""
     body = {"query": "a ship", "documents": ["a sea", "poison", "a loaf"]}
     with serving() as (server, client):
-        response = client.post("/rank", json=body)
+        answer = client.post("/rank", json=body).json()
+        assert_nothing_is_held(server)
+
+    assert sorted(order_of(answer)) == [0, 2]
+    assert [(error["index"], error["code"]) for error in answer["errors"]] == [(1, "non_finite")]
+
+
+def test_a_query_whose_vector_is_not_finite_is_the_servers_fault_not_the_clients():
+    """There is nothing in the request to mend."""
+    with serving() as (server, client):
+        response = client.post("/rank", json={"query": "poison", "documents": ["a sea"]})
         assert_nothing_is_held(server)
 
     assert error_of(response) == (500, "internal_error")
-    assert response.json()["error"]["message"].startswith("documents[1]: ")
+    assert response.json()["error"]["message"].startswith("query: ")
 
 
 def test_what_was_ranked_is_counted(client: TestClient):
@@ -262,5 +299,5 @@ def test_what_was_ranked_is_counted(client: TestClient):
 
     assert n_texts() - before == 1 + len(DOCUMENTS)
     page = client.get("/metrics").text
-    labels = '{kind="dense",route="/rank",status="200"}'
+    labels = '{kind="dense",model="all-MiniLM-L6-v2",route="/rank",status="200"}'
     assert metric(page, f"plimsoll_requests_total{labels}") >= 1

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from app.api import native
-from app.errors import EncodeMemoryError
-from app.serving import executor
-from app.serving.admission import Demand, Ticket
-from app.serving.core import ServingOptions
+from plimsoll.api.dialects import native
+from plimsoll.errors import EncodeMemoryError
+from plimsoll.policy import runs
+from plimsoll.policy.admission import Permit
+from plimsoll.policy.costs import Demand
+from plimsoll.policy.governor import Decision
 from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer
 from tests.pressure import (
     REASONS,
@@ -29,7 +30,7 @@ from tests.pressure import (
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the tries of a run that finds no memory."""
-    monkeypatch.setattr(executor, "FIRST_PAUSE_S", 0)
+    monkeypatch.setattr(runs, "FIRST_PAUSE_S", 0)
 
 
 BODIES = [
@@ -45,14 +46,7 @@ def held() -> FakeServer:
     """A server over a model that holds its first wave; `run` ends it."""
     opener = FakeOpener()
     opener.next_model.released.clear()
-    options = ServingOptions(queue_timeout_s=DEADLINE_S)
-    return FakeServer(opener, monitor=FakeMemory(), options=options)
-
-
-def model_of(server: FakeServer) -> FakeModel:
-    """The model that it has open or will open."""
-    opener = server.slot._opener
-    return opener.models[0] if opener.models else opener.next_model
+    return FakeServer(opener, monitor=FakeMemory(), queue_timeout_s=DEADLINE_S)
 
 
 def run(server: FakeServer, scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -62,7 +56,7 @@ def run(server: FakeServer, scenario: Callable[[], Coroutine[Any, Any, None]]) -
         try:
             await asyncio.wait_for(scenario(), DEADLINE_S)
         finally:
-            model_of(server).released.set()
+            server.model.released.set()
             await asyncio.to_thread(server.close)
 
     asyncio.run(whole())
@@ -71,11 +65,11 @@ def run(server: FakeServer, scenario: Callable[[], Coroutine[Any, Any, None]]) -
 @pytest.mark.parametrize(("path", "body"), BODIES)
 def test_what_a_reply_holds_counts_until_it_has_been_sent(held: FakeServer, path: str, body: dict):
     """A slow client holds it for long; given back earlier, it would be spent twice."""
-    model_of(held).released.set()
+    held.model.released.set()
     held_bytes: list[int] = []
 
     def note(message: dict) -> None:
-        held_bytes.append(held.core.gate.admission.held_bytes)
+        held_bytes.append(held.core.governor.admission.held_bytes)
 
     run(held, lambda: call(held.app, path, body, on_send=note))
 
@@ -86,7 +80,7 @@ def test_what_a_reply_holds_counts_until_it_has_been_sent(held: FakeServer, path
 @pytest.mark.parametrize(("path", "body"), BODIES)
 @pytest.mark.parametrize("reason", [None, *REASONS])
 def test_nothing_is_held_after_a_reply(reason: str | None, path: str, body: dict):
-    """Whatever leaks is missing for ever, until nothing is let in any more."""
+    """A leak is missing for ever; in the end nothing is let in any more."""
     with under_pressure(reason or "none") as (server, client):
         client.post(path, json=body)
         assert_only_the_pressure_is_left(server, reason)
@@ -124,21 +118,25 @@ def test_nothing_is_held_after_a_run_that_failed():
 
 
 @pytest.mark.parametrize("path", ["/embed", "/rank"])
-def test_what_the_vectors_had_is_given_back_before_words_are_counted(path: str):
+def test_what_the_vectors_had_is_given_back_before_words_are_counted(
+    path: str, monkeypatch: pytest.MonkeyPatch
+):
     """Else the fallback would be refused for want of what the failed attempt no longer uses."""
     model = FakeModel()
     model.error = EncodeMemoryError("no memory to compute with")
     body = {"input": ["a"] * 300, "query": "a", "documents": ["a"] * 300}
     wanted = ["input"] if path == "/embed" else ["query", "documents"]
     with serving(model) as (server, client):
-        admission, held_bytes = server.core.gate.admission, []
-        enter_now = server.core.gate.enter_now
+        governor, held_bytes = server.core.governor, []
+        renew = governor.renew
 
-        def note(demand: Demand) -> Ticket:
-            held_bytes.append((admission.held_bytes, admission.queue_tokens))
-            return enter_now(demand)
+        def note(permit: Permit, demand: Demand, **options: bool) -> Decision:
+            if demand.is_fallback:
+                admission = governor.admission
+                held_bytes.append((admission.held_bytes, admission.queue_tokens))
+            return renew(permit, demand, **options)
 
-        server.core.gate.enter_now = note
+        monkeypatch.setattr(governor, "renew", note)
         response = client.post(path, json={name: body[name] for name in wanted})
 
     assert response.headers["x-plimsoll-degraded"] == "out_of_memory"
@@ -153,7 +151,7 @@ def test_nothing_is_held_for_a_request_that_ended_while_it_ran(
     held: FakeServer, path: str, body: dict, end: str
 ):
     """A client that has gone, or a server that is being stopped."""
-    model, admission = model_of(held), held.core.gate.admission
+    model, admission = held.model, held.core.governor.admission
 
     async def scenario() -> None:
         if end == "hang up":
@@ -172,22 +170,22 @@ def test_nothing_is_held_for_a_request_that_ended_while_it_ran(
     assert_nothing_is_held(held)
 
 
-def test_nobody_waits_any_more_for_a_client_that_hung_up(held: FakeServer):
+def test_a_client_that_hung_up_is_not_waited_for(held: FakeServer):
     """It would be let in later, and keep others out."""
-    gate = held.core.gate
-    ticket = take_room(held)
+    governor = held.core.governor
+    permit = take_room(held)
     waits = threading.Event()
 
     async def scenario() -> None:
         asking = asyncio.create_task(
             call(held.app, "/embed", {"input": "a"}, hang_up=lambda: waits.wait(DEADLINE_S))
         )
-        while not gate.is_holding_back:
+        while not governor.waiting:
             await asyncio.sleep(0)
         waits.set()
         await asking
-        assert not gate.is_holding_back
-        gate.leave(ticket)
+        assert not governor.waiting
+        governor.leave(permit)
 
     run(held, scenario)
     assert_nothing_is_held(held)

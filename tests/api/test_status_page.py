@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api.pages import __file__ as pages_file
-from app.serving.watch import HISTORY_LOOKS
+from plimsoll.api.operations.status import Alerts
+from plimsoll.api.pages import __file__ as pages_file
+from plimsoll.policy.lines import STEP_NAMES
+from plimsoll.serving.control_loop import HISTORY_S
+from tests.api.edge.bodies import JSON
 from tests.fakes import FakeClock, FakeOpener, FakeServer
+from tests.grafana_files import RULES, load_yaml
 from tests.running_server import ROOT
 
 FOLDER = Path(pages_file).parent
@@ -36,7 +40,7 @@ def opener() -> FakeOpener:
 def client(opener: FakeOpener, clock: FakeClock) -> Iterator[TestClient]:
     server = FakeServer(opener, clock=clock)
     with TestClient(server.app) as client:
-        client.watch = server.core.watch
+        client.control_loop = server.core.control_loop
         yield client
     server.close()
 
@@ -103,7 +107,7 @@ def test_nothing_but_the_pages_own_files_is_served(client: TestClient, name: str
 def test_the_wheel_takes_the_pages_files_along():
     """Left out, the page would be there in a checkout and missing wherever it is installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]["app.api.pages"]
+    patterns = project["tool"]["setuptools"]["package-data"]["plimsoll.api.pages"]
 
     assert PARTS
     assert [name for name in PARTS if not any(fnmatch(name, pattern) for pattern in patterns)] == []
@@ -117,33 +121,75 @@ def test_before_anything_has_happened_there_is_nothing_and_it_says_so(client: Te
     status = client.get("/status")
 
     assert status.headers["cache-control"] == "no-store"
-    assert status.json() == {
+    answer = status.json()
+    assert [rung["name"] for rung in answer.pop("ladder")] == list(STEP_NAMES)
+    assert answer.pop("lines") == {"save": 0.70, "drop_pages": 0.75, "breaker": 0.90}
+    assert answer.pop("alerts") == {"failed_ratio": 0.01, "refused_ratio": 0.05, "slow_s": 10.0}
+    assert answer == {
         "history": {
             "seconds_ago": [],
             "used_bytes": [],
+            "working_set_bytes": [],
             "predicted_bytes": [],
             "tokens_per_s": [],
             "ladder_step": [],
         },
-        "latency": {"window_s": 60.0, "n_replies": 0, "p50_s": None, "p99_s": None},
+        "latency": {
+            "window_s": 60.0,
+            "n_replies": 0,
+            "p50_s": None,
+            "p95_s": None,
+            "p99_s": None,
+        },
+        "traffic": {
+            "period_s": 5.0,
+            "sources": [
+                {
+                    "route": "all",
+                    "model": None,
+                    "requests": [0] * 60,
+                    "errors": [0] * 60,
+                    "refused": [0] * 60,
+                    "failed": [0] * 60,
+                    "p95_s": [None] * 60,
+                }
+            ],
+        },
         "requests": {"dense": 0, "sparse": 0, "error": 0},
         "errors": [],
     }
 
 
+def test_the_page_is_alarmed_where_the_alerts_are():
+    """A rule that is changed alone would leave the page green while Alertmanager calls."""
+    rules = {
+        rule["alert"]: rule["expr"]
+        for group in load_yaml(RULES)["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    lines = Alerts()
+    for alert, line in (
+        ("PlimsollErrors", lines.failed_ratio),
+        ("PlimsollDegraded", lines.refused_ratio),
+        ("PlimsollSlow", lines.slow_s),
+    ):
+        assert float(rules[alert].rpartition(">")[2]) == line, alert
+
+
 def test_the_history_is_of_the_last_five_minutes_a_look_a_second(
     client: TestClient, clock: FakeClock
 ):
-    """Who opens the page after an alarm sees what led to it; and it stays as small as it is."""
-    for _ in range(HISTORY_LOOKS + 5):
+    """After an alarm an operator sees what led to it; and it stays as small as it is."""
+    for _ in range(round(HISTORY_S) + 5):
         clock.now_s += 1
-        client.portal.call(client.watch.look)
+        client.portal.call(client.control_loop.tick)
 
     history = client.get("/status").json()["history"]
     memory = client.get("/health").json()["memory"]
 
-    assert history["seconds_ago"] == [float(s) for s in reversed(range(HISTORY_LOOKS))]
-    assert {len(column) for column in history.values()} == {HISTORY_LOOKS}
+    assert history["seconds_ago"] == [float(s) for s in reversed(range(round(HISTORY_S)))]
+    assert {len(column) for column in history.values()} == {round(HISTORY_S)}
     assert history["used_bytes"][-1] == pytest.approx(memory["used_bytes"], rel=0.2)
     assert history["predicted_bytes"][-1] >= history["used_bytes"][-1]
     assert set(history["ladder_step"]) <= {0, 1, 2}
@@ -171,7 +217,10 @@ def test_errors_are_remembered_without_a_word_of_their_requests(client: TestClie
     client.post("/embed", json={"input": "a ship", SECRET: 1})
     client.post("/embed", json={"input": [SECRET], "input_type": SECRET})
     client.post("/embed", json={"input": "a ship", "model": SECRET})
-    client.post("/embed", content=f'{{"{SECRET}'.encode())
+    client.post("/embed", content=f'{{"{SECRET}'.encode(), headers=JSON)
+    client.post("/embed", content=b"{}", headers={"content-type": SECRET})
+    client.get("/health", headers={"host": SECRET})
+    client.get("/health", headers={"origin": SECRET})
     client.post("/v1/embeddings", json={"input": SECRET * 100, "dimensions": 99})
     client.get(f"/{SECRET}?{SECRET}={SECRET}")
     client.delete("/embed")
@@ -183,10 +232,13 @@ def test_errors_are_remembered_without_a_word_of_their_requests(client: TestClie
     assert [(error["status"], error["code"], error["n_times"]) for error in errors] == [
         (405, "http_405", 1),
         (404, "http_404", 1),
-        (400, "invalid_request", 2),
+        (400, "invalid_request", 4),
+        (403, "origin_not_allowed", 1),
+        (421, "host_not_allowed", 1),
+        (415, "unsupported_media_type", 1),
         (404, "model_not_found", 1),
-        (400, "invalid_request", 2),
     ]
+    assert all(error["request_id"] for error in errors)
     assert all(error["message"] and error["at_s"] > 1e9 for error in errors)
 
 

@@ -1,5 +1,0 @@
-"""`python -m app` is `plimsoll`."""
-
-from app.cli import main
-
-main()

@@ -1,1 +1,0 @@
-"""GGUF files: read, expand, stream into weights that Plimsoll owns."""

@@ -1,0 +1,1 @@
+"""The wire formats that clients speak, one module each; no dialect knows another."""

@@ -1,0 +1,1 @@
+"""What every request passes first and last: limits, its id, errors, one log line."""

@@ -1,0 +1,50 @@
+"""What a route asks of a client: nothing, a key, or a key of the role admin.
+
+A route says so itself, with `needs` above its function; one that says nothing needs a key, and so
+does a path that is no route.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import Match
+from starlette.types import Scope
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+_ATTRIBUTE = "needed_access"
+
+
+class Access(IntEnum):
+    """What a client may do, the least first; each may do what those before it may."""
+
+    OPEN = 0  # look whether the server is there
+    EMBED = 1  # ask for vectors, and see how the server is
+    ADMIN = 2  # see what happened to the requests of others, and change what the server has
+
+
+def needs(access: Access) -> Callable[[Endpoint], Endpoint]:
+    """Declare what the route of the decorated function asks of a client."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _ATTRIBUTE, access)
+        return endpoint
+
+    return declare
+
+
+def needed_by(route: RouteContext | None) -> Access:
+    """What a route asks of a client; None: a path that is no route."""
+    endpoint = None if route is None else route.endpoint
+    declared: Access = getattr(endpoint, _ATTRIBUTE, Access.EMBED)
+    return declared
+
+
+def route_of(scope: Scope) -> RouteContext | None:
+    """The route that will answer, found as the router finds it; None where there is none."""
+    for route in iter_route_contexts(scope["app"].routes):
+        if route.matches(scope)[0] is Match.FULL:
+            return route
+    return None

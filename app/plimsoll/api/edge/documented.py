@@ -1,0 +1,163 @@
+"""Which refusals a request may end in, as the OpenAPI document shows them.
+
+One example of each refusal, grouped by what it takes to meet it; status, code, shape and
+`Retry-After` come from where the real ones get them. A test fails when a row of the table in
+errors.py stands in no group.
+"""
+
+from itertools import groupby
+from typing import Any, TypeAlias
+
+from plimsoll import errors
+from plimsoll.api.edge.errors import RETRY_AFTER_MOST_S, Refusal, lasting_message_of, refusal_of
+from plimsoll.api.edge.guard import MISSING_KEY, NO_ADMIN_KEY, UNKNOWN_KEY
+from plimsoll.api.edge.refusals import ErrorShape
+
+Examples: TypeAlias = tuple[Exception, ...]
+Responses: TypeAlias = dict[int | str, dict[str, Any]]
+"""What FastAPI takes for a route's `responses`."""
+
+# Common to all routes: every `documented` has them.
+OF_ANY_ROUTE: Examples = (RuntimeError(),)
+
+# Of routes that ask for a key; those that are open to everyone have none of these.
+OF_A_CLIENT: Examples = (
+    errors.MissingKeyError(MISSING_KEY),
+    errors.InvalidKeyError(UNKNOWN_KEY),
+    errors.OriginError(
+        "a page of 'https://example.com' may not call this server unless PLIMSOLL_CORS_ORIGINS "
+        "names that origin"
+    ),
+    errors.HostError(
+        "this server is not known as 'example.com': call it by its IP address, or let "
+        "PLIMSOLL_ALLOWED_HOSTS name it"
+    ),
+)
+
+OF_AN_OPERATOR: Examples = (
+    *OF_A_CLIENT,
+    errors.AdminKeyError(NO_ADMIN_KEY),
+)
+
+OF_A_BODY: Examples = (
+    *OF_A_CLIENT,
+    errors.MediaTypeError(
+        "send JSON with the header Content-Type: application/json, not "
+        "'application/x-www-form-urlencoded'"
+    ),
+    errors.InvalidRequestError("input: Field required", param="input"),
+    errors.UnsupportedEncodingError(
+        "a body with Content-Encoding: br is not read; send it as it is, or with gzip or deflate "
+        "alone"
+    ),
+    errors.SlowBodyError(
+        "after 30 s (PLIMSOLL_BODY_TIMEOUT_S) only 1200 bytes of the body had arrived; send fewer "
+        "texts at a time"
+    ),
+    errors.BodyTooLargeError(
+        "the body is larger than 20 MiB (PLIMSOLL_BODY_LIMIT); send fewer texts at a time"
+    ),
+    errors.TooLargeError(
+        "this request takes 900 MiB at its peak and this server can never give more than 210 MiB; "
+        "send fewer or shorter texts at a time, or raise its memory limit"
+    ),
+    errors.QueueFullError("this request would wait 42 s; try again later", retry_after_s=20),
+    errors.MemoryPressureError(
+        "this request takes 40 MiB at its peak and 12 MiB are free below the memory line",
+        retry_after_s=3,
+    ),
+)
+
+OF_A_MODEL_NAME: Examples = (
+    errors.UnknownModelError(
+        "this server serves 'all-MiniLM-L6-v2', not 'other'; see GET /v1/models", param="model"
+    ),
+)
+
+OF_A_MODEL: Examples = (
+    *OF_A_MODEL_NAME,
+    errors.ModelLoadingError("all-MiniLM-L6-v2 is being made ready: 25 % done", retry_after_s=5),
+    errors.ModelError("there is no file /models/nomic.gguf"),
+    errors.BreakerOpenError("memory failed or ran high; trying again in 15 s", retry_after_s=15),
+    errors.EncodeMemoryError("the engine found no memory for a text of 256 tokens"),
+)
+
+OF_A_TEXT: Examples = (
+    errors.EmptyTextError(
+        "input[0]: the text has no tokens: it is empty, or only spaces or control characters",
+        param="input",
+    ),
+    errors.TextTooLongError(
+        "input[0]: the text has 300 tokens and the limit is 256; shorten it",
+        param="input",
+    ),
+)
+
+
+EVERYTHING = (OF_ANY_ROUTE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_TEXT)
+
+
+def documented(shape: ErrorShape, *groups: Examples) -> Responses:
+    """The refusals of a route that may end as the examples in `groups` do, and as any route may."""
+    examples = {error: _refusal(error) for group in (OF_ANY_ROUTE, *groups) for error in group}
+    by_status = sorted(examples.items(), key=lambda pair: pair[1].status)
+    return {
+        status: _response(shape, list(same))
+        for status, same in groupby(by_status, key=lambda pair: pair[1].status)
+    }
+
+
+def examples_of(shape: ErrorShape) -> dict[str, Any]:
+    """Every refusal in one shape, by the names that `documented` refers to.
+
+    They stand apart because FastAPI would leave out what is null in them.
+    """
+    refusals = {error: _refusal(error) for group in EVERYTHING for error in group}
+    return {
+        _name(shape, refusal): {"summary": _meaning(error), "value": shape.render(refusal)}
+        for error, refusal in refusals.items()
+    }
+
+
+def _refusal(error: Exception) -> Refusal:
+    return refusal_of(error, {"type": "http"}, lambda: 0.5)
+
+
+def _name(shape: ErrorShape, refusal: Refusal) -> str:
+    return f"{shape.schema.__name__}.{refusal.code}"
+
+
+def _response(shape: ErrorShape, examples: list[tuple[Exception, Refusal]]) -> dict[str, Any]:
+    response: dict[str, Any] = {
+        "description": "\n".join(
+            f"- `{refusal.code}`: {_meaning(error)}" for error, refusal in examples
+        ),
+        "model": shape.schema,
+        "content": {
+            "application/json": {
+                "examples": {
+                    refusal.code: {"$ref": f"#/components/examples/{_name(shape, refusal)}"}
+                    for _, refusal in examples
+                }
+            }
+        },
+    }
+    says_when = [refusal.retry_after_s is not None for _, refusal in examples]
+    if any(says_when):
+        response["headers"] = {"Retry-After": _retry_after(is_always_there=all(says_when))}
+    return response
+
+
+def _meaning(error: Exception) -> str:
+    """The first line about an error's class; of an unforeseen one, what its client is told."""
+    is_ours = isinstance(error, errors.PlimsollError)
+    said = type(error).__doc__ if is_ours else None
+    return said.splitlines()[0] if said else lasting_message_of(error)
+
+
+def _retry_after(*, is_always_there: bool) -> dict[str, Any]:
+    return {
+        "description": "Whole seconds after which to try again; missing where that is no use.",
+        "required": is_always_there,
+        "schema": {"type": "integer", "minimum": 1, "maximum": RETRY_AFTER_MOST_S},
+    }

@@ -1,0 +1,166 @@
+"""Turn any exception into a refusal: a status, a code, a message, and when to try again.
+
+A refusal has no shape: each dialect renders its own. One table has status and code of every error
+of ours; a test fails when an error class has none.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import URL
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from plimsoll import errors
+from plimsoll.api.edge.content_encoding import ACCEPTED
+
+RETRY_AFTER_MOST_S = 60
+INTERNAL = (500, "internal_error")
+
+# Most specific first: the first class that fits gives status and code.
+STATUS_AND_CODE: dict[type[errors.PlimsollError], tuple[int, str]] = {
+    errors.UnknownModelError: (404, errors.UnknownModelError.code),
+    errors.EmptyTextError: (400, errors.EmptyTextError.code),
+    errors.TextTooLongError: (400, errors.TextTooLongError.code),
+    errors.UnsupportedEncodingError: (415, errors.UnsupportedEncodingError.code),
+    errors.MediaTypeError: (415, errors.MediaTypeError.code),
+    errors.MissingKeyError: (401, errors.MissingKeyError.code),
+    errors.InvalidKeyError: (401, errors.InvalidKeyError.code),
+    errors.AdminKeyError: (403, errors.AdminKeyError.code),
+    errors.OriginError: (403, errors.OriginError.code),
+    errors.HostError: (421, errors.HostError.code),
+    errors.RequestError: (400, errors.RequestError.code),
+    errors.ModelLoadingError: (503, "model_loading"),
+    errors.ModelError: (503, "model_unavailable"),
+    errors.GGUFError: (503, "model_unavailable"),
+    errors.CacheError: (503, "model_unavailable"),
+    errors.EncodeMemoryError: (503, "out_of_memory"),
+    errors.EncodeError: INTERNAL,
+    errors.QueueFullError: (429, errors.QueueFullError.code),
+    errors.MemoryPressureError: (503, errors.MemoryPressureError.code),
+    errors.BreakerOpenError: (503, errors.BreakerOpenError.code),
+    errors.OverloadError: (503, errors.OverloadError.code),
+    errors.BodyTooLargeError: (413, "body_too_large"),
+    errors.TooLargeError: (413, "too_large_for_budget"),
+    errors.SlowBodyError: (408, "slow_body"),
+    errors.SettingsError: INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request has no answer, before a dialect gives it a shape.
+
+    param: the field that is at fault. retry_after_s: None where waiting would not help.
+    headers: those that belong to the status, as `Allow` to 405.
+    """
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def refusal_of(error: Exception, scope: Scope, chance: Callable[[], float]) -> Refusal:
+    """What the client of the request in `scope` is told of `error`.
+
+    chance: a number from 0 to 1, which spreads the times at which clients come back.
+    """
+    if isinstance(error, HTTPException):
+        code, message = f"http_{error.status_code}", _http_message(error, scope)
+        return Refusal(error.status_code, code, message, headers=error.headers or {})
+    if isinstance(error, RequestValidationError):
+        message, param = _explain(error)
+        error = errors.InvalidRequestError(message, param=param)
+    status, code = _status_and_code(error)
+    return Refusal(
+        status,
+        code,
+        _message_of(error),
+        error.param if isinstance(error, errors.RequestError) else None,
+        retry_after_s(error, chance),
+        _headers_of(error, status),
+    )
+
+
+def _headers_of(error: Exception, status: int) -> Mapping[str, str]:
+    """What RFC 9110 has a status say of what the client may do instead."""
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.UnsupportedEncodingError):
+        return {"Accept-Encoding": ACCEPTED}
+    return {}
+
+
+def status_of(error: Exception) -> int:
+    """The status code an error leaves with."""
+    return _status_and_code(error)[0]
+
+
+def code_of(error: Exception) -> str:
+    """The error's machine-readable name."""
+    return _status_and_code(error)[1]
+
+
+def retry_after_s(error: Exception, chance: Callable[[], float]) -> int | None:
+    """Whole seconds from 1 to 60 after which to try again, None where that would not help.
+
+    ± 20 % by `chance`, from 0 to 1: clients refused together must not come back together.
+    """
+    if isinstance(error, (errors.ModelLoadingError, errors.OverloadError)):
+        seconds = error.retry_after_s
+    elif isinstance(error, errors.EncodeMemoryError):
+        seconds = 1.0
+    else:
+        return None
+    spread = seconds * (0.8 + 0.4 * chance())
+    return round(min(RETRY_AFTER_MOST_S, max(1, spread)))
+
+
+def lasting_message_of(error: Exception) -> str:
+    """What may be kept of an error: one that quotes its request is kept by its kind alone."""
+    if isinstance(error, HTTPException):
+        return HTTPStatus(error.status_code).phrase
+    if isinstance(error, RequestValidationError):
+        return errors.InvalidRequestError.__doc__ or ""
+    if isinstance(error, errors.RequestError):
+        return type(error).__doc__ or ""
+    return _message_of(error)
+
+
+def _status_and_code(error: Exception) -> tuple[int, str]:
+    rows = STATUS_AND_CODE.items()
+    return next((row for kind, row in rows if isinstance(error, kind)), INTERNAL)
+
+
+def _message_of(error: Exception) -> str:
+    """An error of ours speaks for itself; what an unforeseen one says stays in the log."""
+    is_ours = isinstance(error, errors.PlimsollError)
+    return str(error) if is_ours else "an internal error; the server's log has it"
+
+
+def _http_message(error: HTTPException, scope: Scope) -> str:
+    path = URL(scope=scope).path
+    if error.status_code == 404:
+        return f"there is no route {path}; /docs lists what there is"
+    if error.status_code == 405:
+        return f"{path} does not take {scope['method']}; see /docs"
+    return str(error.detail)
+
+
+def _explain(error: RequestValidationError) -> tuple[str, str | None]:
+    """What is wrong with a body, and the field that is at fault."""
+    found = error.errors()
+    first = found[0]
+    if len(first["loc"]) == 1:
+        return f"the body must be a JSON object: {first['msg']}", None
+    param = str(first["loc"][1])
+    # A field of several types has errors of each; the first that names an item says most.
+    of_items = [e for e in found if e["loc"][1] == param and isinstance(e["loc"][-1], int)]
+    best = of_items[0] if of_items else first
+    item = f"[{best['loc'][-1]}]" if of_items else ""
+    return f"{param}{item}: {best['msg']}", param

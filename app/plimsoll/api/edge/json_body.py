@@ -1,0 +1,141 @@
+"""Read a JSON body and parse it, inside limits and with its memory reserved first."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from plimsoll.api.edge.body import permit_of
+from plimsoll.api.edge.json_cost import JSONCost, json_cost
+from plimsoll.errors import BodyTooLargeError, InvalidRequestError
+from plimsoll.serving.threads import run_in
+
+MAX_FIELDS = 64
+MAX_DEPTH = 64
+MAX_VALUES = 1_000_000
+# What a body may grow to when parsed. One text grows to twice its JSON, with an emoji in it to five
+# times; a list of short texts to ten times, of objects with a few short fields to eight, of empty
+# objects to thirty.
+PARSED_RATIO = 8
+PARSED_EXTRA_BYTES = 16 << 20
+SCAN_FROM_BYTES = 64 << 10  # a smaller body costs little, unless it is deep
+THREAD_FROM_BYTES = 256 << 10  # a smaller body is done before a thread has begun
+
+
+class StrictJSONRoute(APIRoute):
+    """Parses bodies strictly: UTF-8, no NaN, no lone surrogates, bounded depth and memory.
+
+    Drops the work of a client that hangs up.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own handler over a request whose body has been parsed."""
+        handler = super().get_route_handler()
+        if self.body_field is None:  # what comes with a GET is left unread
+            return handler
+
+        async def answer(request: Request, body: bytearray) -> Response:
+            return await handler(_ParsedRequest(request, await _parse(request, body)))
+
+        async def handle(request: Request) -> Response:
+            body = bytearray()
+            # FastAPI would turn a refusal while reading into a 400 of its own.
+            async with aclosing(request.stream()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+            return await _while_connected(request.receive, answer(request, body))
+
+        return handle
+
+
+class _ParsedRequest(Request):
+    """A request whose body has been read and dropped; what it said is left."""
+
+    def __init__(self, request: Request, parsed: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._parsed = parsed
+
+    async def body(self) -> bytes:
+        """Anything but nothing, so that FastAPI asks for JSON."""
+        return b"{}"
+
+    async def json(self) -> Any:
+        """What the body said."""
+        return self._parsed
+
+
+async def _while_connected(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
+    """Await `work`, whose request has been read, and cancel it when the client hangs up.
+
+    Raises ClientDisconnect where it does: there is no client left to answer.
+    """
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        answer.cancel()
+        gone.cancel()
+        await asyncio.wait((answer, gone))
+
+
+async def _parse(request: Request, body: bytearray) -> Any:
+    """Parse a JSON body and empty it, having reserved what that takes.
+
+    Raises InvalidRequestError, BodyTooLargeError, and what the body's gate raises.
+    """
+    state = request.app.state
+    thread = state.parsing if len(body) > THREAD_FROM_BYTES else None
+    try:
+        with state.telemetry.requests.stage("parse"):
+            cost = await run_in(thread, _bounded_cost, body)
+            permit, n_bytes = permit_of(request), len(body)
+            is_held = permit.kept_bytes > 0  # small bodies are not
+            if is_held:
+                await permit.wait_to_keep(n_bytes + cost.parsed_bytes)
+                permit.keep(n_bytes + cost.parsed_bytes)
+            parsed = await run_in(thread, _loads, body)
+    finally:
+        body.clear()  # its bytes go at once, though the callers still have the object
+    if is_held:
+        permit.shrink(cost.parsed_bytes)
+    if isinstance(parsed, dict) and len(parsed) > MAX_FIELDS:
+        raise InvalidRequestError(f"the body has more than {MAX_FIELDS} fields")
+    return parsed
+
+
+def _bounded_cost(body: bytearray) -> JSONCost:
+    """What parsing takes. Raises InvalidRequestError and BodyTooLargeError above the limits."""
+    n_bytes = len(body)
+    if n_bytes < SCAN_FROM_BYTES and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return JSONCost(0, 0, 0)
+    limits = JSONCost(MAX_VALUES, MAX_DEPTH, PARSED_RATIO * n_bytes + PARSED_EXTRA_BYTES)
+    cost = json_cost(body, limits)
+    if cost.depth > MAX_DEPTH:
+        raise InvalidRequestError(
+            f"the body has more than {MAX_DEPTH} lists and objects inside each other"
+        )
+    if cost.exceeds(limits):
+        raise BodyTooLargeError(
+            f"the body's JSON is too large to parse: its first {cost.n_values:,} values would take "
+            f"{cost.parsed_bytes >> 20} MiB; {MAX_VALUES:,} values and "
+            f"{limits.parsed_bytes >> 20} MiB are the most for a body of its size; send fewer "
+            "texts at a time"
+        )
+    return cost
+
+
+def _loads(body: bytearray) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        problem = error.msg  # the error itself holds the text
+    raise InvalidRequestError(f"the body is not valid JSON: {problem}")

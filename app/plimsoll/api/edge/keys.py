@@ -1,0 +1,137 @@
+"""The keys of clients: `role:key`, the role embed or admin, listed in a setting or in a file.
+
+Only SHA-256 digests are kept, and no message holds a key or a part of one. A file is read again
+once it has changed; while it cannot be read or holds a mistake, the last good keys count.
+"""
+
+import hmac
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from time import monotonic
+from typing import TypeAlias
+
+from plimsoll.api.edge.access import Access
+from plimsoll.errors import SettingsError
+
+log = logging.getLogger("plimsoll")
+
+SETTING = "PLIMSOLL_API_KEYS"
+ROLES = {"embed": Access.EMBED, "admin": Access.ADMIN}
+LEAST_CHARACTERS, MOST_CHARACTERS = 16, 512
+# A header can carry it and a list of keys can hold it: printable ASCII, no space, no comma.
+KEY = re.compile(rf"[!-+\--~]{{{LEAST_CHARACTERS},{MOST_CHARACTERS}}}")
+MOST_KEYS = 1000  # each request is compared with all of them
+MOST_FILE_BYTES = 1 << 20
+PATH_BEGINS = ("/", "./", "../", "~/")
+LOOK_S = 1.0  # between two looks at the file
+
+Digests: TypeAlias = Mapping[bytes, Access]
+_Signature: TypeAlias = tuple[int, int, int, int]
+"""Inode, size, and the times of the last change of content and of mode, in nanoseconds."""
+
+
+class Keys:
+    """Owns the digests of the keys that count now. Lives on the event loop.
+
+    value: what PLIMSOLL_API_KEYS holds: entries with commas between them, or a file's path.
+    clock: seconds that never go back.
+    Raises SettingsError for a value that holds no keys or a wrong one.
+    """
+
+    def __init__(self, value: str, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._path: Path | None = None
+        self._next_look_s = clock() + LOOK_S
+        self._seen: _Signature | None = None
+        self._fault = ""  # of the last look, which is told once
+        if value.startswith(PATH_BEGINS):
+            self._path = Path(value).expanduser()
+            self._seen = _signature(self._path)
+            self._digests = _read(self._path)
+        else:
+            self._digests = _digests((f"entry {n}", e) for n, e in enumerate(value.split(","), 1))
+
+    def access_of(self, key: bytes) -> Access | None:
+        """What the client that sends this key may do; None: it is none of the keys."""
+        if self._path is not None and self._clock() >= self._next_look_s:
+            self._next_look_s = self._clock() + LOOK_S
+            self._look(self._path)
+        digest, found = sha256(key).digest(), None
+        for known, access in self._digests.items():  # all of them, however early one fits
+            if hmac.compare_digest(known, digest):
+                found = access
+        return found
+
+    def _look(self, path: Path) -> None:
+        """Read the file again if it has changed since the last look."""
+        signature = _signature(path)
+        if signature == self._seen:
+            return
+        self._seen = signature
+        try:
+            self._digests = _read(path)
+        except SettingsError as error:
+            if isinstance(error.__cause__, OSError):  # it may pass, and leave the file as it is
+                self._seen = None
+            if str(error) != self._fault:
+                log.error("%s; the %d keys read before still count", error, len(self._digests))
+            self._fault = str(error)
+        else:
+            self._fault = ""
+            log.info("read %s again: %d keys", path, len(self._digests))
+
+
+def _signature(path: Path) -> _Signature | None:
+    """What tells a changed file from the same one; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(path: Path) -> Digests:
+    """Read a file of one key a line; blank lines and those that begin with # do not count."""
+    try:
+        if not path.is_file():
+            raise SettingsError(f"{SETTING}: there is no file {path}")
+        with path.open("rb") as file:
+            is_readable_by_all = bool(os.fstat(file.fileno()).st_mode & stat.S_IROTH)
+            content = file.read(MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"{SETTING}: {path} cannot be read: {error.strerror}") from error
+    if len(content) > MOST_FILE_BYTES:
+        raise SettingsError(f"{SETTING}: {path} is larger than {MOST_FILE_BYTES >> 20} MiB")
+    if is_readable_by_all:
+        log.warning("every user of this machine can read the keys in %s: chmod o-r", path)
+    lines = content.decode("utf-8-sig", errors="replace").splitlines()
+    return _digests(
+        (f"{path} line {number}", line)
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    )
+
+
+def _digests(entries: Iterable[tuple[str, str]]) -> Digests:
+    """The digest of each key with what it allows. entries: (place, `role:key`)."""
+    digests: dict[bytes, Access] = {}
+    for place, entry in entries:
+        role, _, key = entry.strip().partition(":")
+        if role not in ROLES or not KEY.fullmatch(key):
+            raise SettingsError(
+                f"{SETTING}: {place} is not of the form role:key, with the role embed or admin and "
+                f"a key of {LEAST_CHARACTERS} to {MOST_CHARACTERS} printable ASCII characters "
+                "without space and comma (a file's path begins with /, ./, ../ or ~/)"
+            )
+        digest = sha256(key.encode("ascii")).digest()
+        if digest in digests:
+            raise SettingsError(f"{SETTING}: {place} has a key that stands before it already")
+        digests[digest] = ROLES[role]
+    if not digests or len(digests) > MOST_KEYS:
+        raise SettingsError(f"{SETTING}: {len(digests)} keys; allowed: 1 to {MOST_KEYS}")
+    return digests

@@ -1,0 +1,95 @@
+"""Fields that several dialects take or give."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Header
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    FailFast,
+    Field,
+    GetCoreSchemaHandler,
+    StrictInt,
+    StrictStr,
+)
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticUseDefault
+from pydantic_core.core_schema import (
+    CoreSchema,
+    no_info_before_validator_function,
+    nullable_schema,
+)
+from typing_extensions import TypeAliasType
+
+from plimsoll.policy.priority import INTERACTIVE_TOKENS, Priority
+
+T = TypeVar("T")
+
+InputType = Literal["search_document", "search_query", "classification", "clustering"]
+Encoding = Literal["float", "base64"]
+# Every error becomes an object: those of a list that is wrong throughout would take hundreds of
+# times its memory. So a list ends at its first error. The use cases refuse an empty one in words
+# that say more than pydantic's.
+Texts = TypeAliasType(
+    "Texts", Annotated[list[StrictStr], FailFast(), Field(json_schema_extra={"minItems": 1})]
+)
+
+
+class _NullIsDefault:
+    """Reads null as if the field had been left out; the schema says that null is taken."""
+
+    def __get_pydantic_core_schema__(self, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(kind)
+        return no_info_before_validator_function(
+            _default_of_null, schema, json_schema_input_schema=nullable_schema(schema)
+        )
+
+
+def _default_of_null(value: object) -> object:
+    if value is None:
+        raise PydanticUseDefault
+    return value
+
+
+def _as_whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# JSON has one kind of number: to JSON Schema, and to some clients' writers, 384.0 is an integer.
+Count = Annotated[StrictInt, Field(ge=1), BeforeValidator(_as_whole)]
+
+# Some clients write null for every option that their caller did not set.
+OrDefault = Annotated[T, _NullIsDefault()]
+
+
+PriorityHeader = Annotated[
+    Priority | SkipJsonSchema[None],
+    Header(
+        alias="X-Priority",
+        description="interactive: before bulk; bulk: when none of that waits, and a quarter of "
+        f"the time besides; missing: interactive up to {INTERACTIVE_TOKENS} tokens, bulk above.",
+    ),
+]
+
+
+class Truncated(BaseModel):
+    """A text that was cut to the model's token limit."""
+
+    index: int
+    tokens: int
+    kept: int
+
+
+class TextError(BaseModel):
+    """Why a text has no vector."""
+
+    index: int
+    code: str
+    message: str
+
+
+class DegradedAnswer(BaseModel):
+    """Why this is not the primary answer, and when to ask for that again."""
+
+    reason: str
+    retry_after_s: float

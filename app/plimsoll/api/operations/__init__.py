@@ -1,0 +1,1 @@
+"""Routes for operators: health, readiness, metrics, the status page."""

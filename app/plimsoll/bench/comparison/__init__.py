@@ -1,0 +1,1 @@
+"""What the benchmark measures, with what, and how it is reported."""

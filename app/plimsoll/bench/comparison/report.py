@@ -1,0 +1,138 @@
+"""Figures with their peers, floors and spread; a table for people, JSON for programs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+Verdict = Literal["pass", "MISS"]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A line that a figure's median, or its ratio's, has to hold."""
+
+    on: Literal["value", "ratio"]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        sign, bound = ("≥", self.at_least) if self.at_least is not None else ("≤", self.at_most)
+        return f"{sign} {bound:g}{' ×' if self.on == 'ratio' else ''}"
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` keeps to both bounds."""
+        above = self.at_least is None or value >= self.at_least
+        return above and (self.at_most is None or value <= self.at_most)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured thing; values of all rounds, the peer's from the same rounds."""
+
+    model: str
+    stage: str
+    name: str
+    unit: str
+    values: Sequence[float]
+    peer: str = ""
+    peer_values: Sequence[float] = ()
+    lower_is_better: bool = False
+    floor: Floor | None = None
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times better than the peer, round by round: above 1 is better."""
+        pairs = zip(self.values, self.peer_values, strict=True) if self.peer_values else ()
+        if self.lower_is_better:
+            return [peer / ours for ours, peer in pairs if ours]
+        return [ours / peer for ours, peer in pairs if peer]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the floor is held; None without one."""
+        if self.floor is None:
+            return None
+        measured = self.ratios if self.floor.on == "ratio" else self.values
+        return "pass" if measured and self.floor.holds(median(measured)) else "MISS"
+
+
+@dataclass
+class Report:
+    """What a run has found so far."""
+
+    machine: dict[str, Any]
+    options: dict[str, Any]
+    figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def n_missed(self) -> int:
+        """Floors that were not held."""
+        return sum(figure.verdict == "MISS" for figure in self.figures)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole report for JSON."""
+        return {
+            "machine": self.machine,
+            "options": self.options,
+            "figures": [
+                asdict(figure)
+                | {
+                    "median": median(figure.values),
+                    "ratios": figure.ratios,
+                    "ratio": median(figure.ratios) if figure.ratios else None,
+                    "verdict": figure.verdict,
+                }
+                for figure in self.figures
+            ],
+            "notes": self.notes,
+            "broken": self.broken,
+        }
+
+    def as_table(self) -> str:
+        """One block a model; median and, in brackets, lowest and highest of the rounds."""
+        lines = [", ".join(f"{key} {value}" for key, value in self.machine.items())]
+        heads = ("", "Plimsoll", "peer", "", "better by", "floor", "")
+        for model in dict.fromkeys(figure.model for figure in self.figures):
+            figures = [figure for figure in self.figures if figure.model == model]
+            lines += ["", model, *aligned([heads, *map(_cells, figures)])]
+        lines += ["", *(f"note: {note}" for note in self.notes)]
+        lines += [f"BROKEN OFF: {what}" for what in self.broken]
+        return "\n".join(lines) + "\n"
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    return (
+        f"{figure.stage}: {figure.name}",
+        f"{spread(figure.values)} {figure.unit}",
+        f"{spread(figure.peer_values)} {figure.unit}" if figure.peer_values else "",
+        figure.peer,
+        f"{spread(figure.ratios)} ×" if figure.ratios else "",
+        str(figure.floor or ""),
+        figure.verdict or "",
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """`median (lowest-highest)`."""
+    middle = _number(median(values))
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({_number(min(values))}-{_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    """Three digits that matter; whole numbers above 100."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines with the cells of a column below each other."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,1 @@
+"""Plimsoll beside other embedding programs on the same weights: `plimsoll bench peers`."""

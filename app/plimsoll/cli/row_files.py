@@ -1,0 +1,215 @@
+"""Where the rows of `plimsoll embed` go: JSON lines, a NumPy file or a Parquet file.
+
+Each is written as rows come, in bounded memory. A file appears under its name when it is whole;
+until then it lies beside it with ".tmp" at its end.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import click
+import numpy as np
+
+from plimsoll.embedder import Row
+from plimsoll.files import temporary_of
+
+STANDARD_OUTPUT = "-"
+GROUP_ROWS = 1024  # of a Parquet file
+
+
+class CannotWriteError(click.ClickException):
+    """The disk, the folder or the device does not take the rows."""
+
+    exit_code = 2
+
+
+class RowFile(Protocol):
+    """Takes rows in order."""
+
+    def write(self, texts: Sequence[str], rows: Sequence[Row]) -> None:
+        """Add the rows of these texts."""
+
+    def finish(self) -> None:
+        """Write what makes it whole."""
+
+
+@contextmanager
+def row_file(output: str, dimensions: Callable[[], int]) -> Iterator[RowFile]:
+    """What `--output` names, whole at the end of the `with` block; nothing of it after an error.
+
+    dimensions: of every vector; asked once the first row is there.
+    Raises click.UsageError for an ending that is not known, ClickException where it cannot write.
+    """
+    if output == STANDARD_OUTPUT:
+        if sys.stdout is None:
+            raise click.UsageError("standard output is closed: name a file with --output")
+        yield _Named("standard output", JsonLines())
+        return
+    path = Path(output)
+    kinds: dict[str, Callable[[IO[bytes], Callable[[], int]], RowFile]]
+    kinds = {".npy": NumpyFile, ".parquet": _parquet_file}
+    if path.suffix not in kinds:
+        raise click.UsageError(f"--output {output}: write x.npy, x.parquet or -")
+    temporary = temporary_of(path)
+    with _failures_named(output):
+        stream = temporary.open("wb")
+    try:
+        with stream:
+            rows = _Named(output, kinds[path.suffix](stream, dimensions))
+            yield rows
+            rows.finish()
+        with _failures_named(output):
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class _Named:
+    """Another one, whose failures name the file."""
+
+    def __init__(self, name: str, rows: RowFile) -> None:
+        self._name = name
+        self._rows = rows
+
+    def write(self, texts: Sequence[str], rows: Sequence[Row]) -> None:
+        with _failures_named(self._name):
+            self._rows.write(texts, rows)
+
+    def finish(self) -> None:
+        with _failures_named(self._name):
+            self._rows.finish()
+
+
+class JsonLines:
+    """A line a row on standard output, which is flushed after every list."""
+
+    def write(self, texts: Sequence[str], rows: Sequence[Row]) -> None:
+        """Print the rows."""
+        try:
+            for row in rows:
+                sys.stdout.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            # What is left in the buffer goes nowhere: Python would complain of it at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # such as `head`, which has read enough
+                raise SystemExit(1) from None
+            raise
+
+    def finish(self) -> None:
+        """Nothing is left to write."""
+
+
+class NumpyFile:
+    """float32 (rows, dimensions); the row of a text without a vector is NaN."""
+
+    def __init__(self, stream: IO[bytes], dimensions: Callable[[], int]) -> None:
+        """Write nothing yet."""
+        self._stream = stream
+        self._dimensions = dimensions
+        self._n_rows = 0
+
+    def write(self, texts: Sequence[str], rows: Sequence[Row]) -> None:
+        """Append the rows; the header that counts them is written again at the end."""
+        if not self._n_rows:
+            self._write_header()
+        missing = np.full(self._dimensions(), np.nan, np.float32)
+        for row in rows:
+            vector = missing if row.vector is None else row.vector
+            self._stream.write(vector.astype("<f4", copy=False).tobytes())
+        self._n_rows += len(rows)
+
+    def finish(self) -> None:
+        """Write the header with the number of rows; NumPy leaves room for it to grow."""
+        self._stream.seek(0)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        shape = (self._n_rows, self._dimensions())
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._stream, header)
+
+
+class ParquetFile:
+    """Columns index, text, embedding, error, truncated; a group of rows at a time."""
+
+    def __init__(self, stream: IO[bytes], dimensions: Callable[[], int]) -> None:
+        """Write nothing yet."""
+        self._stream = stream
+        self._dimensions = dimensions
+        self._rows: list[dict[str, Any]] = []
+        self._writer: Any = None
+
+    def write(self, texts: Sequence[str], rows: Sequence[Row]) -> None:
+        """Take the rows in; written once there are enough for a group."""
+        for text, row in zip(texts, rows, strict=True):
+            self._rows.append(
+                {
+                    "index": row.index,
+                    "text": text,
+                    "embedding": row.vector,
+                    "error": row.error,
+                    "truncated": row.truncated is not None,
+                }
+            )
+        if len(self._rows) >= GROUP_ROWS:
+            self._write_group()
+
+    def finish(self) -> None:
+        """Write the last group and the footer."""
+        self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        schema = pa.schema(
+            [
+                pa.field("index", pa.int64(), nullable=False),
+                pa.field("text", pa.string(), nullable=False),
+                pa.field("embedding", pa.list_(pa.float32(), self._dimensions())),
+                pa.field("error", pa.string()),
+                pa.field("truncated", pa.bool_(), nullable=False),
+            ]
+        )
+        if self._writer is None:
+            self._writer = parquet.ParquetWriter(self._stream, schema)
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=schema))
+        self._rows.clear()
+
+
+def _parquet_file(stream: IO[bytes], dimensions: Callable[[], int]) -> ParquetFile:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as missing:
+        raise click.UsageError(
+            "a Parquet file needs pyarrow, which is not installed: pip install 'plimsoll[parquet]'"
+        ) from missing
+    return ParquetFile(stream, dimensions)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    record: dict[str, Any] = {"index": row.index}
+    if row.vector is None:
+        record["error"] = row.error
+    else:
+        record["embedding"] = [float(f"{value:.9g}") for value in row.vector]
+    if row.truncated is not None:
+        record["truncated"] = {"tokens": row.truncated.tokens, "kept": row.truncated.kept}
+    return record
+
+
+@contextmanager
+def _failures_named(name: str) -> Iterator[None]:
+    """Turn what the disk or the device refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWriteError(f"cannot write {name}: {error.strerror}") from error

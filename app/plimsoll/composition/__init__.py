@@ -1,0 +1,1 @@
+"""All wiring, and the only place that reads settings: everything below takes plain values."""

@@ -1,0 +1,258 @@
+"""ONNX Runtime sessions over the layer graphs, and how they are run without copies.
+
+Inputs and outputs are bound by address: it reads states and writes results where NumPy arrays
+already lie.
+
+Bits: every row of a product has the same bits beside any other rows, on any number of threads,
+except in a matrix of a single row, which takes another path in the library.
+"""
+
+import os
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+# ONNX Runtime's wheels report usage unless told not to before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
+
+from plimsoll.encoder.architecture import Architecture
+from plimsoll.encoder.backends import onnx_graphs as graph
+from plimsoll.encoder.backends.int8_graphs import int8_linear
+from plimsoll.encoder.backends.onnx_constants import ROOT
+from plimsoll.encoder.backends.protocol import Rotation
+
+Tensors = Mapping[str, "ort.OrtValue"]
+
+
+def runtime_version() -> str:
+    """Version of the library that multiplies."""
+    return str(ort.__version__)
+
+
+def as_value(array: np.ndarray) -> "ort.OrtValue":
+    """Wrap a contiguous array, uncopied; the array must outlive the value."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+@cache
+def _share_arena() -> None:
+    """Give the sessions of this process one arena between them.
+
+    An arena keeps its high-water mark, so it is for runs whose size is bounded: the
+    token-wise graphs, which see a slice at most. It grows by what is asked for, not by doubling.
+    """
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    extend_as_requested = 1
+    ort.create_and_register_allocator(
+        memory, ort.OrtArenaCfg({"arena_extend_strategy": extend_as_requested})
+    )
+
+
+def session_options(n_threads: int, *, bounded: bool) -> ort.SessionOptions:
+    """`bounded`: whether runs are small enough for what they used to be kept."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = bounded
+    options.enable_mem_pattern = False
+    if bounded:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    # Between calls a spinning pool would take the cores from the other engine threads.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(ROOT)
+    )
+    # The graphs are fused by hand.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # a refused allocation is an exception; its line breaks the log
+    return options
+
+
+def open_session(model: bytes, n_threads: int, *, bounded: bool = True) -> ort.InferenceSession:
+    """Open a graph with so many threads inside an operator."""
+    options = session_options(n_threads, bounded=bounded)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class LayerGraphs:
+    """The serialized graphs of one architecture."""
+
+    embed_norm: bytes
+    project: bytes
+    attend: bytes
+    transform: bytes
+
+
+def build_graphs(architecture: Architecture, int8: Set[str] = frozenset()) -> LayerGraphs:
+    """Write the graphs of `architecture`; the same bytes every time.
+
+    int8: names of the linears whose weights are codes.
+    """
+    linear = int8_linear(architecture, int8)
+    return LayerGraphs(
+        embed_norm=graph.embed_norm_graph(architecture),
+        project=graph.project_graph(architecture, linear),
+        attend=graph.attend_graph(architecture),
+        transform=graph.transform_graph(architecture, linear),
+    )
+
+
+def build_whole_graph(architecture: Architecture, int8: Set[str]) -> bytes:
+    """Write the graph that takes a text through every layer at once."""
+    return graph.whole_graph(architecture, int8_linear(architecture, int8))
+
+
+@dataclass(frozen=True)
+class LayerSessions:
+    """One set of sessions. project, transform: of each layer; may be the same for all."""
+
+    embed_norm: ort.InferenceSession
+    attend: ort.InferenceSession
+    project: Sequence[ort.InferenceSession]
+    transform: Sequence[ort.InferenceSession]
+
+    @classmethod
+    def over_inputs(cls, graphs: LayerGraphs, n_layers: int, n_threads: int) -> "LayerSessions":
+        """Sessions that take their weights as inputs, and serve every layer."""
+        return cls.with_layers(
+            graphs,
+            n_threads,
+            [open_session(graphs.project, n_threads)] * n_layers,
+            [open_session(graphs.transform, n_threads)] * n_layers,
+        )
+
+    @classmethod
+    def with_layers(
+        cls,
+        graphs: LayerGraphs,
+        n_threads: int,
+        project: Sequence[ort.InferenceSession] = (),
+        transform: Sequence[ort.InferenceSession] = (),
+    ) -> "LayerSessions":
+        """A set over these layers' sessions."""
+        return cls(
+            embed_norm=open_session(graphs.embed_norm, n_threads),
+            # Attention sees whole texts, whose buffers would stay in the arena.
+            attend=open_session(graphs.attend, n_threads, bounded=False),
+            project=project,
+            transform=transform,
+        )
+
+
+class Runner:
+    """Runs the graphs for one engine thread: a LayerRunner.
+
+    Owns the bindings, which may not be shared between threads; sessions and weights are
+    shared and read-only. layers: values for the sessions' inputs, where weights are inputs.
+    """
+
+    def __init__(
+        self, sessions: LayerSessions, layers: Sequence[Tensors], embedding: Tensors
+    ) -> None:
+        self._sessions = sessions
+        self._layers = layers
+        self._embedding = embedding
+        self._bindings: dict[tuple[str, int], ort.IOBinding] = {}
+
+    def embed_norm(self, states: np.ndarray, normed: np.ndarray) -> None:
+        """LayerNorm of summed embeddings into `normed`."""
+        binding = self._binding("embed_norm", -1)
+        bind_input(binding, "states", states)
+        bind_output(binding, "normed", normed)
+        self._sessions.embed_norm.run_with_iobinding(binding)
+
+    def project(
+        self,
+        layer: int,
+        states: np.ndarray,
+        positions: np.ndarray,
+        rotation: Rotation | None,
+        outputs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        """Queries, keys and values of `states` into `outputs`."""
+        binding = self._binding("project", layer)
+        bind_input(binding, "states", states)
+        bind_rotation(binding, positions, rotation)
+        for name, output in zip(("queries", "keys", "values"), outputs, strict=True):
+            bind_output(binding, name, output)
+        self._sessions.project[layer].run_with_iobinding(binding)
+
+    def attend(self, queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+        """Attention of some of a text's tokens to all of them, written over `queries`.
+
+        The operator copies what it reads into another order before it writes.
+        """
+        binding = self._binding("attend", -1)
+        for name, array in (("queries", queries), ("keys", keys), ("values", values)):
+            bind_input(binding, name, array[np.newaxis])
+        bind_output(binding, "context", queries[np.newaxis])
+        self._sessions.attend.run_with_iobinding(binding)
+
+    def transform(self, layer: int, states: np.ndarray, context: np.ndarray) -> None:
+        """The rest of the layer, in place.
+
+        The graph's first norm is the last to read `states`, its second norm writes the output:
+        so the output may be bound to the same memory.
+        """
+        binding = self._binding("transform", layer)
+        bind_input(binding, "states", states)
+        bind_input(binding, "context", context)
+        bind_output(binding, "new_states", states)
+        self._sessions.transform[layer].run_with_iobinding(binding)
+
+    def shrink_arena(self) -> None:
+        """Give back what the shared arena holds and no operation uses."""
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        binding = self._binding("embed_norm", -1)
+        width = self._embedding["token_embd_norm.weight"].shape()[0]
+        states = np.zeros((1, width), np.float32)
+        normed = np.empty_like(states)
+        bind_input(binding, "states", states)
+        bind_output(binding, "normed", normed)
+        self._sessions.embed_norm.run_with_iobinding(binding, options)
+
+    def close(self) -> None:
+        """Drop bindings, tensors and sessions, so that the memory they point into may go."""
+        self._bindings.clear()
+        del self._sessions
+        self._layers, self._embedding = (), {}
+
+    def _binding(self, kind: str, layer: int) -> ort.IOBinding:
+        key = (kind, layer)
+        binding = self._bindings.get(key)
+        if binding is None:
+            found = getattr(self._sessions, kind)
+            session = found if layer < 0 else found[layer]
+            binding = self._bindings[key] = session.io_binding()
+            own = self._layers[layer] if layer >= 0 and self._layers else {}
+            for needed in session.get_inputs():
+                value = own.get(needed.name) or self._embedding.get(needed.name)
+                if value is not None:
+                    binding.bind_ortvalue_input(needed.name, value)
+        return binding
+
+
+def bind_input(binding: ort.IOBinding, name: str, array: np.ndarray) -> None:
+    """Let a graph read an input where the array lies."""
+    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def bind_output(binding: ort.IOBinding, name: str, array: np.ndarray) -> None:
+    """Let a graph write an output where the array lies."""
+    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def bind_rotation(binding: ort.IOBinding, positions: np.ndarray, rotation: Rotation | None) -> None:
+    """Bind what turns queries and keys; nothing where positions are learned."""
+    if rotation is not None:
+        bind_input(binding, "positions", positions[np.newaxis])
+        bind_input(binding, "cos", rotation[0])
+        bind_input(binding, "sin", rotation[1])

@@ -1,0 +1,188 @@
+"""Pack a model's weights with ONNX Runtime's own kernels, layer by layer, into a file.
+
+Sessions are opened one after another with the order to save what they pack; their blobs go into
+one file, and their own files are removed. So never more than one operation's weights are in
+memory, packed once.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime as ort
+
+from plimsoll import files
+from plimsoll.encoder.architecture import Architecture, Pooling, layer_tensor_shapes
+from plimsoll.encoder.backends.onnx_constants import (
+    INLINE_BYTES,
+    PlainWeights,
+    read_blobs,
+    with_constants,
+)
+from plimsoll.encoder.backends.onnx_runtime import build_graphs, session_options
+from plimsoll.encoder.backends.packed_weights import PackedWeights, graph_names
+from plimsoll.encoder.backends.protocol import Arrays, int8_linears
+from plimsoll.encoder.quantization.codes_file import CodesFile
+from plimsoll.encoder.quantization.linears import float32_names
+from plimsoll.errors import CacheCorruptError, CacheError, PackingError
+from plimsoll.machine.instructions import instruction_set
+from plimsoll.sidecar import packed
+from plimsoll.sidecar.packed import PackedFile, PackedWriter
+from plimsoll.sidecar.sidecar import INDEX_NAME, Sidecar
+
+MODEL_NAME, EXTERNAL_NAME = "model.onnx", "model.bin"
+# Large enough to be told from what else the process allocates at the time.
+PROBE_ARCHITECTURE = Architecture(
+    name="bert",
+    n_layers=1,
+    hidden=1024,
+    ffn=1024,
+    n_heads=16,
+    vocabulary=1,
+    context_tokens=1,
+    layer_norm_eps=1e-12,
+    pooling=Pooling.MEAN,
+    rope_base=None,
+)
+
+
+def made_by() -> str:
+    """What packed forms depend on, in words: library, processor, and how we write them."""
+    return f"ONNX Runtime {ort.__version__}, format {packed.FORMAT_VERSION}, {instruction_set()}"
+
+
+def open_packed(
+    sidecar: Sidecar,
+    architecture: Architecture,
+    layers: Sequence[Arrays],
+    codes: CodesFile | None = None,
+) -> PackedWeights:
+    """The packed weights of a sidecar and codes for this machine, made first where there are none.
+
+    layers: views of the weights and codes. Raises PackingError where they cannot be had, and
+    CacheCorruptError for damage.
+    """
+    compute = "int8" if codes else sidecar.index.compute
+    named = [made_by(), codes.index.sha256] if codes else [made_by()]
+    key = hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
+    folder = packed.folder_of(sidecar.folder, compute, key)
+    plain = _plain_weights(sidecar, architecture, codes)
+    if not (folder / INDEX_NAME).exists():
+        pack(folder, architecture, layers, plain)
+        packed.remove_others(sidecar.folder, compute, folder)
+    return PackedWeights(PackedFile(folder), plain)
+
+
+def _plain_weights(
+    sidecar: Sidecar, architecture: Architecture, codes: CodesFile | None
+) -> PlainWeights:
+    coded = codes.index.choice.linears if codes else ()
+
+    def place_of(array: np.ndarray) -> tuple[Path, int]:
+        offset = codes.offset_of(array) if codes else None
+        if codes is not None and offset is not None:
+            return codes.path.resolve(), offset
+        return sidecar.weights_path.resolve(), sidecar.offset_of(array)
+
+    def verify(layer: int) -> None:  # codes are when they are opened
+        for name in float32_names(architecture, layer, coded):
+            sidecar.verify(name)
+
+    return PlainWeights(place_of, verify)
+
+
+def pack(
+    folder: Path, architecture: Architecture, layers: Sequence[Arrays], plain: PlainWeights
+) -> None:
+    """Make a folder of packed weights.
+
+    Raises PackingError where that cannot be done, and CacheCorruptError for damage.
+    """
+    graphs = build_graphs(architecture, int8_linears(layers[0]))
+
+    def write(writer: PackedWriter, scratch: Path) -> None:
+        for layer, arrays in enumerate(layers):
+            plain.verify(layer)
+            models = (graphs.project, graphs.transform)
+            for name, model in zip(graph_names(layer), models, strict=True):
+                _pack_graph(writer, name, with_constants(model, arrays, plain), scratch)
+
+    try:
+        files.check_space(
+            folder.parent, sum(array.nbytes for arrays in layers for array in arrays.values())
+        )
+        packed.make(folder, made_by(), write)
+    except (PackingError, CacheCorruptError):
+        raise
+    except CacheError as error:
+        raise PackingError(f"packed weights cannot be written: {error}") from error
+
+
+@cache
+def packing_status() -> str | None:
+    """Why weights cannot be packed into a file on this machine; None where they can.
+
+    Packs a layer of 24 MiB in a temporary folder and opens it; takes a tenth of a second, once a
+    process.
+    """
+    with TemporaryDirectory(prefix="plimsoll-packing-") as name:
+        try:
+            _try_out(Path(name).resolve())
+        except (PackingError, OSError) as error:
+            return str(error)
+    return None
+
+
+def _try_out(folder: Path) -> None:
+    sizes = layer_tensor_shapes(PROBE_ARCHITECTURE, 0)
+    ends = list(accumulate(math.prod(shape) for shape in sizes.values()))
+    flat = np.random.default_rng(0).standard_normal(ends[-1], np.float32)
+    parts = np.split(flat, ends[:-1])
+    arrays = {
+        name.split(".", 2)[2]: part.reshape(shape)
+        for (name, shape), part in zip(sizes.items(), parts, strict=True)
+    }
+    path = folder / "weights"
+    flat.tofile(path)
+    plain = PlainWeights(lambda array: (path, array.ctypes.data - flat.ctypes.data))
+    target = packed.folder_of(folder, "probe", "0")
+    pack(target, PROBE_ARCHITECTURE, [arrays], plain)
+    with closing(PackedWeights(PackedFile(target), plain)) as weights:
+        weights.open_layers(build_graphs(PROBE_ARCHITECTURE), [arrays])
+
+
+def _pack_graph(writer: PackedWriter, name: str, model: bytes, scratch: Path) -> None:
+    """Let ONNX Runtime save a graph with its packed weights, and take those."""
+    options = session_options(1, bounded=True)
+    options.optimized_model_filepath = str(scratch / MODEL_NAME)
+    for entry, value in (
+        ("session.optimized_model_external_initializers_file_name", EXTERNAL_NAME),
+        (
+            "session.optimized_model_external_initializers_file_min_size_in_bytes",
+            str(INLINE_BYTES),
+        ),
+        ("session.save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(entry, value)
+    try:
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        blobs = list(read_blobs(scratch / MODEL_NAME))
+    except Exception as error:  # ONNX Runtime's own classes, one for each status
+        raise PackingError(f"ONNX Runtime {ort.__version__} packs no weights: {error}") from error
+    external = scratch / EXTERNAL_NAME
+    if external.exists():
+        fd = os.open(external, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for key, offset, n_bytes in blobs:
+                writer.add(name, key, fd, offset, n_bytes)
+        finally:
+            os.close(fd)
+            external.unlink()
+    (scratch / MODEL_NAME).unlink()

@@ -1,0 +1,252 @@
+"""Every error Plimsoll raises on purpose.
+
+One class per thing a caller can do something about; messages carry the numbers
+needed to act. Status codes are the API layer's matter.
+
+PlimsollError
+├── GGUFError                 a model file that cannot be read
+│   ├── GGUFTruncatedError      it ends before what it promises
+│   ├── GGUFFormatError         a value in it is impossible or not supported by this reader
+│   └── GGUFTypeError           a tensor type that is not expanded here
+├── ModelError                a model that cannot be used
+│   ├── ModelNotFoundError      unknown name, missing file, nothing to fetch it from
+│   ├── ModelDownloadError      the network, the hub or a checksum failed
+│   ├── ModelUnsupportedError   an architecture, tokenizer or tensor set that is not built
+│   ├── ModelLoadError          the streaming load failed
+│   ├── QuantizationError       int8 is not to be had here, or not near enough to float32
+│   └── ModelLoadingError       it is still being fetched or converted; retry later
+├── CacheError                the folder of Plimsoll's own files
+│   ├── CacheCorruptError       a file there is not what was written
+│   ├── CacheSpaceError         not enough room for what is to be written
+│   ├── CacheUnsafeError        wrong owner, a symbolic link, memory-backed
+│   └── PackingError            weights cannot be packed ahead here; they are packed at every call
+├── RequestError              what a client sent cannot be answered as asked
+│   ├── InvalidRequestError     shape, type or value of a field
+│   ├── UnsupportedEncodingError  a body with an encoding that is not read here
+│   ├── EmptyTextError          a text without a token
+│   ├── TextTooLongError        over the token limit with truncation off
+│   ├── UnknownModelError       a model that this server does not serve
+│   ├── MediaTypeError          a request that may change something and is not sent as JSON
+│   ├── MissingKeyError         no key where one is needed
+│   ├── InvalidKeyError         a key that is none of this server's
+│   ├── AdminKeyError           a key of the role embed where admin is needed
+│   ├── HostError               a name that this server is not known by
+│   └── OriginError             a web page of another origin
+├── EncodeError               the engine could not compute
+│   ├── EncodeMemoryError       it found no memory, also for a single text
+│   └── NonFiniteError          a vector with NaN or infinity, also when computed alone
+├── OverloadError             refused to protect what is under way; retry later
+│   ├── QueueFullError          more tokens wait than drain in good time
+│   ├── MemoryPressureError     no room below the memory line within the wait
+│   └── BreakerOpenError        memory failed or ran high; only the fallback answers
+├── TooLargeError             could never fit this budget, however long one waits
+│   └── BodyTooLargeError       a body over the limit of this route
+├── SlowBodyError             a body that arrives too slowly
+└── SettingsError             a setting that is unknown or out of bounds
+"""
+
+
+class PlimsollError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class GGUFError(PlimsollError):
+    """A GGUF file that cannot be read; `offset` is the byte where it went wrong."""
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(f"{message} (at byte {offset})")
+        self.offset = offset
+
+
+class GGUFTruncatedError(GGUFError):
+    """The file ends before what its header promises."""
+
+
+class GGUFFormatError(GGUFError):
+    """A value in the file is impossible, or past what this reader accepts."""
+
+
+class GGUFTypeError(GGUFError):
+    """A tensor type that Plimsoll does not expand."""
+
+
+class ModelError(PlimsollError):
+    """A model that cannot be used."""
+
+
+class ModelNotFoundError(ModelError):
+    """Unknown name, missing file, or nothing to fetch it from."""
+
+
+class ModelDownloadError(ModelError):
+    """The network, the hub or a checksum failed."""
+
+
+class ModelUnsupportedError(ModelError):
+    """An architecture, tokenizer or tensor set that Plimsoll does not build."""
+
+
+class ModelLoadError(ModelError):
+    """The streaming load failed and left nothing behind."""
+
+
+class QuantizationError(ModelError):
+    """int8 is not to be had on this machine, or its vectors are not near enough to float32."""
+
+
+class ModelLoadingError(ModelError):
+    """The model is still being fetched or converted."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CacheError(PlimsollError):
+    """The folder of Plimsoll's own files."""
+
+
+class CacheCorruptError(CacheError):
+    """A cached file is not what was written."""
+
+
+class CacheSpaceError(CacheError):
+    """Not enough room for what is to be written."""
+
+
+class PackingError(CacheError):
+    """Weights cannot be packed into a file here; the engine packs them at every call instead."""
+
+
+class CacheUnsafeError(CacheError):
+    """Wrong owner or mode, a symbolic link, or a memory-backed file system."""
+
+
+class RequestError(PlimsollError):
+    """What a client sent cannot be answered as asked; `param` names the field."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequestError(RequestError):
+    """The shape, type or value of a field."""
+
+
+class UnsupportedEncodingError(RequestError):
+    """The body has an encoding that is not read here."""
+
+    code = "unsupported_encoding"
+
+
+class EmptyTextError(RequestError):
+    """A text without a token."""
+
+    code = "empty_text"
+
+
+class TextTooLongError(RequestError):
+    """A text over the token limit while truncation is off."""
+
+    code = "too_long"
+
+
+class UnknownModelError(RequestError):
+    """A model that this server does not serve."""
+
+    code = "model_not_found"
+
+
+class MediaTypeError(RequestError):
+    """A request that may change something and is not sent as JSON."""
+
+    code = "unsupported_media_type"
+
+
+class MissingKeyError(RequestError):
+    """No key where one is needed."""
+
+    code = "missing_api_key"
+
+
+class InvalidKeyError(RequestError):
+    """A key that is none of this server's."""
+
+    code = "invalid_api_key"
+
+
+class AdminKeyError(RequestError):
+    """A key of the role embed where admin is needed."""
+
+    code = "admin_key_required"
+
+
+class HostError(RequestError):
+    """A name that this server is not known by."""
+
+    code = "host_not_allowed"
+
+
+class OriginError(RequestError):
+    """A web page of another origin."""
+
+    code = "origin_not_allowed"
+
+
+class EncodeError(PlimsollError):
+    """The engine could not compute."""
+
+
+class NonFiniteError(EncodeError):
+    """A vector holds NaN or infinity, also when computed alone."""
+
+
+class EncodeMemoryError(EncodeError):
+    """An allocation was refused."""
+
+
+class OverloadError(PlimsollError):
+    """Refused for now; `retry_after_s` says when it is worth trying again."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFullError(OverloadError):
+    """More tokens wait than the engine drains in good time."""
+
+    code = "queue_full"
+
+
+class MemoryPressureError(OverloadError):
+    """No room below the memory line within the queue's timeout."""
+
+    code = "memory_pressure"
+
+
+class BreakerOpenError(OverloadError):
+    """The memory breaker is open."""
+
+    code = "breaker_open"
+
+
+class TooLargeError(PlimsollError):
+    """A request that could never fit this budget; the message has the largest that would."""
+
+
+class BodyTooLargeError(TooLargeError):
+    """A body over a limit that is not the budget's."""
+
+
+class SlowBodyError(PlimsollError):
+    """A body that did not arrive in time."""
+
+
+class SettingsError(PlimsollError):
+    """A setting that is unknown or out of bounds."""

@@ -1,0 +1,1 @@
+"""Finding, fetching, opening and sharing models; one slot a model, a pool over all slots."""

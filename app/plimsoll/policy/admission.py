@@ -1,0 +1,293 @@
+"""The books of what admitted requests reserve: memory, tokens in the queue, memory at rest.
+
+Pure: no I/O, no thread, no waiting; measurements and the clock come in. What becomes of a request
+is for the governor to decide, from the numbers here. What stands against the line:
+
+    floor      the server at rest, and what it holds that no admitted request accounts for
+    held       what each admitted request keeps while it lives: its body, ids, vectors, reply
+    run        the largest run of the engine among them, or the one under way, which may join
+               many texts; runs follow each other, so one counts
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from plimsoll.policy.breaker import Admittance
+from plimsoll.policy.costs import NOTHING, Demand
+from plimsoll.policy.lines import FALLBACK_RATIO, OPEN_RATIO, admission_ratio
+
+# What the drain rate is taken for until runs have been measured.
+FIRST_TOKENS_PER_S = 200.0
+# A run of so many tokens counts as much as everything before it.
+RATE_TOKENS = 4096
+# A queue of so many tokens is no queue, at any rate.
+LEAST_QUEUE_TOKENS = 8192
+# How long evidence of memory that nothing accounts for is believed.
+FLOOR_WINDOW_S = 10.0
+# Memory at rest is the least of so long.
+REST_WINDOW_S = 300.0
+# After the last request: by then what runs used has been given back, and the floor can be read.
+SETTLED_AFTER_S = 2.0
+
+LEAST_RETRY_S, MOST_RETRY_S = 1.0, 60.0
+
+
+@dataclass(eq=False)
+class Permit:
+    """What one request reserves, from its body to the end of its reply. Owned by the governor.
+
+    demand: of its texts, once they are known. kept_bytes: of its body, and of results that it has
+        already: they stay until its reply has been sent.
+    admittance: what the breaker has said of it; None where it was not asked.
+    """
+
+    demand: Demand = NOTHING
+    kept_bytes: int = 0
+    tokens_left: int = 0
+    admittance: Admittance | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """What it keeps in all."""
+        return self.kept_bytes + self.demand.held_bytes
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of it that a request which comes now has to wait for."""
+        window = self.demand.waiting_tokens
+        return self.tokens_left if window is None else min(window, self.tokens_left)
+
+
+class Admission:
+    """Owns the permits of admitted requests, the drain rate and the floor.
+
+    `queue_s`: work that may wait, in seconds of the drain rate.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, budget_bytes: int, queue_s: float) -> None:
+        self._clock = clock
+        self._budget_bytes = budget_bytes
+        self._queue_s = queue_s
+        self._permits: set[Permit] = set()
+        # Of all permits; kept as they change, since every decision asks for them.
+        self._held_bytes = self._queue_tokens = 0
+        self._runs: Counter[int] = Counter()  # bytes of their runs: how many permits
+        self._used_bytes = 0
+        self._idle_floor_bytes = 0
+        self._settled_bytes = 0  # the same as it was last measured in a server that had settled
+        self._at_rest: deque[tuple[float, int]] = deque()  # (seconds, bytes), rising
+        self._unaccounted: deque[tuple[float, int]] = deque()  # (seconds, bytes), falling
+        self._busy_at_s = clock() - SETTLED_AFTER_S
+        self.tokens_per_s = FIRST_TOKENS_PER_S  # measured drain rate of the engine
+        self._under_way_bytes = 0
+
+    @property
+    def queue_tokens(self) -> int:
+        """Tokens of admitted requests that stand before one that comes now."""
+        return self._queue_tokens
+
+    @property
+    def queue_limit_tokens(self) -> int:
+        """Tokens that may wait before one more request; its own do not wait, they run."""
+        return max(LEAST_QUEUE_TOKENS, round(self.tokens_per_s * self._queue_s))
+
+    @property
+    def held_bytes(self) -> int:
+        """What admitted requests keep."""
+        return self._held_bytes
+
+    @property
+    def run_bytes(self) -> int:
+        """The largest run that an admitted request needs, or the one under way."""
+        return max(self._under_way_bytes, max(self._runs, default=0))
+
+    @property
+    def floor_bytes(self) -> int:
+        """Memory at rest, and what nothing accounts for."""
+        newest = max((n_bytes for _, n_bytes in self._unaccounted), default=0)
+        return max(self._idle_floor_bytes, newest)
+
+    @property
+    def idle_floor_bytes(self) -> int:
+        """Memory at rest, as it was when nothing was admitted."""
+        return self._idle_floor_bytes
+
+    @property
+    def idle_s(self) -> float:
+        """How long nothing has been admitted; 0 while something is."""
+        return 0.0 if self._permits else self._clock() - self._busy_at_s
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether memory at rest has been measured since a model opened or closed last."""
+        return self._settled_bytes == self._idle_floor_bytes
+
+    @property
+    def rest_ratio(self) -> float:
+        """Memory at rest over the budget, as lines are drawn by it.
+
+        Only what was measured in a server that had settled moves a line: right after a model has
+        opened, what its conversion used is there still.
+        """
+        return self._settled_bytes / self._budget_bytes
+
+    @property
+    def predicted_bytes(self) -> int:
+        """What is in use and promised, at its peak."""
+        accounted = self.floor_bytes + self.held_bytes + self.run_bytes
+        return max(accounted, self._used_bytes)
+
+    @property
+    def line_bytes(self) -> int:
+        """What admission defends."""
+        return round(admission_ratio(self.rest_ratio) * self._budget_bytes)
+
+    def observe(self, used_bytes: int, budget_bytes: int) -> None:
+        """Take a fresh measurement of memory."""
+        now_s = self._clock()
+        self._budget_bytes = budget_bytes
+        self._used_bytes = used_bytes
+        while self._unaccounted and self._unaccounted[0][0] < now_s - FLOOR_WINDOW_S:
+            self._unaccounted.popleft()
+        if not self._permits:
+            if now_s - self._busy_at_s >= SETTLED_AFTER_S:
+                self._note_rest(now_s, used_bytes)
+                self._unaccounted.clear()
+            return
+        self._busy_at_s = now_s
+        # A server that is busy without a pause since it loaded its model has not rested yet.
+        self._idle_floor_bytes = min(self._idle_floor_bytes, used_bytes)
+        self._settled_bytes = min(self._settled_bytes, used_bytes)
+        unaccounted = used_bytes - self.held_bytes - self.run_bytes
+        while self._unaccounted and self._unaccounted[-1][1] <= unaccounted:
+            self._unaccounted.pop()
+        self._unaccounted.append((now_s, unaccounted))
+
+    def measure_rest_anew(self, used_bytes: int) -> None:
+        """A model has opened, so what the server took at rest before tells nothing now.
+
+        used_bytes: a fresh measurement. What requests do not account for stands for rest until
+        the server has rested; not all that they reserve need be in use yet. Above the breaker's
+        line it is no rest but trouble, which a model that opens in the midst of it does not end.
+        """
+        if used_bytes > OPEN_RATIO * self._budget_bytes:
+            return
+        self._at_rest.clear()
+        self._unaccounted.clear()
+        self._used_bytes = used_bytes
+        before_bytes = min(self._idle_floor_bytes, used_bytes)
+        unaccounted_bytes = used_bytes - self._held_bytes - self._under_way_bytes
+        self._idle_floor_bytes = max(before_bytes, unaccounted_bytes)
+        self._busy_at_s = self._clock()
+
+    def _note_rest(self, now_s: float, used_bytes: int) -> None:
+        """Take memory at rest: the least of some minutes, as an open breaker rests high too.
+
+        A server that has rested below the breaker's line is believed to rest above it only after
+        all those minutes: others fill the group also while a model that just opened settles.
+        """
+        open_bytes = OPEN_RATIO * self._budget_bytes
+        if 0 < self._settled_bytes <= open_bytes < used_bytes and self.idle_s < REST_WINDOW_S:
+            return
+        while self._at_rest and self._at_rest[-1][1] >= used_bytes:
+            self._at_rest.pop()
+        self._at_rest.append((now_s, used_bytes))
+        while self._at_rest[0][0] < now_s - REST_WINDOW_S:
+            self._at_rest.popleft()
+        self._idle_floor_bytes = self._settled_bytes = self._at_rest[0][1]
+
+    def begin_run(self, n_bytes: int) -> None:
+        """A run that takes so much starts; without this it would pass for memory of the floor."""
+        self._under_way_bytes = n_bytes
+
+    def end_run(self, n_tokens: int, seconds: float) -> None:
+        """End a run, and take its measured speed into the drain rate."""
+        self._under_way_bytes = 0
+        if seconds <= 0:
+            return
+        # Small runs are slow for other reasons than the engine's capacity, so tokens give weight.
+        weight = n_tokens / (n_tokens + RATE_TOKENS)
+        self.tokens_per_s += weight * (n_tokens / seconds - self.tokens_per_s)
+
+    def largest_bytes(self, demand: Demand) -> int:
+        """What a request of this kind might take in an idle server."""
+        return max(0, self._line_of(demand) - self._idle_floor_bytes)
+
+    def headroom_bytes(self, demand: Demand, *, run_ratio: float = 0.0) -> int:
+        """What `demand` may take at its peak now, where runs are left this share of the room.
+
+        Its run does not come on top of the largest one that is reserved already, and memory in
+        use above everything that is accounted for counts as it stands.
+        """
+        room_bytes = self.line_bytes - self.floor_bytes
+        run_bytes = max(self.run_bytes, round(run_ratio * room_bytes))
+        predicted_bytes = self.floor_bytes + self.held_bytes + run_bytes
+        spared_bytes = min(demand.run_bytes, run_bytes)
+        taken_bytes = max(predicted_bytes, self._used_bytes) - spared_bytes
+        return max(0, self._line_of(demand) - taken_bytes)
+
+    def reserve(self, permit: Permit, demand: Demand) -> None:
+        """Let a permit stand for `demand`, instead of what it stood for before."""
+        self._take_out(permit)
+        permit.demand = demand
+        permit.tokens_left = demand.n_tokens
+        self._enter(permit)
+
+    def keep(self, permit: Permit, n_bytes: int) -> None:
+        """Let a permit hold so many bytes beside its demand."""
+        self._take_out(permit)
+        permit.kept_bytes = n_bytes
+        self._enter(permit)
+
+    def note_done(self, permit: Permit, n_tokens: int) -> None:
+        """So many tokens of a permit have run."""
+        is_held = permit in self._permits
+        self._take_out(permit)
+        permit.tokens_left = max(0, permit.tokens_left - n_tokens)
+        if is_held:
+            self._enter(permit)
+
+    def release(self, permit: Permit) -> None:
+        """End a request."""
+        if permit in self._permits:
+            self._take_out(permit)
+            self._busy_at_s = self._clock()
+
+    def _enter(self, permit: Permit) -> None:
+        self._permits.add(permit)
+        self._held_bytes += permit.held_bytes
+        self._queue_tokens += permit.waiting_tokens
+        if permit.demand.run_bytes:
+            self._runs[permit.demand.run_bytes] += 1
+
+    def _take_out(self, permit: Permit) -> None:
+        """Before a permit changes, or as it ends."""
+        if permit not in self._permits:
+            return
+        self._permits.discard(permit)
+        self._held_bytes -= permit.held_bytes
+        self._queue_tokens -= permit.waiting_tokens
+        n_bytes = permit.demand.run_bytes
+        if n_bytes:
+            self._runs[n_bytes] -= 1
+            if not self._runs[n_bytes]:
+                del self._runs[n_bytes]
+
+    def room_for_run_bytes(self) -> int:
+        """What the next run may take beside everything that admitted requests keep."""
+        return max(0, self.line_bytes - self.floor_bytes - self.held_bytes)
+
+    def predicted_s(self, n_tokens: int) -> float:
+        """Until so many more tokens would have run, by the drain rate."""
+        return (self.queue_tokens + n_tokens) / self.tokens_per_s
+
+    def retry_after_s(self) -> float:
+        """Until the queue has room again, or half of it has drained; the API rounds it."""
+        excess = self.queue_tokens - self.queue_limit_tokens
+        drained = excess if excess > 0 else self.queue_tokens / 2
+        return min(MOST_RETRY_S, max(LEAST_RETRY_S, drained / self.tokens_per_s))
+
+    def _line_of(self, demand: Demand) -> int:
+        fallback_bytes = round(FALLBACK_RATIO * self._budget_bytes)
+        return max(self.line_bytes, fallback_bytes) if demand.is_fallback else self.line_bytes

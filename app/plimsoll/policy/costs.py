@@ -1,0 +1,140 @@
+"""What requests take: what they hold from their admission to their reply, and their runs. Pure.
+
+Byte constants are measured with 64-bit CPython and orjson, or follow from array types.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+# Texts whose rows wait for each other before they are cut and normalised.
+BATCH_TEXTS = 256
+# A request has so many texts in the engine's queue: a run is under way while the next one waits.
+WINDOW_TEXTS = 128
+
+ID_BYTES = 8
+# While texts are tokenized, room for their ids is asked for in steps of at least this.
+IDS_STEP_BYTES = 64 << 10
+FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
+# A float32 with its comma, as short as it can be told from its neighbours.
+JSON_NUMBER_BYTES = 12
+# Arrays, futures and records of a text of any length.
+TEXT_BYTES = 1024
+# A word of a sparse vector in a reply: its number and its value, and the arrays they come from.
+SPARSE_TERM_BYTES = 64
+# A distinct word while a text is counted.
+STEM_BYTES = 200
+# No text has more different words than this; the largest dictionaries do.
+MOST_STEMS = 100_000
+RANKING_CHARACTER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a request will take.
+
+    n_tokens: of all its texts, as they run. waiting_tokens: of those that stand in the engine's
+        queue at once; a long list has only a window of its texts there, and others pass it.
+    held_bytes: kept from its admission to the end of its reply.
+    run_bytes: peak of its largest single run, which is its longest text alone.
+    is_fallback: it stands in for something larger that found no room, and may pass the line.
+    """
+
+    n_tokens: int
+    held_bytes: int
+    run_bytes: int = 0
+    is_fallback: bool = False
+    waiting_tokens: int | None = None  # None: all
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that it takes at one moment."""
+        return self.held_bytes + self.run_bytes
+
+
+NOTHING = Demand(0, 0)
+
+
+@dataclass
+class TextSizes:
+    """Sums over the tokens of texts, as they come. window_tokens: of the first WINDOW_TEXTS."""
+
+    n_texts: int = 0
+    n_tokens: int = 0
+    longest: int = 0
+    window_tokens: int = 0
+
+    @classmethod
+    def of(cls, lengths: Iterable[int]) -> "TextSizes":
+        """Of texts of so many tokens each."""
+        sizes = cls()
+        sizes.add(lengths)
+        return sizes
+
+    @property
+    def ids_bytes(self) -> int:
+        """What their ids take."""
+        return self.n_tokens * ID_BYTES
+
+    def add(self, lengths: Iterable[int]) -> None:
+        """Take more texts."""
+        for length in lengths:
+            if self.n_texts < WINDOW_TEXTS:
+                self.window_tokens += length
+            self.n_texts += 1
+            self.n_tokens += length
+            self.longest = max(self.longest, length)
+
+
+def held_bytes(sizes: TextSizes, *, hidden: int, dimensions: int) -> int:
+    """What a request keeps for its texts.
+
+    Ids, a float32 vector a text, the pooled rows of one batch in float64 and their copy, and a
+    JSON reply whose buffer grows by doubling.
+    """
+    batch_bytes = min(sizes.n_texts, BATCH_TEXTS) * hidden * 2 * FLOAT64_BYTES
+    text_bytes = TEXT_BYTES + dimensions * (FLOAT32_BYTES + 2 * JSON_NUMBER_BYTES)
+    return sizes.ids_bytes + batch_bytes + sizes.n_texts * text_bytes
+
+
+def dense_demand(
+    sizes: TextSizes,
+    run_bytes: Callable[[Sequence[int]], int],
+    *,
+    hidden: int,
+    dimensions: int,
+) -> Demand:
+    """What texts take; `run_bytes` predicts the peak of one run of texts of so many tokens."""
+    return Demand(
+        n_tokens=sizes.n_tokens,
+        held_bytes=held_bytes(sizes, hidden=hidden, dimensions=dimensions),
+        run_bytes=run_bytes([sizes.longest]) if sizes.longest else 0,
+        waiting_tokens=sizes.window_tokens,
+    )
+
+
+def sparse_demand(texts: Sequence[str]) -> Demand:
+    """What BM25 takes for these texts, by the most different words that so many letters hold.
+
+    All of it counts beside the engine's runs: it is done in another thread. It may pass the memory
+    line whether it was asked for or stands in: otherwise a client that asks for little would be
+    refused where those that ask for more are answered.
+    """
+    most_terms = sum(min(len(text) // 2 + 1, MOST_STEMS) for text in texts)
+    longest = max(map(len, texts), default=0)
+    return Demand(
+        n_tokens=0,
+        held_bytes=most_terms * SPARSE_TERM_BYTES
+        + len(texts) * TEXT_BYTES
+        + min(longest // 2 + 1, MOST_STEMS) * STEM_BYTES,
+        is_fallback=True,
+    )
+
+
+def ranking_demand(query: str, documents: Sequence[str]) -> Demand:
+    """What rank-bm25 takes, likewise: counts of every document's words, as measured."""
+    n_characters = len(query) + sum(map(len, documents))
+    return Demand(
+        n_tokens=0,
+        held_bytes=len(documents) * TEXT_BYTES + RANKING_CHARACTER_BYTES * n_characters,
+        is_fallback=True,
+    )

@@ -1,0 +1,327 @@
+"""Decide what becomes of a request, of a run, and of the server's parallelism, in one place.
+
+Pure: no I/O, no thread, no waiting; measurements and the clock come in. The live server and
+`plimsoll simulate` drive the same object with the same calls. Every request is checked in this
+order, as far as its size is known:
+
+    too large     more than an idle server could give        413, and no way to wait for it
+    queue full    more tokens wait than drain in good time    429
+    breaker       memory failed or ran high                   the fallback, or 503
+    room          no room below the memory line now           a bounded wait, then as above
+
+The line lies at 0.70 of the budget (lines.py): no predicted peak above it is let in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from plimsoll.policy import lines
+from plimsoll.policy.admission import Admission, Permit
+from plimsoll.policy.asked import NOTHING_ASKED, Asked
+from plimsoll.policy.breaker import (
+    BreakerLimits,
+    BreakerState,
+    MemoryCircuitBreaker,
+    Transition,
+    Verdict,
+)
+from plimsoll.policy.costs import NOTHING, Demand
+from plimsoll.policy.runs import EngineTotals, RunEnded, RunLimits, short_run_tokens
+from plimsoll.policy.scheduler import AdaptiveScheduler, Observation, Plan
+
+# More requests than this do not wait for room: each holds its texts until then.
+MOST_WAITING = 256
+# What a request asks for before anything is known of it: a place in the queue.
+DOOR = Demand(n_tokens=1, held_bytes=0, waiting_tokens=0)
+
+
+class Outcome(Enum):
+    """What becomes of a request."""
+
+    ADMIT = "admit"
+    WAIT = "wait"  # no room at the moment; it may come
+    TOO_LARGE = "too_large"
+    QUEUE_FULL = "queue_full"
+    BREAKER_OPEN = "breaker_open"
+    NO_ROOM = "no_room"  # and no wait, or none any longer
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a request, with the numbers behind it.
+
+    peak_bytes: what it takes. headroom_bytes: what it may take now. largest_bytes: what it might
+    take in an idle server. predicted_s: until its last row, by the measured drain rate.
+    retry_after_s: for a refusal.
+    """
+
+    outcome: Outcome
+    peak_bytes: int
+    headroom_bytes: int
+    largest_bytes: int
+    predicted_s: float
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What was measured of the machine at one moment; as in Observation."""
+
+    used_bytes: int
+    budget_bytes: int
+    cores: float
+    others_ratio: float = 0.0
+    throttled_ratio: float = 0.0
+    working_set_bytes: int = 0
+    pressure_ratio: float = 0.0
+    refaults_per_s: float = 0.0
+
+    @property
+    def used_ratio(self) -> float:
+        """Used memory over budget."""
+        return self.used_bytes / self.budget_bytes
+
+
+class Governor:
+    """Owns admission, breaker and scheduler, and who waits for room. Lives on the event loop."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        budget_bytes: int,
+        cores: float,
+        queue_s: float = 30.0,
+        recovery_timeout_s: float = 15.0,
+        on_transition: Callable[[Transition], None] = lambda transition: None,
+    ) -> None:
+        """`cores`: at the start. `queue_s`: work that may wait, in seconds of the drain rate.
+
+        recovery_timeout_s: how long the breaker stays open. on_transition: told its changes.
+        """
+        self._clock = clock
+        self._budget_bytes = budget_bytes
+        self.admission = Admission(clock, budget_bytes=budget_bytes, queue_s=queue_s)
+        self.breaker = MemoryCircuitBreaker(
+            clock, on_transition, limits=BreakerLimits(recovery_timeout_s=recovery_timeout_s)
+        )
+        self._scheduler = AdaptiveScheduler(clock, cores=cores)
+        self._waiting: dict[Permit, None] = {}  # in the order they came
+        self._ended = EngineTotals()
+        self._run_began_s: float | None = None
+        self._observed_s, self._observed_tokens = clock(), 0
+        self.tokens_per_s = 0.0  # that have run, between the last two observations
+        self._asked = NOTHING_ASKED
+
+    @property
+    def plan(self) -> Plan:
+        """How many sequences may run at once, and why."""
+        return self._scheduler.plan
+
+    @property
+    def waiting(self) -> Sequence[Permit]:
+        """Permits of requests that wait for room, in the order they came."""
+        return list(self._waiting)
+
+    @property
+    def step(self) -> int:
+        """Step of the memory ladder, 0 to 4."""
+        if self.breaker.state is not BreakerState.CLOSED:
+            return lines.BREAKER_STEP
+        return lines.WAITING_STEP if self._waiting else self.plan.step
+
+    @property
+    def totals(self) -> EngineTotals:
+        """The engine's work up to now."""
+        under_way_s = 0.0 if self._run_began_s is None else self._clock() - self._run_began_s
+        ended = self._ended
+        return EngineTotals(ended.busy_s + under_way_s, ended.n_runs, ended.n_tokens, ended.run_s)
+
+    def measure(self, used_bytes: int, budget_bytes: int) -> None:
+        """Take a fresh measurement of memory, for the decisions that follow."""
+        self._budget_bytes = budget_bytes
+        self.admission.observe(used_bytes, budget_bytes)
+
+    def measure_rest_anew(self, used_bytes: int) -> None:
+        """A model has opened: memory at rest is what is measured from now on."""
+        self.admission.measure_rest_anew(used_bytes)
+
+    def observe(self, reading: Reading, asked: Asked = NOTHING_ASKED) -> Plan:
+        """Decide anew, once a second; `asked`: by what is being tried against a bottleneck."""
+        self._asked = asked
+        now_s = self._clock()
+        elapsed_s = max(1e-3, now_s - self._observed_s)
+        n_tokens = self._ended.n_tokens
+        self.tokens_per_s = (n_tokens - self._observed_tokens) / elapsed_s
+        self._observed_s, self._observed_tokens = now_s, n_tokens
+        self.measure(reading.used_bytes, reading.budget_bytes)
+        self.breaker.observe(reading.used_ratio, floor_ratio=self.admission.rest_ratio)
+        is_asked = self.admission.queue_tokens > 0
+        return self._scheduler.next(
+            Observation(
+                utilization_ratio=reading.used_ratio,
+                cores=reading.cores,
+                others_ratio=reading.others_ratio,
+                throttled_ratio=reading.throttled_ratio,
+                tokens_per_s=self.tokens_per_s,
+                target_tokens_per_s=self.admission.tokens_per_s if is_asked else 0.0,
+                working_set_ratio=reading.working_set_bytes / reading.budget_bytes,
+                pressure_ratio=reading.pressure_ratio,
+                refaults_per_s=reading.refaults_per_s,
+            ),
+            asked.caps,
+            most_threads=asked.most_threads,
+        )
+
+    def explain(
+        self, demand: Demand, permit: Permit | None = None, *, asks_breaker: bool = True
+    ) -> Decision:
+        """Say what would become of a request now; changes nothing. permit: what it has already."""
+        return self._decide(permit or Permit(), demand, asks_breaker=asks_breaker)
+
+    def enter(self, permit: Permit, *, asks_breaker: bool) -> Decision:
+        """Ask for a place in the queue, and the breaker, before any work is done for a request.
+
+        asks_breaker: its texts go through the engine. The breaker's leave ends with `succeeded`,
+        `failed` or `leave`.
+        """
+        decision = self._decide(permit, DOOR, asks_breaker=asks_breaker)
+        if decision.outcome is Outcome.ADMIT and asks_breaker:
+            permit.admittance = self.breaker.admit()
+        return decision
+
+    def renew(self, permit: Permit, demand: Demand, *, may_wait: bool = True) -> Decision:
+        """Let a permit stand for `demand`, instead of what it stood for, where there is room.
+
+        Where the outcome is not ADMIT it keeps what it had. With WAIT it counts as waiting, until
+        it is renewed with another outcome, gives up or leaves.
+        """
+        decision = self._decide(permit, demand, may_wait=may_wait)
+        if decision.outcome is Outcome.WAIT:
+            self._waiting.setdefault(permit)
+            return decision
+        self._waiting.pop(permit, None)
+        if decision.outcome is Outcome.ADMIT:
+            self.admission.reserve(permit, demand)
+        return decision
+
+    def keep(self, permit: Permit, n_bytes: int) -> Decision:
+        """Let a permit hold more bytes beside its demand: a body, what was parsed from it.
+
+        Where the outcome is not ADMIT it keeps what it had.
+        """
+        wanted = Demand(0, n_bytes - permit.kept_bytes + permit.demand.held_bytes)
+        decision = self._decide(permit, wanted, may_wait=False)
+        if decision.outcome is Outcome.ADMIT:
+            self.admission.keep(permit, n_bytes)
+        return decision
+
+    def shrink(self, permit: Permit, n_bytes: int) -> None:
+        """Let a permit hold no more than so many bytes beside its demand."""
+        if n_bytes < permit.kept_bytes:
+            self.admission.keep(permit, n_bytes)
+
+    def settle(self, permit: Permit) -> None:
+        """Let what a permit's demand holds stay held; the next demand comes on top of it."""
+        self.admission.keep(permit, permit.held_bytes)
+        self.admission.reserve(permit, NOTHING)
+
+    def give_up(self, permit: Permit) -> None:
+        """End a request's wait for room."""
+        self._waiting.pop(permit, None)
+
+    def succeeded(self, permit: Permit) -> None:
+        """Its vectors are computed: tell the breaker."""
+        if permit.admittance is not None:
+            self.breaker.record_success(permit.admittance)
+
+    def failed(self, permit: Permit) -> None:
+        """It found no memory, however small the run: tell the breaker."""
+        self.breaker.record_failure(permit.admittance)
+
+    def drop(self, permit: Permit) -> bool:
+        """End a request's demand, or its attempt at the engine; what it keeps beside stays held.
+
+        Returns whether that has made room for others.
+        """
+        self.give_up(permit)
+        makes_room = permit.demand is not NOTHING
+        if makes_room:
+            self.admission.reserve(permit, NOTHING)
+        if permit.admittance is not None:
+            self.breaker.probe_dropped(permit.admittance)
+            permit.admittance = None
+        return makes_room
+
+    def leave(self, permit: Permit) -> bool:
+        """End a request; once is enough, and more often does nothing. Returns as `drop` does."""
+        makes_room = self.drop(permit) or permit.kept_bytes > 0
+        self.admission.release(permit)
+        return makes_room
+
+    def run_began(self, n_bytes: int) -> None:
+        """A run that is predicted to take so much has started."""
+        self.admission.begin_run(n_bytes)
+        self._run_began_s = self._clock()
+
+    def run_ended(self, run: RunEnded) -> None:
+        """It has ended."""
+        self.admission.end_run(run.n_tokens, run.seconds)
+        ended = self._ended
+        self._ended = EngineTotals(
+            busy_s=self.totals.busy_s,
+            n_runs=ended.n_runs + 1,
+            n_tokens=ended.n_tokens + run.n_tokens,
+            run_s=ended.run_s + run.seconds,
+        )
+        self._run_began_s = None
+
+    def limits(self) -> RunLimits:
+        """What the engine may do now."""
+        return RunLimits(
+            self.plan,
+            self.admission.room_for_run_bytes(),
+            is_paused=self.breaker.state is BreakerState.OPEN,
+            resident_bytes=round(lines.RESIDENT_WEIGHTS_RATIO * self._budget_bytes),
+            kept_bytes=self._asked.kept_bytes,
+            short_tokens=short_run_tokens(self.admission.tokens_per_s),
+        )
+
+    def _decide(
+        self,
+        permit: Permit,
+        demand: Demand,
+        *,
+        asks_breaker: bool = False,
+        may_wait: bool = True,
+    ) -> Decision:
+        admission = self.admission
+        peak_bytes = permit.kept_bytes + demand.peak_bytes
+        largest_bytes = admission.largest_bytes(demand)
+        # What it holds already is in the numbers of those that hold, and stays there.
+        others_wait = admission.queue_tokens > permit.waiting_tokens
+        run_ratio = self._asked.run_ratio if others_wait and demand.n_tokens else 0.0
+        headroom_bytes = permit.held_bytes + admission.headroom_bytes(demand, run_ratio=run_ratio)
+        asks_queue = demand.n_tokens > 0 and not permit.tokens_left
+        if peak_bytes > largest_bytes:
+            outcome = Outcome.TOO_LARGE
+        elif asks_queue and admission.queue_tokens > admission.queue_limit_tokens:
+            outcome = Outcome.QUEUE_FULL
+        elif asks_breaker and self.breaker.verdict is Verdict.REFUSED:
+            outcome = Outcome.BREAKER_OPEN
+        elif peak_bytes > headroom_bytes:
+            has_place = permit in self._waiting or len(self._waiting) < MOST_WAITING
+            outcome = Outcome.WAIT if may_wait and has_place else Outcome.NO_ROOM
+        else:
+            outcome = Outcome.ADMIT
+        is_breaker = outcome is Outcome.BREAKER_OPEN
+        breaker_retry_s = self.breaker.snapshot().retry_after_s if is_breaker else None
+        return Decision(
+            outcome=outcome,
+            peak_bytes=peak_bytes,
+            headroom_bytes=headroom_bytes,
+            largest_bytes=largest_bytes,
+            predicted_s=admission.predicted_s(demand.n_tokens),
+            retry_after_s=breaker_retry_s or admission.retry_after_s(),
+        )

@@ -1,0 +1,320 @@
+"""The use cases behind the routes: embed texts, explain what would happen to them.
+
+Knows no HTTP. Texts go through tokenizing, admission, the executor's runs, pooling, cut and norm;
+one bad text never fails its neighbours. Where the model cannot answer, a client that can use them
+gets BM25's sparse vectors, which say so.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.errors import (
+    EncodeMemoryError,
+    InvalidRequestError,
+    ModelLoadingError,
+    NonFiniteError,
+)
+from plimsoll.models.pool import ModelPool
+from plimsoll.policy.costs import (
+    BATCH_TEXTS,
+    IDS_STEP_BYTES,
+    MOST_STEMS,
+    NOTHING,
+    Demand,
+    TextSizes,
+    dense_demand,
+    sparse_demand,
+)
+from plimsoll.policy.priority import Priority, priority_of
+from plimsoll.retrieval.bm25 import BM25Encoder
+from plimsoll.serving.fallback import with_fallback
+from plimsoll.serving.gate import AdmissionGate, RequestPermit
+from plimsoll.serving.rows import Row
+from plimsoll.serving.tasks import (
+    Degraded,
+    Embeddings,
+    EmbedTask,
+    Explanation,
+    SparseEmbeddings,
+    TextFailure,
+)
+from plimsoll.serving.threads import run_in
+from plimsoll.serving.tokens import RequestTokens, count_tokens, tokenize
+from plimsoll.telemetry.current_request import current_request
+from plimsoll.telemetry.pressure import PressureMetrics
+from plimsoll.telemetry.requests import RequestMetrics
+
+T = TypeVar("T")
+
+# Words of so many characters are counted in some tens of milliseconds.
+BATCH_CHARACTERS = 256 << 10
+
+
+class TextEncoder(Protocol):
+    """Gives vectors for texts: the engine's executor, or one with a cache before it."""
+
+    async def encode(
+        self,
+        model: EmbeddingModel,
+        texts: Sequence[np.ndarray],
+        dimensions: int,
+        on_row: Callable[[int], None],
+        priority: Priority,
+    ) -> list[Row]:
+        """A row of each text's ids, in order; `on_row` is told a text's tokens as it is done."""
+
+
+class EmbeddingService:
+    """Embeds texts. texts_thread: tokenizes. words_thread: counts words, for longer at a time.
+
+    Every use case takes the request's permit, which its caller leaves when the reply has been
+    sent: until then what it holds counts against the budget.
+    """
+
+    def __init__(
+        self,
+        models: ModelPool,
+        encoder: TextEncoder,
+        gate: AdmissionGate,
+        metrics: RequestMetrics,
+        pressure: PressureMetrics,
+        texts_thread: Executor,
+        words_thread: Executor,
+    ) -> None:
+        self._models = models
+        self._encoder = encoder
+        self._gate = gate
+        self._metrics = metrics
+        self._pressure = pressure
+        self._thread = texts_thread
+        self._words_thread = words_thread
+        self._bm25 = BM25Encoder(most_stems=MOST_STEMS)
+
+    async def embed(self, task: EmbedTask, permit: RequestPermit) -> Embeddings | SparseEmbeddings:
+        """Embed every text of `task`, or encode it with BM25 where it asks for that or allows it.
+
+        Raises as `embed_dense` does.
+        """
+        _check_texts(task)
+        if task.encoder == "bm25":
+            return await self._sparse(task, permit, None)
+        return await with_fallback(
+            task.fallback,
+            permit,
+            self._pressure,
+            lambda: self.embed_dense(task, permit),
+            lambda degraded: self._sparse(task, permit, degraded),
+        )
+
+    async def embed_dense(self, task: EmbedTask, permit: RequestPermit) -> Embeddings:
+        """Embed every text of `task` with the model, or not at all.
+
+        Raises InvalidRequestError for options the model does not have, OverloadError and
+        TooLargeError for what is not admitted, ModelErrors while there is no model.
+        """
+        (answer,) = await self.embed_in_turn([task], permit)
+        return answer
+
+    async def embed_in_turn(
+        self, tasks: Sequence[EmbedTask], permit: RequestPermit
+    ) -> list[Embeddings]:
+        """Embed one list after the other, for one request and with one model: that of the first.
+
+        Ends after a list of which no text has a vector. Raises as `embed_dense` does.
+        """
+        for task in tasks:
+            _check_texts(task)
+        name = tasks[0].model
+        self._note_model(name)
+        # The breaker comes before the model, which would open into the memory that is short.
+        permit.enter(asks_breaker=True)
+        answers: list[Embeddings] = []
+        async with _failure_told(permit), self._models.lease(name) as model:
+            for task in tasks:
+                if answers:
+                    permit.settle()  # its vectors are needed until all have theirs
+                answers.append(await self._embed_with(model, task, permit))
+                if len(answers[-1].failures) == len(task.texts):
+                    break
+        if any(answer.n_tokens for answer in answers):
+            permit.succeeded()  # where nothing has run, nothing is proven
+        for answer in answers:
+            self._count(answer)
+        return answers
+
+    async def _embed_with(
+        self, model: EmbeddingModel, task: EmbedTask, permit: RequestPermit
+    ) -> Embeddings:
+        dimensions = model.traits.check_dimensions(task.dimensions)
+        with self._metrics.stage("tokenize"):
+            tokens = await self._tokenize(model, task, permit)
+        with self._metrics.stage("admission"):
+            await permit.renew(_demand(model, task, TextSizes.of(tokens.lengths)))
+        result = Embeddings(
+            traits=model.traits,
+            input_type=task.input_type,
+            dimensions=dimensions,
+            fingerprint=model.traits.fingerprint(dimensions, task.input_type),
+            warnings=model.traits.warnings(dimensions, task.input_type),
+            vectors=[None] * len(task.texts),
+            truncated=tokens.truncated,
+            failures=tokens.failures,
+            n_tokens=tokens.n_tokens,
+        )
+        priority = task.priority or priority_of(tokens.n_tokens)
+        await self._encode(model, tokens, result, permit, priority)
+        return result
+
+    async def explain(self, task: EmbedTask, permit: RequestPermit) -> Explanation:
+        """What would become of `task` now; nothing runs. Raises as `embed` does for its options."""
+        _check_texts(task)
+        demand, lengths = NOTHING, list[int]()
+        loading_retry_s: float | None = None
+        try:
+            demand, lengths = await self._foresee(task)
+        except ModelLoadingError as error:
+            loading_retry_s = error.retry_after_s
+        decision = permit.explain(demand, asks_breaker=task.encoder == "dense")
+        outcome, retry_after_s = decision.outcome.value, decision.retry_after_s
+        if loading_retry_s is not None and outcome != "breaker_open":
+            outcome, retry_after_s = "model_loading", loading_retry_s
+        governor = self._gate.governor
+        return Explanation(
+            outcome=outcome,
+            step=governor.step,
+            n_texts=len(task.texts),
+            n_tokens=demand.n_tokens,
+            longest_tokens=max(lengths, default=0),
+            predicted_bytes=demand.peak_bytes,
+            predicted_s=decision.predicted_s,
+            headroom_bytes=decision.headroom_bytes,
+            largest_bytes=decision.largest_bytes,
+            queue_tokens=governor.admission.queue_tokens,
+            tokens_per_s=governor.admission.tokens_per_s,
+            retry_after_s=retry_after_s,
+        )
+
+    async def _foresee(self, task: EmbedTask) -> tuple[Demand, list[int]]:
+        """What `task` would take, and the tokens of each text that would run."""
+        if task.encoder == "bm25":
+            return sparse_demand(task.texts), []
+        self._note_model(task.model)
+        async with self._models.lease(task.model) as model:
+            model.traits.check_dimensions(task.dimensions)
+            lengths = await count_tokens(model, task, self._thread)
+            return _demand(model, task, TextSizes.of(lengths)), lengths
+
+    async def _tokenize(
+        self, model: EmbeddingModel, task: EmbedTask, permit: RequestPermit
+    ) -> RequestTokens:
+        """Ids of the texts, their memory reserved as they come.
+
+        Everything else that the request takes is reserved at once when all are there: two
+        requests that each held a half of it would wait for each other.
+        """
+        sizes = TextSizes()
+        reserved_bytes = 0
+
+        async def reserve(lengths: Sequence[int]) -> None:
+            nonlocal reserved_bytes
+            sizes.add(lengths)
+            permit.check_size(_demand(model, task, sizes))  # before more is tokenized in vain
+            if sizes.ids_bytes >= reserved_bytes + IDS_STEP_BYTES:
+                reserved_bytes = sizes.ids_bytes
+                await permit.renew(Demand(0, reserved_bytes))
+
+        return await tokenize(model, task, self._thread, reserve)
+
+    async def _encode(
+        self,
+        model: EmbeddingModel,
+        tokens: RequestTokens,
+        result: Embeddings,
+        permit: RequestPermit,
+        priority: Priority,
+    ) -> None:
+        """Fill in the vectors, a batch at a time."""
+        for batch in _batches(list(tokens.ids), BATCH_TEXTS):
+            ids = [tokens.ids.pop(index) for index in batch]
+            rows = await self._encoder.encode(
+                model, ids, result.dimensions, permit.note_done, priority
+            )
+            for index, vector in zip(batch, rows, strict=True):
+                if np.isfinite(vector).all():
+                    result.vectors[index] = vector
+                else:
+                    error = NonFiniteError("the model's values for this text are not finite")
+                    result.failures.append(TextFailure(index, "non_finite", str(error)))
+
+    async def _sparse(
+        self, task: EmbedTask, permit: RequestPermit, degraded: Degraded | None
+    ) -> SparseEmbeddings:
+        demand = sparse_demand(task.texts)
+        if degraded:  # it has waited already
+            permit.renew_now(demand)
+        else:
+            await permit.renew(demand)
+        encode = (
+            self._bm25.encode_queries
+            if task.input_type == "search_query"
+            else self._bm25.encode_documents
+        )
+        vectors = []
+        for batch in _word_batches(task.texts):
+            vectors += await run_in(self._words_thread, encode, batch)
+        return SparseEmbeddings(self._bm25.fingerprint, vectors, degraded)
+
+    def _note_model(self, name: str | None) -> None:
+        """Say in log and metrics which model is asked for. Raises UnknownModelError."""
+        slot, request = self._models.find(name), current_request()
+        if request is not None:
+            request.model = slot.name
+
+    def _count(self, result: Embeddings) -> None:
+        n_embedded = len(result.vectors) - len(result.failures)
+        model = result.traits.name
+        self._metrics.embedded(model, n_embedded, result.n_tokens, len(result.truncated))
+        for failure in result.failures:
+            self._metrics.failed(failure.code)
+
+
+def _check_texts(task: EmbedTask) -> None:
+    if not task.texts:
+        raise InvalidRequestError("input is an empty list; send at least one text", param="input")
+
+
+@asynccontextmanager
+async def _failure_told(permit: RequestPermit) -> AsyncIterator[None]:
+    """Tell the breaker where a request that it has let through finds no memory."""
+    try:
+        yield
+    except EncodeMemoryError:
+        permit.failed()
+        raise
+
+
+def _demand(model: EmbeddingModel, task: EmbedTask, sizes: TextSizes) -> Demand:
+    hidden = model.traits.dimensions
+    return dense_demand(sizes, model.run_bytes, hidden=hidden, dimensions=task.dimensions or hidden)
+
+
+def _word_batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Texts that the thread takes at once, so that one request does not keep the others waiting."""
+    start = n_characters = 0
+    for place, text in enumerate(texts):
+        n_characters += len(text)
+        if n_characters >= BATCH_CHARACTERS or place - start + 1 >= BATCH_TEXTS:
+            yield texts[start : place + 1]
+            start, n_characters = place + 1, 0
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,225 @@
+"""One run after the other on the engine: what is tried for it, and who is told of it.
+
+A refused allocation is no failure yet: the run is halved and tried again after a pause. Only a
+text that fails alone, several times, fails its request (policy/runs.py). Everything here happens
+on the executor's thread; rows come back on the event loops that wait for them, once a run.
+"""
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from plimsoll.encoder.layout import PACK_TOKENS
+from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.errors import EncodeMemoryError
+from plimsoll.machine.memory import own_anonymous_bytes
+from plimsoll.policy.runs import ATTEMPTS, RunEnded, RunLimits, retry_after_failure
+from plimsoll.serving.rows import QueuedText, deliver, fail, finish, requests_of, tell
+from plimsoll.telemetry.current_request import serving, together
+from plimsoll.telemetry.engine import EngineMetrics
+from plimsoll.telemetry.pressure import PressureMetrics, Recovery
+from plimsoll.telemetry.requests import RequestMetrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Tally:
+    """What came of a run so far."""
+
+    n_texts: int = 0
+    n_tokens: int = 0
+    n_retries: int = 0
+
+
+class RunObserver(Protocol):
+    """Who is told of the engine's runs, on the event loop of a run's first text."""
+
+    def run_began(self, n_bytes: int) -> None:
+        """A run that is predicted to take so much has started."""
+
+    def run_ended(self, run: RunEnded) -> None:
+        """It has ended; rows that it brought have been delivered."""
+
+    def wake(self) -> None:
+        """That was all for now."""
+
+
+class EngineRuns:
+    """Owns what is known of the engine's runs: which models ran, and the end not told of yet.
+
+    clock: seconds of perf_counter's kind. pause: waits so many seconds before a new try.
+    """
+
+    def __init__(
+        self,
+        metrics: EngineMetrics,
+        stages: RequestMetrics,
+        pressure: PressureMetrics,
+        *,
+        clock: Callable[[], float],
+        pause: Callable[[float], object],
+    ) -> None:
+        self._metrics = metrics
+        self._stages = stages
+        self._pressure = pressure
+        self._clock = clock
+        self._pause = pause
+        self._observer: RunObserver | None = None
+        self._ended: tuple[asyncio.AbstractEventLoop, RunEnded] | None = None  # not told yet
+        self._ran: weakref.WeakSet[EmbeddingModel] = weakref.WeakSet()
+        self._last_ran: Callable[[], EmbeddingModel | None] = lambda: None
+
+    @property
+    def last_model(self) -> EmbeddingModel | None:
+        """The model that ran last, while it is there."""
+        return self._last_ran()
+
+    def watch(self, observer: RunObserver) -> None:
+        """Tell `observer` of every run from now on."""
+        self._observer = observer
+
+    def run(self, texts: Sequence[QueuedText], limits: RunLimits) -> None:
+        """Give the engine one run, and tell what came of it."""
+        began_s, model, loop = self._clock(), texts[0].model, texts[0].loop
+        self._last_ran = weakref.ref(model)
+        self._ran.add(model)
+        self._note_queued(texts, began_s)
+        lengths = [text.n_tokens for text in texts]
+        predicted_bytes = run_bytes(texts[0], lengths, limits)
+        before_bytes = own_anonymous_bytes()
+        self.tell_ended(loop, predicted_bytes)
+        tally = _Tally()
+        try:
+            self._try(texts, limits, tally, attempt=1)
+        except Exception as error:  # this thread must outlive one run that goes wrong
+            log.exception("a run ended unexpectedly")
+            fail(texts, error)
+        self._ended = (
+            loop,
+            RunEnded(
+                n_texts=tally.n_texts,
+                n_tokens=tally.n_tokens,
+                longest_tokens=max(lengths),
+                n_threads=limits.plan.engine_threads,
+                pack_tokens=_pack_tokens(limits),
+                predicted_bytes=predicted_bytes,
+                grown_bytes=own_anonymous_bytes() - before_bytes,
+                seconds=self._clock() - began_s,
+                n_retries=tally.n_retries,
+            ),
+        )
+
+    def tell_ended(
+        self, next_loop: asyncio.AbstractEventLoop | None = None, next_bytes: int = 0
+    ) -> None:
+        """Tell the observer of the run that has ended, together with the one that begins.
+
+        Between the two its memory would pass for memory that nothing accounts for.
+        """
+        ended, self._ended = self._ended, None
+        loop = next_loop or (ended[0] if ended else None)
+        if loop is not None:
+            tell(loop, self._observe, ended[1] if ended else None, next_loop and next_bytes)
+
+    def _observe(self, ended: RunEnded | None, next_bytes: int | None) -> None:
+        if self._observer is None:
+            return
+        if ended is not None:
+            self._observer.run_ended(ended)
+        if next_bytes is not None:
+            self._observer.run_began(next_bytes)
+        self._observer.wake()
+
+    def _note_queued(self, texts: Sequence[QueuedText], now_s: float) -> None:
+        for text in texts:
+            self._stages.observe_stage("queue", now_s - text.queued_at_s)
+        for request, queued_at_s in requests_of(texts).items():
+            request.add_stage("queue", queued_at_s, now_s)
+        self._metrics.took(sum(text.n_tokens for text in texts))
+
+    def _try(
+        self, texts: Sequence[QueuedText], limits: RunLimits, tally: _Tally, *, attempt: int
+    ) -> None:
+        """Give texts to the engine; deliver their rows or what went wrong."""
+        model = texts[0].model
+        try:
+            with self._stages.stage("encode", requests_of(texts)):
+                vectors = model.encode(
+                    [text.ids for text in texts],
+                    drop_pages=limits.drops_pages(model.weights_bytes),
+                    # A last try takes the least memory: one thread.
+                    n_threads=1 if attempt == ATTEMPTS else limits.plan.engine_threads,
+                    pack_tokens=_pack_tokens(limits),
+                    kept_layers=_kept_layers(model, limits),
+                )
+            with self._stages.stage("pool", requests_of(texts)):
+                rows = finish(model, vectors, texts)
+        except EncodeMemoryError as error:
+            with serving(together(text.measured for text in texts)):
+                self._recover(texts, limits, tally, attempt, error)
+            return
+        except Exception as error:  # handed to those who wait for these rows
+            fail(texts, error)
+            return
+        if attempt > 1:
+            self._pressure.recovered(Recovery.RUN_RECOVERED)
+        tally.n_texts += len(texts)
+        tally.n_tokens += sum(text.n_tokens for text in texts)
+        deliver(texts, rows)
+
+    def _recover(
+        self,
+        texts: Sequence[QueuedText],
+        limits: RunLimits,
+        tally: _Tally,
+        attempt: int,
+        error: EncodeMemoryError,
+    ) -> None:
+        """Halve the run and try again after a pause; give up on a text that fails alone."""
+        retry = retry_after_failure(len(texts), attempt)
+        if retry is None:
+            self._pressure.recovered(Recovery.RUN_FAILED)
+            log.error("a text of %d tokens found no memory: %s", texts[0].n_tokens, error)
+            fail(texts, error)
+            return
+        log.warning("no memory for a run of %d texts; trying again with half", len(texts))
+        self._pressure.recovered(Recovery.RUN_RETRIED)
+        tally.n_retries += 1
+        self.give_back()
+        self._ran.add(texts[0].model)
+        self._pause(retry.pause_s)
+        for part in (texts[: retry.n_first], texts[retry.n_first :]):
+            # One text that fails fails its request, which then wants nothing of the others.
+            wanted = [text for text in part if not text.is_dropped]
+            if wanted:
+                self._try(wanted, limits, tally, attempt=retry.attempt)
+
+    def give_back(self) -> None:
+        """Let the models that have run give back what only runs need."""
+        models, self._ran = list(self._ran), weakref.WeakSet()
+        for model in models:
+            try:
+                model.release_memory()
+            except EncodeMemoryError:
+                log.warning("no memory to give memory back with")
+            except Exception:  # this thread must outlive one model that cannot
+                log.exception("cannot give memory back")
+
+
+def run_bytes(text: QueuedText, lengths: Sequence[int], limits: RunLimits) -> int:
+    """Bytes of a run of texts of these lengths on the model of `text`."""
+    return text.model.run_bytes(
+        lengths, n_threads=limits.plan.engine_threads, pack_tokens=_pack_tokens(limits)
+    )
+
+
+def _pack_tokens(limits: RunLimits) -> int:
+    return round(PACK_TOKENS * limits.pack_ratio)
+
+
+def _kept_layers(model: EmbeddingModel, limits: RunLimits) -> int:
+    return 0 if limits.kept_bytes is None else model.sizes.fitting_layers(limits.kept_bytes)

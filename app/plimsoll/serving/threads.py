@@ -1,0 +1,31 @@
+"""Work in a thread, waited for to its end. Each job belongs to a request that was admitted."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def run_in(
+    thread: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Do some work, in the thread where one is given.
+
+    A caller that is cancelled waits for the thread's end first: the thread cannot be cancelled,
+    and until its end the memory that it works on is in use.
+    """
+    if thread is None:
+        return work(*args, **kwargs)
+    job = thread.submit(work, *args, **kwargs)
+    result = asyncio.wrap_future(job)
+    try:
+        await asyncio.wait((result,))
+    except asyncio.CancelledError:
+        if not job.cancel():
+            await asyncio.wait((result,))
+            result.exception()  # asked for, or asyncio would log that it never was
+        raise
+    return result.result()

@@ -1,0 +1,171 @@
+"""Where settings come from, and what an operator is told about a wrong one.
+
+Command line > environment > .env > TOML file > default. The layers are read here rather than by
+pydantic-settings, so that every value and every mistake can be named with its place.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotenv.parser import Binding, parse_stream
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from plimsoll.errors import SettingsError
+from plimsoll.settings import PREFIX, Settings, allowed_values, is_secret
+
+COMMAND_LINE = "command line"
+ARGUMENT = "argument"
+ENVIRONMENT = "environment"
+ENV_FILE = ".env"
+TOML_FILE = "plimsoll.toml"
+DEFAULT = "default"
+
+# Kubernetes puts the addresses of a Service named "plimsoll" (or "plimsoll-…") into the environment
+# of every pod beside it: PLIMSOLL_PORT=tcp://10.0.0.7:80, PLIMSOLL_SERVICE_HOST, …
+_SERVICE_VARIABLE = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=|PORT_\d+_\w+=|PORT=(tcp|udp|sctp)://)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """Settings with the place of each value.
+
+    sources: field → "command line", "argument", "environment", ".env", the TOML file's name,
+        "XDG_CACHE_HOME" or "default".
+    ignored: environment variables with our prefix that Kubernetes set about a Service.
+    """
+
+    settings: Settings
+    sources: Mapping[str, str]
+    ignored: tuple[str, ...] = ()
+
+
+def load_settings(
+    overrides: Mapping[str, object] | None = None,
+    *,
+    given_by: str = COMMAND_LINE,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> LoadedSettings:
+    """Merge the layers and validate the result.
+
+    overrides: the caller's values by field name; None means not given.
+    given_by: what the caller's own user calls them: the command line, or a function's argument.
+    environ: the environment, this process's own by default; an empty variable counts as unset.
+    directory: where .env, plimsoll.toml and a relative PLIMSOLL_CONFIG are looked up, the
+        working folder by default. Other programs' names in .env are left alone.
+    Raises SettingsError with one line per mistake, never with a secret's value.
+    """
+    environ = os.environ if environ is None else environ
+    directory = Path() if directory is None else directory  # also one that was deleted
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    links = {name for name in environ if _SERVICE_VARIABLE.match(f"{name}={environ[name]}")}
+    variables = {name: text for name, text in environ.items() if name not in links}
+    layers: list[tuple[str, Mapping[str, object]]] = [
+        (given_by, given),
+        (ENVIRONMENT, _own_fields(variables)),
+        (ENV_FILE, _own_fields(_read_env_file(directory / ENV_FILE))),
+    ]
+    chosen = next((layer["config"] for _, layer in layers if "config" in layer), None)
+    layers.append(_read_toml_file(directory, chosen))
+    layers.append(("XDG_CACHE_HOME", _xdg_cache_dir(environ)))
+
+    values: dict[str, object] = {}
+    sources = dict.fromkeys(Settings.model_fields, DEFAULT)
+    problems = []
+    for place, layer in layers:
+        for field, value in layer.items():
+            if field not in Settings.model_fields:
+                problems.append(_explain_unknown(field, place))
+            elif field not in values:
+                values[field], sources[field] = value, place
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as invalid:
+        problems += [_explain_invalid(error, sources) for error in invalid.errors()]
+    if problems:  # raised out here, so that no traceback carries pydantic's copy of the values
+        raise SettingsError("\n".join(problems))
+    return LoadedSettings(settings, sources, tuple(sorted(links)))
+
+
+def _own_fields(variables: Mapping[str, str]) -> dict[str, str]:
+    """Keep the variables with our prefix that are not empty, under their fields' names."""
+    return {
+        name.removeprefix(PREFIX).lower(): text.strip()
+        for name, text in variables.items()
+        if name.startswith(PREFIX) and text.strip()
+    }
+
+
+def _read_env_file(path: Path) -> dict[str, str]:
+    """Read a .env file; text stands for itself, ${…} is not expanded."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise SettingsError(f"{ENV_FILE} cannot be read: {unreadable}") from unreadable
+    broken = [str(_line(binding)) for binding in bindings if binding.error]
+    if broken:
+        raise SettingsError(f"{ENV_FILE} line {', '.join(broken)}: not of the form NAME=value")
+    return {binding.key: binding.value or "" for binding in bindings if binding.key is not None}
+
+
+def _line(binding: Binding) -> int:
+    """Return the line a statement begins on; the parser counts from the blank lines before it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _read_toml_file(directory: Path, chosen: object) -> tuple[str, dict[str, object]]:
+    """Return the TOML file's name and its keys: the chosen one, else plimsoll.toml if present."""
+    name = TOML_FILE if chosen is None else str(chosen)
+    try:
+        path = directory / Path(name).expanduser()
+        if chosen is None and not path.is_file():
+            return name, {}
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RuntimeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as unreadable:
+        raise SettingsError(f"settings file {name} cannot be read: {unreadable}") from unreadable
+    if "config" in values:
+        raise SettingsError(f"config ({name}) is not allowed there: one file cannot name another")
+    return name, values
+
+
+def _xdg_cache_dir(environ: Mapping[str, str]) -> dict[str, Path]:
+    """Follow the XDG Base Directory rules, which ignore a relative folder."""
+    cache_home = Path(environ.get("XDG_CACHE_HOME", ""))
+    return {"cache_dir": cache_home / "plimsoll"} if cache_home.is_absolute() else {}
+
+
+def _spell(field: str, place: str) -> str:
+    """Return a field's name as it is written at a place."""
+    return PREFIX + field.upper() if place in (ENVIRONMENT, ENV_FILE) else field
+
+
+def _explain_unknown(field: str, place: str) -> str:
+    bare = field.lower().removeprefix(PREFIX.lower())
+    guess = difflib.get_close_matches(bare, Settings.model_fields, n=1, cutoff=0.5)
+    hint = f"did you mean {_spell(guess[0], place)}?" if guess else "no setting has a name like it"
+    return f"{_spell(field, place)} ({place}) is not a setting; {hint}"
+
+
+def _explain_invalid(error: ErrorDetails, sources: Mapping[str, str]) -> str:
+    """Say in one line which value is wrong, where it stood and what is allowed."""
+    own_words = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return own_words  # a relation between fields, which names them
+    name = str(error["loc"][0])
+    field, place = Settings.model_fields[name], sources[name]
+    value = "its value (hidden)" if is_secret(field) else repr(error["input"])
+    is_own = error["type"] == "value_error"
+    reason = own_words if is_own else f"allowed: {allowed_values(field)}"
+    return f"{_spell(name, place)} ({place}): {value} is not allowed; {reason}"

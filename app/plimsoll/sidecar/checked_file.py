@@ -1,0 +1,130 @@
+"""A file of places with checksums, mapped read-only: verified, read ahead, given back.
+
+Knows neither tensors nor graphs: a place is a name and some bytes. Places are read through the
+file and not through the map to be verified, where a disk's error would kill the process.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from io import BufferedReader
+from pathlib import Path
+
+from plimsoll.errors import CacheCorruptError, GGUFError
+from plimsoll.gguf.sources import FileSource
+from plimsoll.sidecar.index import (
+    CHUNK_BYTES,
+    Place,
+    checksum,
+    chunk_bounds,
+    chunk_checksum,
+    n_chunks,
+)
+
+# The kernel reads at most a device's window ahead per call, so long ranges are split.
+_PREFETCH_BYTES = 1 << 20
+
+
+class CheckedFile:
+    """Owns an open file, its mapping, and the record of which chunks have been verified.
+
+    Two threads that verify the same place at once both read it.
+    """
+
+    def __init__(
+        self, file: BufferedReader, places: Mapping[str, Place], put_aside: Callable[[], None]
+    ) -> None:
+        """Map a file that has been opened by its path, and that this object closes.
+
+        put_aside: makes the next load build the file again. Raises OSError.
+        """
+        self.path = Path(file.name)
+        self.fd = file.fileno()
+        self._places = places
+        self._put_aside = put_aside
+        with ExitStack() as opened:
+            opened.enter_context(file)
+            self._file = opened.enter_context(FileSource(self.fd))
+            self.map = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
+            self._opened = opened.pop_all()
+        self._verified = {name: bytearray(n_chunks(p.n_bytes)) for name, p in places.items()}
+
+    def verify(self, name: str, start_byte: int = 0, stop_byte: int | None = None) -> None:
+        """Compare the chunks that hold these bytes of a place with their checksums, once.
+
+        Raises CacheCorruptError; the caller closes this file and loads the model anew.
+        """
+        place = self._places[name]
+        done = self._verified[name]
+        stop = place.n_bytes if stop_byte is None else stop_byte
+        chunks = range(start_byte // CHUNK_BYTES, n_chunks(stop))
+        buffer = bytearray(0 if all(done[chunks.start : chunks.stop]) else CHUNK_BYTES)
+        for chunk in chunks:
+            if not done[chunk]:
+                if not self._is_whole(place, chunk, buffer):
+                    start, end = chunk_bounds(place, chunk)
+                    self._put_aside()
+                    raise CacheCorruptError(
+                        f"{self.path} is damaged in {name}, bytes {start} to {end}; it is "
+                        "built again when the model is loaded next"
+                    )
+                done[chunk] = 1
+
+    def damaged_chunks(self, name: str) -> list[tuple[int, int]]:
+        """Read a whole place; bytes of the file, from and to, that are not as written."""
+        place = self._places[name]
+        chunks = range(n_chunks(place.n_bytes))
+        buffer = bytearray(CHUNK_BYTES)
+        damaged = [chunk for chunk in chunks if not self._is_whole(place, chunk, buffer)]
+        return [chunk_bounds(place, chunk) for chunk in damaged]
+
+    def advise(self, names: Sequence[str], advice: int) -> None:
+        """madvise the pages of our map that hold these places.
+
+        Only whole pages inside a run of places: a page at its edge that holds a part of another
+        place is left out.
+        """
+        for start, end in self.runs(names):
+            first = start + -start % mmap.PAGESIZE
+            step = _PREFETCH_BYTES if advice == mmap.MADV_WILLNEED else max(end - first, 1)
+            for position in range(first, end - mmap.PAGESIZE + 1, step):
+                length = min(step, end - position) // mmap.PAGESIZE * mmap.PAGESIZE
+                self.map.madvise(advice, position, length)
+
+    def evict(self, names: Sequence[str]) -> None:
+        """Take these places' pages out of the file cache, where no process has them mapped.
+
+        Left there, in a group with a limit, they push out what was used before them.
+        """
+        if hasattr(os, "posix_fadvise"):
+            for start, end in self.runs(names):
+                os.posix_fadvise(self.fd, start, end - start, os.POSIX_FADV_DONTNEED)
+
+    def runs(self, names: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """First and last byte of these places, those side by side as one."""
+        places = sorted((self._places[name] for name in names), key=lambda p: p.offset)
+        if not places:
+            return
+        start, end = places[0].offset, places[0].offset
+        for place in places:
+            if place.offset - end >= mmap.PAGESIZE:
+                yield start, end
+                start = place.offset
+            end = place.offset + place.n_bytes
+        yield start, end
+
+    def close(self) -> None:
+        """Unmap. Raises BufferError when arrays over the map are still alive."""
+        self.map.close()
+        self._opened.close()
+
+    def _is_whole(self, place: Place, chunk: int, buffer: bytearray) -> bool:
+        """Read a chunk into a buffer, which is used again: to map a new one costs more."""
+        start, end = chunk_bounds(place, chunk)
+        data = memoryview(buffer)[: end - start]
+        try:
+            self._file.readinto_at(start, data)
+        except GGUFError:  # the disk failed, or the file has become shorter
+            return False
+        return checksum(data) == chunk_checksum(place, chunk)

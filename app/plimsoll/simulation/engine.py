@@ -1,0 +1,295 @@
+"""The made-up half of a simulation: a clock that jumps, a machine, and an engine in its time.
+
+The engine stands in for the executor and its thread: one queue of texts, one run at a time, chosen
+by the executor's own rules, which also say what is tried where a run finds no memory. What it runs
+takes as long as its tokens over a rate.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from plimsoll.encoder.architecture import Architecture
+from plimsoll.encoder.layout import FLOAT_BYTES, PACK_TOKENS, run_bytes
+from plimsoll.policy.costs import Demand, TextSizes, dense_demand
+from plimsoll.policy.governor import Governor
+from plimsoll.policy.lines import FULL_PARALLELISM
+from plimsoll.policy.priority import Priority
+from plimsoll.policy.runs import RunEnded, RunLimits, retry_after_failure
+from plimsoll.policy.scheduler import Plan
+from plimsoll.policy.text_queue import TextQueue
+
+
+@dataclass(frozen=True)
+class SimulatedMachine:
+    """What a trace runs on.
+
+    floor_bytes: memory at rest. tokens_per_s: of the engine with all its threads. token_limit:
+    longer texts are cut to it. The last three are the server's settings of these names.
+    """
+
+    limit_bytes: int
+    architecture: Architecture
+    token_limit: int
+    floor_bytes: int = 70 << 20
+    tokens_per_s: float = 300.0
+    n_threads: int = 2
+    queue_timeout_s: float = 5.0
+    queue_s: float = 30.0
+    recovery_timeout_s: float = 15.0
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of the model, expanded."""
+        shape = self.architecture
+        n_values = shape.vocabulary * shape.hidden + shape.n_layers * shape.layer_parameters
+        return FLOAT_BYTES * n_values
+
+    def demand(self, sizes: TextSizes) -> Demand:
+        """What the server takes a request of such texts for."""
+        hidden = self.architecture.hidden
+        predict = partial(run_bytes, self.architecture, n_threads=self.n_threads)
+        return dense_demand(sizes, predict, hidden=hidden, dimensions=hidden)
+
+    def run_bytes(self, lengths: Sequence[int], limits: RunLimits) -> int:
+        """What the server takes a run of such texts for."""
+        return run_bytes(
+            self.architecture,
+            lengths,
+            n_threads=limits.plan.engine_threads,
+            pack_tokens=round(PACK_TOKENS * limits.pack_ratio),
+        )
+
+    def run_s(self, n_tokens: int, plan: Plan) -> float:
+        """How long a run takes with the threads that the plan gives it."""
+        most_threads = min(self.n_threads, FULL_PARALLELISM)
+        return n_tokens / self.tokens_per_s * most_threads / plan.engine_threads
+
+
+class Timeline(Protocol):
+    """The time, and a way to let something happen later."""
+
+    def __call__(self) -> float:
+        """Seconds."""
+
+    def plan(self, at_s: float, action: Callable[[], None]) -> None:
+        """Let something happen; actions of one moment go in the order they were planned."""
+
+
+@dataclass
+class JumpingClock:
+    """Owns the time, and what is still to happen."""
+
+    now_s: float = 0.0
+    _actions: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _n_planned: int = 0
+
+    def __call__(self) -> float:
+        """Seconds since the start."""
+        return self.now_s
+
+    def plan(self, at_s: float, action: Callable[[], None]) -> None:
+        """Let something happen, as Timeline says."""
+        heapq.heappush(self._actions, (at_s, self._n_planned, action))
+        self._n_planned += 1
+
+    def step(self) -> None:
+        """Go on to the next action."""
+        self.now_s, _, action = heapq.heappop(self._actions)
+        action()
+
+
+class TextOwner(Protocol):
+    """Whose text it is. has_ended: nothing more is wanted of its texts."""
+
+    @property
+    def has_ended(self) -> bool: ...  # noqa: D102
+
+
+Owner = TypeVar("Owner", bound=TextOwner)
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedText(Generic[Owner]):
+    """A text in the queue or in a run."""
+
+    owner: Owner
+    n_tokens: int
+    queued_at_s: float
+
+    @property
+    def request(self) -> Owner:
+        """Those of one owner came together."""
+        return self.owner
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether its owner wants nothing more of it."""
+        return self.owner.has_ended
+
+
+Texts = Sequence[SimulatedText[Owner]]
+
+
+@dataclass(eq=False)
+class _Run(Generic[Owner]):
+    """The run under way. to_try: parts of it that are still to be tried, and how often they were.
+
+    under_way: the part that computes; a token that only its own end knows.
+    """
+
+    texts: Texts[Owner]
+    limits: RunLimits
+    n_bytes: int
+    began_s: float
+    to_try: list[tuple[Texts[Owner], int]]
+    n_texts_done: int = 0
+    n_tokens_done: int = 0
+    n_retries: int = 0
+    trying: tuple[Texts[Owner], int] | None = None
+    under_way: object = None
+
+
+class Listener(Protocol[Owner]):
+    """What the engine tells of its runs."""
+
+    def rows_came(self, texts: Texts[Owner], began_s: float) -> None:
+        """These texts have vectors, from a run that began then."""
+
+    def found_no_memory(self, text: SimulatedText[Owner]) -> None:
+        """This text failed alone, as often as it may be tried."""
+
+    def found_no_room(self, text: SimulatedText[Owner]) -> None:
+        """This text stood first in the queue for as long as it may, and nothing could run."""
+
+
+class SimulatedEngine(Generic[Owner]):
+    """Owns the queue of texts and the run under way."""
+
+    def __init__(
+        self,
+        machine: SimulatedMachine,
+        clock: Timeline,
+        governor: Governor,
+        listener: Listener[Owner],
+    ) -> None:
+        self._machine = machine
+        self._clock = clock
+        self._governor = governor
+        self._listener = listener
+        self._queue: TextQueue[SimulatedText[Owner]] = TextQueue(
+            run_bytes=lambda text, lengths, limits: machine.run_bytes(lengths, limits),
+            weights_bytes=lambda text: machine.weights_bytes,
+            belong_together=lambda first, text: True,
+            room_timeout_s=machine.queue_timeout_s,
+        )
+        self._run: _Run[Owner] | None = None
+        self._is_waiting = False
+        self._fails_until_s = -1.0
+
+    @property
+    def used_bytes(self) -> int:
+        """What the run under way takes."""
+        return self._run.n_bytes if self._run else 0
+
+    def put(self, owner: Owner, n_tokens: int, priority: Priority) -> None:
+        """Queue a text; `start` lets it run."""
+        self._queue.put(SimulatedText(owner, n_tokens, self._clock()), priority)
+
+    def start(self) -> None:
+        """Begin a run if none is under way and there is room for one."""
+        while self._run is None:
+            limits = self._governor.limits()
+            found = self._queue.next(limits, self._clock())
+            if found.texts:
+                self._begin(found.texts, limits)
+            elif found.refused is not None:
+                self._listener.found_no_room(found.refused)
+            else:
+                self._look_again(found.wait_s)
+                return
+
+    def _look_again(self, wait_s: float | None) -> None:
+        """Start once more after so long, unless that is planned already."""
+        if wait_s is not None and not self._is_waiting:
+            self._is_waiting = True
+            self._clock.plan(self._clock() + wait_s, self._start_after_wait)
+
+    def _start_after_wait(self) -> None:
+        self._is_waiting = False
+        self.start()
+
+    def fail(self, for_s: float) -> None:
+        """Refuse memory to the part under way, and to every part that is begun within `for_s`."""
+        self._fails_until_s = self._clock() + for_s
+        run = self._run
+        if run is not None and run.trying is not None:
+            self._fail_part(run, *run.trying)
+
+    def _begin(self, texts: Texts[Owner], limits: RunLimits) -> None:
+        n_bytes = self._machine.run_bytes([text.n_tokens for text in texts], limits)
+        self._run = _Run(texts, limits, n_bytes, self._clock(), [(texts, 1)])
+        self._governor.run_began(n_bytes)
+        self._try_next(self._run)
+
+    def _try_next(self, run: _Run[Owner]) -> None:
+        """Compute the next part of the run, or end it."""
+        run.trying = None
+        while run.to_try:
+            part, attempt = run.to_try.pop(0)
+            wanted = [text for text in part if not text.is_dropped] if run.n_retries else part
+            if not wanted:
+                continue
+            if self._clock() < self._fails_until_s:
+                self._fail_part(run, wanted, attempt)
+                return
+            run.trying, run.under_way = (wanted, attempt), object()
+            seconds = self._machine.run_s(sum(text.n_tokens for text in wanted), run.limits.plan)
+            self._clock.plan(self._clock() + seconds, partial(self._end_part, run, run.under_way))
+            return
+        self._end(run)
+
+    def _end_part(self, run: _Run[Owner], under_way: object) -> None:
+        if under_way is not run.under_way or run.trying is None:
+            return  # it has failed in the time since
+        texts, _ = run.trying
+        run.n_texts_done += len(texts)
+        run.n_tokens_done += sum(text.n_tokens for text in texts)
+        # The engine's thread goes on without waiting for the event loop to take the rows.
+        self._try_next(run)
+        self._listener.rows_came(texts, run.began_s)
+        self.start()
+
+    def _fail_part(self, run: _Run[Owner], texts: Texts[Owner], attempt: int) -> None:
+        retry = retry_after_failure(len(texts), attempt)
+        run.trying = None
+        if retry is None:
+            # As with rows: the engine goes on before the event loop hears of it.
+            told = partial(self._listener.found_no_memory, texts[0])
+            self._clock.plan(self._clock(), told)
+            self._try_next(run)
+            return
+        run.n_retries += 1
+        parts = (texts[: retry.n_first], texts[retry.n_first :])
+        run.to_try[:0] = [(part, retry.attempt) for part in parts if part]
+        self._clock.plan(self._clock() + retry.pause_s, partial(self._try_next, run))
+
+    def _end(self, run: _Run[Owner]) -> None:
+        self._run = None
+        plan = run.limits.plan
+        self._governor.run_ended(
+            RunEnded(
+                n_texts=run.n_texts_done,
+                n_tokens=run.n_tokens_done,
+                longest_tokens=max(text.n_tokens for text in run.texts),
+                n_threads=plan.engine_threads,
+                pack_tokens=round(PACK_TOKENS * run.limits.pack_ratio),
+                predicted_bytes=run.n_bytes,
+                grown_bytes=run.n_bytes,
+                seconds=self._clock() - run.began_s,
+                n_retries=run.n_retries,
+            )
+        )
+        self.start()

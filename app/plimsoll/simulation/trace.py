@@ -1,0 +1,117 @@
+"""What a simulation replays: requests, and memory that something else takes, a JSON line each.
+
+    {"at_s": 0.5, "tokens": [32, 128]}             a request for two texts of so many tokens
+    {"at_s": 3.0, "used_bytes_extra": 100000000}   from now on something else uses so much
+    {"at_s": 4.0, "memory_failure": true}          the engine's allocation is refused, and with
+                                                   "for_s": 2.5 every one for so long
+
+Pure: lines in, records out. Strict, so that a misspelt trace is not taken for a quiet one.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import orjson
+
+MOST_S = 86_400.0  # a day
+MOST_TEXT_TOKENS = 1_000_000
+MOST_EXTRA_BYTES = 1 << 50
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request: tokens of each of its texts."""
+
+    at_s: float
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraMemory:
+    """From now on something else uses so much of the limit."""
+
+    at_s: float
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFailure:
+    """The run under way finds no memory, and so do all that are tried within `for_s` from then."""
+
+    at_s: float
+    for_s: float = 0.0
+
+
+TraceEvent: TypeAlias = Arrival | ExtraMemory | MemoryFailure
+
+
+def parse_trace(lines: Iterable[bytes]) -> list[TraceEvent]:
+    """Read a trace, in the order of its lines; blank ones are skipped.
+
+    Raises ValueError with the number of the first line that is none of the three.
+    """
+    events = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                events.append(_parse_event(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+    return events
+
+
+def _parse_event(line: bytes) -> TraceEvent:
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"no JSON: {error.msg}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"not an object but {_shown(fields)}")
+    at_s = fields.pop("at_s", None)
+    if not _is_number(at_s) or not 0 <= at_s <= MOST_S:
+        raise ValueError(f"at_s is {_shown(at_s)}, not seconds from 0 to {MOST_S:.0f}")
+    match list(fields.items()):
+        case [("tokens", tokens)]:
+            return Arrival(float(at_s), _token_counts(tokens))
+        case [("used_bytes_extra", n_bytes)]:
+            if not _is_count(n_bytes, 0, MOST_EXTRA_BYTES):
+                raise ValueError(f"used_bytes_extra is {_shown(n_bytes)}, not a number of bytes")
+            return ExtraMemory(float(at_s), n_bytes)
+        case [("memory_failure", True)]:
+            return MemoryFailure(float(at_s))
+        case [("memory_failure", True), ("for_s", for_s)] | [
+            ("for_s", for_s),
+            ("memory_failure", True),
+        ]:
+            if not _is_number(for_s) or not 0 <= for_s <= MOST_S:
+                raise ValueError(f"for_s is {_shown(for_s)}, not seconds from 0 to {MOST_S:.0f}")
+            return MemoryFailure(float(at_s), float(for_s))
+    raise ValueError(
+        "beside at_s there is one of tokens (a list), used_bytes_extra (a number) and "
+        f"memory_failure (true); this has {_shown(fields)}"
+    )
+
+
+def _token_counts(tokens: Any) -> tuple[int, ...]:
+    if not isinstance(tokens, list) or not tokens:
+        raise ValueError(f"tokens is {_shown(tokens)}, not a list with a number for each text")
+    for n_tokens in tokens:
+        if not _is_count(n_tokens, 1, MOST_TEXT_TOKENS):
+            raise ValueError(
+                f"tokens holds {_shown(n_tokens)}, not a number from 1 to {MOST_TEXT_TOKENS}"
+            )
+    return tuple(tokens)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 40 else f"{text[:37]}..."

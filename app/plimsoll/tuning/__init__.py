@@ -1,0 +1,1 @@
+"""What limits throughput, and what the server tries against it."""

@@ -1,1 +1,0 @@
-"""What `benchmark.py` measures, with what, and how it is reported."""

@@ -1,0 +1,183 @@
+"""`plimsoll doctor`: what would keep a server from answering is found before it is started."""
+
+import errno
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from plimsoll.cli import checks, model_checks
+from plimsoll.cli.findings import State
+from plimsoll.errors import SettingsError
+from plimsoll.machine.memory import MemoryMonitor
+from tests.cli.conftest import Commands
+
+
+def findings(run: Commands, *options: str, **variables: str) -> tuple[int, dict[str, dict]]:
+    done = run("doctor", "--json", *options, **variables)
+    return done.exit_code, {one["check"]: one for one in json.loads(done.stdout)}
+
+
+def test_a_sound_machine_fails_nothing(run: Commands, stored: Path):
+    """Code 0: a script may start the server."""
+    code, found = findings(run, "--model", str(stored), "--port", "0")
+
+    assert code == 0
+    assert {one["state"] for one in found.values()} <= {"ok", "warn"}
+    assert "onnxruntime" in found["versions"]["found"]
+    assert found["model"]["state"] == "ok"
+    assert found["disk speed"]["found"].startswith("reads ")
+    assert found["packing"]["state"] == "ok"
+    assert "offline by HF_HUB_OFFLINE" in found["hub"]["found"]
+
+
+def test_every_line_that_is_not_ok_says_what_to_do_next(run: Commands):
+    """A finding without a way on is only bad news."""
+    options = ("--model", "nomic-embed-text-v1.5", "--memory-budget", "100M", "--port", "0")
+    code, found = findings(run, *options)
+
+    assert code == 1
+    assert found["memory"]["state"] == "fail"
+    assert "188M" in found["memory"]["found"]
+    assert found["model"]["state"] == "warn"
+    assert found["hub"]["state"] == "fail"  # the model is not here, and cannot be fetched
+    for one in found.values():
+        assert one["remedy"] or one["state"] == "ok", one
+
+
+def test_a_server_for_others_without_keys_is_found_before_it_refuses(run: Commands, stored: Path):
+    """`serve` would end with the same sentence."""
+    options = ("--model", str(stored), "--port", "0", "--host", "0.0.0.0")
+    code, found = findings(run, *options)
+    assert code == 1
+    assert "PLIMSOLL_API_KEYS" in found["access"]["found"]
+
+    _, found = findings(run, *options, PLIMSOLL_API_KEYS="embed:a-key-of-the-test-0123456789")
+    assert found["access"]["state"] == "ok"
+    assert found["access"]["found"].startswith("clients with a key")
+
+
+def test_a_machine_that_packs_at_every_call_is_warned_of(monkeypatch: pytest.MonkeyPatch):
+    """The server runs there, slower, and only its log would say so."""
+    monkeypatch.setattr(model_checks, "packing_status", lambda: "no blobs in the saved graph")
+
+    finding = model_checks.packing()
+
+    assert finding.state is State.WARN
+    assert "no blobs in the saved graph" in finding.found
+
+
+def test_a_port_in_use_is_named(run: Commands, stored: Path):
+    """The server would end a second after its start."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, found = findings(run, "--model", str(stored), "--port", str(port))
+    assert code == 1
+    assert f"127.0.0.1:{port}" in found["port"]["found"]
+    assert "PLIMSOLL_PORT" in found["port"]["remedy"]
+
+
+def test_an_unknown_model_is_a_finding_and_no_end(run: Commands):
+    """The rest of the report is wanted all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, found = findings(run, "--model", "nomic-embed-txt", "--port", str(port))
+    assert code == 1
+    assert "Did you mean" in found["model"]["found"]
+    assert {"versions", "memory", "disk space", "hub", "access"} < set(found)
+    assert found["port"]["state"] == "fail"
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, top: Path, call: str) -> None:
+    """Let the system refuse a call from a path on, as to a user who may not; root may all."""
+    allowed = getattr(os, call)
+
+    def refusing(path: object, *arguments: object, **named: object) -> object:
+        if isinstance(path, str | Path) and Path(path).is_relative_to(top):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return allowed(path, *arguments, **named)
+
+    monkeypatch.setattr(os, call, refusing)
+
+
+def test_a_model_file_that_may_not_be_read_is_a_finding(
+    run: Commands, stored: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file that another user has put there ends in no traceback, and the rest is looked at."""
+    forbid(monkeypatch, stored, "open")
+    code, found = findings(run, "--model", str(stored), "--port", "0")
+    assert code == 1
+    assert found["model"]["state"] == "fail"
+    assert "Permission denied" in found["model"]["found"]
+    assert "let this user read it" in found["model"]["remedy"]
+    assert found["port"]["state"] == "ok"
+
+
+def test_a_closed_folder_above_the_cache_is_a_finding(
+    run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """So it is where a service runs as another user than the one who made the folder."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    forbid(monkeypatch, closed / "cache", "stat")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    code, found = findings(run, "--cache-dir", str(closed / "cache"), "--port", "0")
+    assert code == 1
+    assert found["cache folder"]["state"] == "fail"
+    assert "PLIMSOLL_CACHE_DIR" in found["cache folder"]["remedy"]
+    assert found["port"]["state"] == "ok"
+
+
+def test_a_damaged_model_file_is_found_before_the_first_request(run: Commands, tmp_path: Path):
+    """A page of HTML that was saved as a model is the usual case."""
+    file = tmp_path / "page.gguf"
+    file.write_text("<html>404</html>" * 100)
+    code, found = findings(run, "--model", str(file), "--port", "0")
+    assert code == 1
+    assert found["model"]["state"] == "fail"
+    assert "plimsoll inspect" in found["model"]["remedy"]
+
+
+def test_nothing_that_tells_the_memory_is_a_finding(
+    run: Commands, stored: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The server would not start, and says which setting would help."""
+
+    def unknown(*_: object) -> MemoryMonitor:
+        raise SettingsError("nothing tells how much memory there is")
+
+    monkeypatch.setattr(model_checks, "MemoryMonitor", unknown)
+    code, found = findings(run, "--model", str(stored), "--port", "0")
+    assert code == 1
+    assert (found["memory"]["state"], found["port"]["state"]) == ("fail", "ok")
+    assert "PLIMSOLL_MEMORY_BUDGET" in found["memory"]["remedy"]
+
+
+def test_a_cache_folder_that_cannot_hold_the_model_is_found(
+    run: Commands, stored: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A full disk would end the first load after minutes."""
+    usage = model_checks.shutil.disk_usage(run.cache)._replace(free=1 << 20)
+    monkeypatch.setattr(model_checks.shutil, "disk_usage", lambda path: usage)
+    code, found = findings(run, "--port", "0", PLIMSOLL_CACHE_ON_TMPFS="false")
+    assert code == 1
+    assert found["disk space"]["state"] == "fail"
+    assert "plimsoll rm" in found["disk space"]["remedy"]
+
+
+def test_swap_is_warned_of(tmp_path: Path):
+    """A limit that swaps is none, and each page that comes back costs a disk's time."""
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nSwapTotal:  2097152 kB\n")
+    found = checks._swap(tmp_path)
+    assert (found.state, found.found) == ("warn", "2G on this machine")
+    (tmp_path / "meminfo").write_text("SwapTotal:  0 kB\n")
+    assert checks._swap(tmp_path).state == "ok"
+
+
+def test_the_table_has_a_line_for_each_check(run: Commands, stored: Path):
+    """State first: a look down the left edge tells."""
+    done = run("doctor", "--model", str(stored), "--port", "0")
+    words = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    assert set(words) <= {"ok", "warn", "fail"}

@@ -1,0 +1,88 @@
+"""What is said while a command takes long: one line a phase, on a terminal and elsewhere."""
+
+import io
+
+import pytest
+
+from plimsoll.cli import progress as progress_module
+from plimsoll.cli.progress import PhaseProgress, progress_of
+
+
+class Terminal(io.StringIO):
+    """Takes what a terminal would show."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds; a test sets the first."""
+    now_s = [100.0]
+    monkeypatch.setattr(progress_module, "monotonic", lambda: now_s[0])
+    return now_s
+
+
+def test_a_phase_says_every_few_seconds_how_far_it_is(clock: list[float]):
+    """A log without a line for a minute looks like a program that hangs."""
+    stream = io.StringIO()
+    progress = PhaseProgress("builtin", stream=stream)
+    for second in range(8):
+        clock[0] = 100.0 + second
+        progress(second * 10_000_000, 84_000_000, "download")
+    progress(91_000_000, 91_000_000, "convert")
+    progress.end_phase()
+
+    assert stream.getvalue().splitlines() == [
+        "download builtin: 10 MB of 84 MB ...",
+        "download builtin: 40 MB of 84 MB ...",
+        "download builtin: 70 MB of 84 MB ...",
+        "download builtin: 70 MB in 7.0 s",
+        "convert builtin: 91 MB in 0.0 s",
+    ]
+
+
+def test_a_few_texts_leave_no_line_in_a_script(clock: list[float]):
+    """Standard error of a script is for what is wrong."""
+    stream = io.StringIO()
+    progress = PhaseProgress("builtin", "texts", stream)
+    progress(3, None, "embed")
+    progress.end_phase()
+    assert stream.getvalue() == ""
+
+    progress(3, None, "embed")
+    clock[0] += 60
+    progress(1234, None, "embed")
+    progress.end_phase()
+    assert stream.getvalue().splitlines() == [
+        "embed builtin: 1,234 texts ...",
+        "embed builtin: 1,234 texts in 60.0 s",
+    ]
+
+
+def test_a_terminal_keeps_one_line_a_phase(monkeypatch: pytest.MonkeyPatch):
+    """The bar is gone when the phase is over."""
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    progress = PhaseProgress("a [b]", stream=stream)
+    progress(50_000_000, 100_000_000, "download")
+    progress(100_000_000, 100_000_000, "download")
+    progress(1_000, 1_000, "write")
+    progress.end_phase()
+
+    said = stream.getvalue()
+    assert "download a [b]: 100 MB in 0." in said
+    assert "write a [b]: 1 kB in 0." in said
+
+
+def test_a_failure_leaves_no_line_of_success(capsys: pytest.CaptureFixture[str]):
+    """The error's own line is the last."""
+
+    def fail() -> None:
+        with progress_of("builtin") as progress:
+            progress(1, 2, "download")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,142 @@
+"""Opening over packed weights, and what happens where they cannot be had or are damaged."""
+
+import logging
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plimsoll import files
+from plimsoll.composition.models import open_model, prepare_model
+from plimsoll.encoder.backends import packing
+from plimsoll.encoder.backends.packed_weights import PackedWeights
+from plimsoll.errors import CacheCorruptError, CacheSpaceError, PackingError
+from plimsoll.settings import Settings
+from plimsoll.sidecar.cache import list_sidecars, verify
+from plimsoll.sidecar.loader import unreported
+from plimsoll.sidecar.packed import PACKED_NAME, PackedFile, packed_folders
+from tests.small_models import NARROW, opened, small_settings
+from tests.synthetic import write_synthetic
+
+TEXTS = [np.arange(104, 104 + n) for n in (9, 40)]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return small_settings(
+        tmp_path, write_synthetic(tmp_path / "model.gguf", shape=NARROW), threads=2
+    )
+
+
+def packed_of(settings: Settings) -> list[Path]:
+    (sidecar,) = (settings.cache_dir / files.SIDECARS_FOLDER).iterdir()
+    return packed_folders(sidecar)
+
+
+def damage(folder: Path, graph: str) -> None:
+    with closing(PackedFile(folder)) as packed:
+        offset = packed.blobs(graph)[0].offset
+    with (folder / PACKED_NAME).open("r+b") as file:
+        file.seek(offset + 900)
+        file.write(b"damage")
+
+
+def test_pulling_packs_so_that_the_first_start_is_warm(settings: Settings):
+    """An image is built with the model in it."""
+    prepare_model(settings, unreported)
+    (folder,) = packed_of(settings)
+    made = (folder / PACKED_NAME).stat().st_mtime_ns
+
+    with opened(settings) as model:
+        model.encode(TEXTS)
+
+    assert (folder / PACKED_NAME).stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "words"),
+    [
+        ("packing", CacheSpaceError("500 MiB are needed"), "500 MiB are needed"),
+        ("opening", PackingError("on the heap"), "on the heap"),
+    ],
+)
+def test_a_model_opens_without_packed_weights_where_they_cannot_be_had(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    error: Exception,
+    words: str,
+):
+    """A full disk, a folder that is only read, a processor or a library that does not find them."""
+    with opened(settings) as model:
+        expected = model.encode(TEXTS)
+
+    def fail(*given: object) -> None:
+        raise error
+
+    if where == "packing":
+        monkeypatch.setattr(packing, "made_by", lambda: "another machine")
+        monkeypatch.setattr(files, "check_space", fail)
+    else:
+        monkeypatch.setattr(PackedWeights, "open_layers", fail)
+    with caplog.at_level(logging.WARNING), opened(settings) as model:
+        vectors = model.encode(TEXTS)
+
+    said = [r.getMessage() for r in caplog.records if "packed at every call" in r.getMessage()]
+    assert len(said) == 1
+    assert words in said[0]
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["by layers", "at once"])
+def test_a_damaged_blob_ends_the_run_and_is_made_again_by_the_next_opening(
+    settings: Settings, texts: list[np.ndarray]
+):
+    """Vectors of damaged weights look like any others."""
+    prepare_model(settings, unreported)
+    damage(packed_of(settings)[0], "1.transform")
+
+    with opened(settings) as model, pytest.raises(CacheCorruptError, match="damaged in 1"):
+        model.encode(texts)
+
+    assert packed_of(settings) == []
+    with opened(settings) as model:
+        assert np.isfinite(model.encode(TEXTS)).all()
+    assert len(packed_of(settings)) == 1
+
+
+def test_damage_that_is_found_while_opening_is_mended_at_once(settings: Settings):
+    """The first layer is opened and checked before any request comes."""
+    prepare_model(settings, unreported)
+    damage(packed_of(settings)[0], "0.project")
+
+    with opened(settings) as model:
+        assert np.isfinite(model.encode(TEXTS)).all()
+
+
+def test_verifying_the_cache_finds_it_too(settings: Settings):
+    """`plimsoll cache verify` reads every byte of either file."""
+    prepare_model(settings, unreported)
+    (entry,) = list_sidecars(settings.cache_dir)
+    assert verify(entry) == []
+    assert 0 < entry.packed_bytes < entry.n_bytes
+    damage(packed_of(settings)[0], "0.project")
+
+    (found,) = verify(entry)
+
+    assert found.tensor.endswith("0.project")
+    assert packed_of(settings) == []
+
+
+def test_an_open_model_is_closed_with_nothing_mapped(settings: Settings):
+    """Half a gigabyte would stay mapped, and an evicted file on the disk."""
+    model = open_model(settings, unreported)
+    with closing(model):
+        model.encode(TEXTS)
+        model.encode(TEXTS[:1])
+        (folder,) = packed_of(settings)
+        assert files.in_use(folder / "index.json")
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert not files.in_use(folder / "index.json")

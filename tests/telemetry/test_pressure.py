@@ -1,0 +1,51 @@
+"""Metrics of memory pressure: which series there are, and what they say."""
+
+from plimsoll.api.edge.errors import code_of
+from plimsoll.errors import EncodeMemoryError
+from plimsoll.policy.breaker import BreakerState
+from plimsoll.serving.fallback import DEGRADING
+from plimsoll.telemetry.metrics import Telemetry
+from plimsoll.telemetry.pressure import BREAKER_STATES, DEGRADED_REASONS, Recovery
+from tests.fakes import metric
+
+
+def test_breaker_states_that_are_there_from_the_start_are_those_that_occur():
+    """A rate does not see the first event of a series that begins with it."""
+    assert set(BREAKER_STATES) == {state.value for state in BreakerState}
+
+
+def test_reasons_of_degraded_replies_that_are_there_from_the_start_are_those_that_occur():
+    """A rate does not see the first event of a series that begins with it."""
+    overloaded = [kind("", retry_after_s=1) for kind in DEGRADING if kind is not EncodeMemoryError]
+    degrading = {code_of(error) for error in (*overloaded, EncodeMemoryError(""))}
+    assert set(DEGRADED_REASONS) == degrading
+
+
+def test_the_breaker_is_in_one_state_at_a_time():
+    """A dashboard shows the state whose series is 1; two of them would contradict each other."""
+    telemetry = Telemetry("0")
+
+    def each(name: str) -> list[float]:
+        page = telemetry.render().decode()
+        return [metric(page, f'plimsoll_{name}{{state="{state}"}}') for state in BREAKER_STATES]
+
+    assert each("breaker_state") == [1, 0, 0]
+    telemetry.pressure.breaker_changed("open")
+    assert each("breaker_state") == [0, 1, 0]
+    telemetry.pressure.breaker_changed("half_open")
+    assert each("breaker_state") == [0, 0, 1]
+    assert each("breaker_transitions_total") == [0, 1, 1]
+
+
+def test_each_recovery_is_counted_by_itself():
+    """Levels cost differently: halved runs are cheap, a fallback gives other vectors."""
+    telemetry = Telemetry("0")
+    for n_times, recovery in enumerate(Recovery):
+        for _ in range(n_times):
+            telemetry.pressure.recovered(recovery)
+
+    page = telemetry.render().decode()
+    for n_times, recovery in enumerate(Recovery):
+        level, outcome = recovery.value
+        series = f'plimsoll_recoveries_total{{level="{level}",outcome="{outcome}"}}'
+        assert metric(page, series) == n_times
