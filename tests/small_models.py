@@ -12,6 +12,8 @@ from plimsoll.settings import Settings
 from tests.fakes import TEST_HOSTS
 from tests.synthetic import Shape, write_synthetic
 
+# A machine that runs other tests beside this one takes its time to open even these.
+LOAD_WAIT_S = 120
 # Of the built-in's width, so that the same kernels run; two layers, so that a test is short.
 NARROW = Shape(n_layers=2, hidden=384, ffn=1536, heads=12, vocab=2048, context=2048)
 # Small enough that opening it costs nothing.
@@ -20,8 +22,9 @@ TINY = Shape(n_layers=2, hidden=64, ffn=128, heads=4, vocab=2048, context=512)
 
 def small_settings(folder: Path, file: Path, **options: object) -> Settings:
     """Settings that serve `file` with a cache of its own below `folder`."""
-    own = {"cache_dir": folder / "cache", "cache_on_tmpfs": True, "allowed_hosts": TEST_HOSTS}
-    return Settings(model=str(file), **own, **options)
+    own: dict[str, object] = {"cache_dir": folder / "cache", "cache_on_tmpfs": True}
+    own |= {"allowed_hosts": TEST_HOSTS, "load_wait_s": LOAD_WAIT_S}
+    return Settings(model=str(file), **(own | options))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from plimsoll.server import INTERIM_ANSWER, STARTUP_FAILURE, http_config, listen
 from plimsoll.settings import Settings
+from tests.logged import own_records
 from tests.running_server import DEADLINE_S, ROOT, SERVE, RunningServer, environment
 from tests.small_models import TINY
 from tests.synthetic import write_synthetic
@@ -341,7 +342,7 @@ def test_where_it_cannot_listen_it_says_so_in_one_line(
             listen(Settings(host=place.get("host") or "127.0.0.1", port=port))
 
     assert ended.value.code == STARTUP_FAILURE
-    [record] = caplog.records
+    [record] = own_records(caplog)
     assert told in record.getMessage()
 
 

@@ -29,6 +29,7 @@ from plimsoll.serving.gate import AdmissionGate
 from plimsoll.tuning.evidence import Look
 from tests.fake_machine import Machine, v1_machine, v2_machine
 from tests.fakes import DEADLINE_S, FakeClock
+from tests.logged import own_records
 from tests.policy.ended_runs import run_of
 
 BUDGET_MIB = 400
@@ -417,7 +418,7 @@ def test_a_changed_plan_is_logged_once_with_its_reasons(
     bench.use(0.71)
     bench.tick(3)
 
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = [record.getMessage() for record in own_records(caplog)]
     effects = ", ".join(lines.effects(1, ()))
     assert message == (
         f"parallelism 2, 2 threads, memory step 1 ({effects}); 284 of 400 MiB used; "
@@ -435,7 +436,7 @@ def test_the_log_does_not_promise_fewer_sequences_where_there_are_none(
     bench.machine.write_group("a", pressure="some avg10=12.50 avg60=0.00 avg300=0.00 total=0\n")
     bench.tick()
 
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = [record.getMessage() for record in own_records(caplog)]
     assert message.startswith("parallelism 8, 4 threads, memory step 2 (")
     assert "parallelism stays" in message
     assert "half of that parallelism" not in message
@@ -458,7 +459,7 @@ def test_a_tick_that_fails_is_not_the_last_one(
             await ticking
 
     run(scenario)
-    assert [record.exc_info[0] for record in caplog.records] == [OSError, ValueError]
+    assert [record.exc_info[0] for record in own_records(caplog)] == [OSError, ValueError]
 
 
 def test_tuning_that_fails_keeps_no_limit_from_the_engine_and_no_request_waiting(bench: Bench):

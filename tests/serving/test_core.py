@@ -21,6 +21,7 @@ from plimsoll.policy.lines import RESIDENT_WEIGHTS_RATIO
 from plimsoll.serving import control_loop
 from plimsoll.serving.executor import THREAD_NAME
 from tests.fakes import DEADLINE_S
+from tests.logged import own_records
 from tests.serving.core_bench import (
     BUDGET_BYTES,
     FLOOR_RATIO,
@@ -229,7 +230,7 @@ def test_the_breakers_changes_are_logged_counted_and_shown(
         assert bench.core.state().step == 0
 
     bench.run(scenario)
-    assert [record.getMessage().partition(": ")[0] for record in caplog.records] == [
+    assert [record.getMessage().partition(": ")[0] for record in own_records(caplog)] == [
         "memory breaker closed -> open",
         "memory breaker open -> half_open",
         "memory breaker half_open -> closed",
