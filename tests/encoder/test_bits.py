@@ -95,7 +95,6 @@ LENGTHS = st.one_of(st.sampled_from(EDGES), st.integers(2, 300))
 RUNS = st.lists(LENGTHS, min_size=1, max_size=8).filter(lambda lengths: sum(lengths) <= 2200)
 searched = settings(
     max_examples=6,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
@@ -141,6 +140,21 @@ def test_vectors_do_not_depend_on_their_order(engines: Engines):
     back = engines.models[1].encode(texts(lengths[::-1]))
 
     assert_same_bits(forth, back[::-1], lengths)
+
+
+@pytest.mark.parametrize("other", [2, 40, 700])
+def test_texts_between_the_layers_of_others_change_no_bit(engines: Engines, other: int):
+    """A short query is let in there; both use the same sessions, arena and threads."""
+    model, lengths = engines.models[1], [5, 300, 64]
+    let_in: list[np.ndarray] = []
+
+    vectors = model.encode(
+        texts(lengths), between_layers=lambda: let_in.append(model.encode(texts([other]))[0])
+    )
+
+    assert_same_bits(vectors, [engines.alone(n) for n in lengths], lengths)
+    assert let_in
+    assert_same_bits(let_in, [engines.alone(other)] * len(let_in), [other] * len(let_in))
 
 
 @pytest.mark.parametrize("pack_tokens", [64, 128, 256])

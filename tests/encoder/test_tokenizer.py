@@ -274,7 +274,7 @@ def test_a_text_in_pieces_has_the_ids_of_the_whole(how: Normalizer):
     """Wherever it is cut: another id anywhere is another vector, and nothing would say so."""
     whole = WholeTexts(FRAGMENTS, how)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(text=ANY_TEXT, piece=st.integers(6, 40), prefix=st.sampled_from(["", "a: ", "ab"]))
     def check(text: str, piece: int, prefix: str) -> None:
         tokenizer = tokenizer_of(whole.metadata, piece)

@@ -423,7 +423,7 @@ def test_damage_is_sometimes_survived_and_mostly_refused(damage: Damage):
     assert len(reasons) >= 3
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(version=st.integers(2, 3), n_tensors=st.integers(0, 3), rest=st.binary(max_size=300))
 def test_anything_behind_a_good_start_is_refused_or_read(version: int, n_tensors: int, rest: bytes):
     """Bytes from nowhere reach states that damage to good files does not."""

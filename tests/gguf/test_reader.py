@@ -320,7 +320,7 @@ JSON_LIKE_VALUES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     values=st.dictionaries(
         st.text("abc._é", min_size=1).filter(lambda key: key != "general.alignment"),

@@ -544,4 +544,4 @@ class RandomWalk(RuleBasedStateMachine):
 
 
 TestRandomWalk = RandomWalk.TestCase
-TestRandomWalk.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestRandomWalk.settings = settings(max_examples=100, stateful_step_count=50)

@@ -1,7 +1,7 @@
 """The rule that halves and doubles, and the limit on parallelism that it makes."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.policy.scaling import (
@@ -39,7 +39,6 @@ def test_without_a_target_nothing_is_doubled():
     assert scale_factor(0.1, 0, 0) == 1
 
 
-@settings(deadline=None)
 @given(
     lower=st.floats(0, 2),
     higher=st.floats(0, 2),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.policy.scheduler import AdaptiveScheduler, Cap, Observation, Plan
@@ -351,7 +351,6 @@ def last_seconds(history: Sequence[Moment], index: int) -> range:
     return range(first, index + 1)
 
 
-@settings(deadline=None)
 @given(moments(ratios | st.sampled_from([0.76, 0.95, 1.1])))
 def test_parallelism_is_never_above_a_cap_and_never_rises_too_early(history: list[Moment]):
     """Lowering is immediate after any history; what rose was not asked for for ten seconds."""
@@ -367,7 +366,6 @@ def test_parallelism_is_never_above_a_cap_and_never_rises_too_early(history: lis
             assert plan.parallelism <= min(recent)
 
 
-@settings(deadline=None)
 @given(moments(ratios))
 def test_without_a_halving_parallelism_is_the_least_of_the_last_ten_seconds(
     history: list[Moment],
@@ -391,7 +389,6 @@ def test_without_a_halving_parallelism_is_the_least_of_the_last_ten_seconds(
         assert plan.step == max(steps[earlier] for earlier in recent)
 
 
-@settings(deadline=None)
 @given(moments(ratios | st.sampled_from([0.76, 0.95, 1.1])))
 def test_from_anywhere_calm_leads_back_to_full_parallelism(history: list[Moment]):
     """Nothing that happened caps for ever."""

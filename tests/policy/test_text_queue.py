@@ -15,16 +15,16 @@ from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import (
     GROWN_TOKENS,
     LEAST_RUN_TOKENS,
-    LONG_RUN_RATIO,
     MOST_TEXTS,
     RunLimits,
 )
 from plimsoll.policy.scheduler import Plan
-from plimsoll.policy.text_queue import AWAITED_S, BULK_SHARE, Next, TextQueue
+from plimsoll.policy.text_queue import BULK_SHARE, Next, TextQueue
 
 PLENTY = 1 << 40
 TIMEOUT_S = 5.0
 WEIGHTS = {"small": 10, "large": 1000}
+N_LAYERS = 4
 
 
 @dataclass(eq=False)
@@ -66,6 +66,7 @@ def queue_of(*texts: Text) -> TextQueue[Text]:
     queue: TextQueue[Text] = TextQueue(
         run_bytes=lambda first, lengths, limits: sum(lengths),
         weights_bytes=lambda text: WEIGHTS[text.model],
+        n_layers=lambda text: N_LAYERS,
         belong_together=lambda first, text: first.model == text.model,
         room_timeout_s=TIMEOUT_S,
     )
@@ -154,18 +155,14 @@ def test_runs_are_larger_where_the_pages_of_the_models_weights_are_dropped(
     assert sum(text.n_tokens for text in queue.next(allowed, 0.0).texts) == n_tokens
 
 
-def test_runs_of_a_list_are_short_only_while_queries_come():
-    """A short run lets a query in soon, and is slower: that is for nothing where none comes."""
-    queue, allowed = queue_of(*(Text(32) for _ in range(MOST_TEXTS))), limits(short_tokens=64)
+def test_each_layer_of_a_lists_run_is_short():
+    """A query is let in after it; and few runs are faster than many."""
+    queue = queue_of(*(Text(32) for _ in range(MOST_TEXTS)))
 
-    def tokens_at(now_s: float) -> int:
-        return sum(text.n_tokens for text in queue.next(allowed, now_s).texts)
+    found = queue.next(limits(short_tokens=64), 0.0)
 
-    assert tokens_at(10.0) == LONG_RUN_RATIO * 64
-    queue.put(short(7, queued_at_s=10.0), Priority.INTERACTIVE)
-    assert tokens_at(10.0) == 7
-    assert tokens_at(10.0 + 0.9 * AWAITED_S) == 64
-    assert tokens_at(10.0 + AWAITED_S) == LONG_RUN_RATIO * 64
+    assert found.lets_in
+    assert sum(text.n_tokens for text in found.texts) == N_LAYERS * 64
 
 
 def test_runs_of_queries_are_short_too():
@@ -226,6 +223,42 @@ def test_neither_class_starves_the_other(
         else:
             passed_tokens += n_tokens
     assert n_bulk
+
+
+@given(
+    lengths=st.lists(st.integers(1, 256), min_size=1, max_size=20),
+    bulk_tokens=st.integers(128, 2000),
+    short_tokens=st.integers(128, 1024),
+)
+def test_what_is_let_in_leaves_bulk_its_share(
+    lengths: list[int], bulk_tokens: int, short_tokens: int
+):
+    """However many queries come: a run that lets them in without end would never reach its own."""
+    queue, allowed = queue_of(Text(bulk_tokens)), limits(short_tokens=short_tokens)
+    assert queue.next(allowed, 0.0).lets_in
+    for n in range(30 * MOST_TEXTS):
+        queue.put(short(lengths[n % len(lengths)]), Priority.INTERACTIVE)
+    n_tokens = 0
+    for n_passed in range(1, N_LAYERS):
+        passed_ratio = n_passed / N_LAYERS
+        most_tokens = (1 / BULK_SHARE - 1) * passed_ratio * bulk_tokens
+        while texts := queue.let_in(allowed, passed_ratio):
+            assert n_tokens < most_tokens
+            n_tokens += sum(text.n_tokens for text in texts)
+        assert n_tokens >= most_tokens  # nothing waits that might have run
+
+
+@pytest.mark.parametrize("allowed", [NO_ROOM, PAUSED], ids=["no room", "breaker open"])
+def test_nothing_is_let_in_where_nothing_may_run(allowed: RunLimits):
+    """It would take memory that is not there, beside that of the run under way."""
+    queue = queue_of(Text(100), short())
+    queue.next(limits(), 0.0)
+    bulk = queue.next(limits(), 0.0)
+    queue.put(short(), Priority.INTERACTIVE)
+
+    assert bulk.lets_in
+    assert not queue.let_in(allowed, 0.5)
+    assert queue.let_in(limits(), 0.5)
 
 
 def test_what_passed_while_no_bulk_waited_is_not_owed_to_it():
@@ -358,6 +391,7 @@ def test_a_text_that_is_dropped_while_its_run_is_cut_makes_no_empty_run():
     queue: TextQueue[Text] = TextQueue(
         run_bytes=run_bytes,
         weights_bytes=lambda text: 0,
+        n_layers=lambda text: N_LAYERS,
         belong_together=lambda first, text: first.model == text.model,
         room_timeout_s=TIMEOUT_S,
     )

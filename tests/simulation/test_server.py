@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.encoder.catalog import SHAPES
@@ -134,6 +134,15 @@ def test_a_list_of_hundreds_does_not_starve_a_single_text():
     assert single < many / 4
 
 
+def test_a_query_waits_for_a_layer_of_a_list_and_not_for_its_run():
+    """As on the server: a run of the list takes two seconds here, one of its twelve layers 0.2."""
+    report = simulate([Arrival(0.0, [100] * 200), Arrival(3.05, [10])], machine(tokens_per_s=800))
+
+    many, single = (request.answered_s for request in report.requests)
+    assert single < 0.2 + 10 / 800
+    assert many == pytest.approx((200 * 100 + 10) / 800, rel=0.01)
+
+
 def test_what_is_under_way_when_the_simulation_ends_is_said_to_be_unfinished():
     """An engine of a token a second would take hours."""
     report = simulate([Arrival(0.0, [2000] * 3)], machine(tokens_per_s=1))
@@ -238,7 +247,6 @@ def assert_counts_add_up(report: SimulationReport, trace: Sequence[TraceEvent]) 
         ) or request.fate is Fate.TOO_LARGE
 
 
-@settings(deadline=None)
 @given(trace=st.lists(ARRIVALS, max_size=40), bench=MACHINES)
 def test_nothing_passes_the_line_and_every_request_ends_once(
     trace: list[TraceEvent], bench: SimulatedMachine
@@ -254,7 +262,6 @@ def test_nothing_passes_the_line_and_every_request_ends_once(
     assert max(second.used_bytes for second in report.seconds) == report.peak_bytes
 
 
-@settings(deadline=None)
 @given(
     trace=st.lists(ARRIVALS, max_size=25),
     trouble=st.lists(TROUBLE, max_size=10),

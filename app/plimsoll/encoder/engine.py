@@ -67,7 +67,8 @@ class _Run:
 class Engine:
     """Owns engine threads and their runners; shares weights and backend, which others close.
 
-    Its runners are for one call at a time, which the engine's owner sees to.
+    Its runners are for one call at a time, and for calls that it makes itself between two layers;
+    the engine's owner sees to that.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Engine:
         n_threads: int | None = None,
         pack_tokens: int = PACK_TOKENS,
         kept_layers: int = 0,
+        between_layers: Callable[[], None] | None = None,
     ) -> list[np.ndarray]:
         """Last hidden states of each text.
 
@@ -105,6 +107,8 @@ class Engine:
         pack_tokens: join short texts up to so many tokens.
         kept_layers: with `drop_pages`, spare so many layers, and let none of the others' pages
             linger and push out theirs.
+        between_layers: called after each layer but the last, while no runner is at work; it may
+            encode other texts. Without it a lone text may pass all layers in one call.
         Returns float32 (tokens, hidden) per text, in the order given.
         """
         self._weights.verify_tokens(texts)
@@ -112,8 +116,10 @@ class Engine:
         run = self._lay_out(texts, n_threads, pack_tokens)
         self._backend.prepare(largest_slice(run.packs[0].n_tokens))
         self._each(run, self._start)
-        whole = None if drop_pages else self._whole_runner(run)
+        whole = None if drop_pages or between_layers else self._whole_runner(run)
         for layer in range(self._architecture.n_layers):
+            if between_layers is not None and layer:
+                between_layers()
             self._pages.enter_layer(layer, prefetch=drop_pages)
             if whole is None:
                 self._each(run, partial(self._layer, layer))

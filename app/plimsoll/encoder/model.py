@@ -8,11 +8,11 @@ import hashlib
 import json
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -197,7 +197,8 @@ class EmbeddingModel:
         self.weights_bytes = sidecar.index.weights_bytes
         if codes is not None:
             self.weights_bytes += codes.n_bytes - self._roads[0].weights.coded_bytes
-        self._computing = Lock()  # one run at a time, and no unmapping under it
+        # One run at a time, with those between its layers, and no unmapping under it.
+        self._computing = RLock()
         self._is_closed = False
 
     @property
@@ -231,11 +232,14 @@ class EmbeddingModel:
         n_threads: int | None = None,
         pack_tokens: int = PACK_TOKENS,
         kept_layers: int = 0,
+        between_layers: Callable[[], None] | None = None,
     ) -> np.ndarray:
         """Pooled vectors of one run, not normalised: float64 (texts, hidden).
 
         texts: int64 token ids of each text. A row that comes out with NaN or infinity is
         computed once more, alone; where that fails too it stays so, for the caller to refuse.
+        between_layers: called while no layer is under way; it may encode other texts, and what it
+        raises ends this run.
         """
         pooled = partial(
             self._pooled,
@@ -243,6 +247,7 @@ class EmbeddingModel:
             n_threads=n_threads,
             pack_tokens=pack_tokens,
             kept_layers=kept_layers,
+            between_layers=between_layers,
         )
         with self._computing, self._refused_memory_named():
             vectors = pooled(texts)

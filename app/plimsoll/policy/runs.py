@@ -1,9 +1,10 @@
 """Which waiting texts the engine takes in one run, and what is tried where one finds no memory.
 
 A run never takes more memory than there is room for, nor more tokens than the parallelism stands
-for. It is kept short, because a text that comes while it is under way waits for its end. While
-pages of the weights are dropped it is as long as may be: one pass over them should serve many
-texts.
+for. A run of interactive texts is kept short, because one that comes while it is under way waits
+for its end. One of bulk is so long that each of its layers is as short: interactive texts are let
+in between two of them (policy/text_queue.py). While pages of the weights are dropped a run is as
+long as may be: one pass over them should serve many texts.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +20,11 @@ SEQUENCE_TOKENS = 256
 MOST_TEXTS = WINDOW_TEXTS // 2
 GROWN_TOKENS = FULL_PARALLELISM * SEQUENCE_TOKENS
 
-# By the measured drain rate a run takes so long, with which a short text beside a long list has its
-# answer within 50 ms.
+# By the measured drain rate a run of interactive texts, or a layer of bulk, takes so long. With it
+# a short text beside a long list has its answer within 50 ms.
 RUN_S = 0.03
 # Fewer tokens at once are slower still (on a model whose run of so many takes longer).
 LEAST_RUN_TOKENS = 128
-# Where hardly any short text will wait for its end a run is as long as so many of them: measured,
-# the engine is a fifth faster with 512 tokens than with 128, and hardly any faster with more.
-LONG_RUN_RATIO = 4
 # The rate is never twice the same; the length of a run need not follow it that closely.
 RUN_STEP_TOKENS = 32
 
@@ -50,7 +48,8 @@ class RunLimits:
     resident_bytes: weights up to so many bytes may stay in memory beside everything else.
     kept_bytes: layers that fit so many bytes stay in memory while the pages of all others are
         dropped; None where the weights as a whole stay or go.
-    short_tokens: of a run that ends soon enough for those who come while it is under way.
+    short_tokens: of a run, or of a layer of one, that ends soon enough for those who come while it
+        is under way.
     """
 
     plan: Plan
@@ -70,9 +69,13 @@ class RunLimits:
         is_told_to = self.plan.step >= DROPPING_STEP or self.kept_bytes is not None
         return is_told_to or weights_bytes > self.resident_bytes
 
-    def for_long_runs(self) -> "RunLimits":
-        """The same for a run that hardly any short text will wait for."""
-        return replace(self, short_tokens=LONG_RUN_RATIO * self.short_tokens)
+    def for_bulk(self, n_layers: int) -> "RunLimits":
+        """The same for a run that lets others in between its layers."""
+        return replace(self, short_tokens=n_layers * self.short_tokens)
+
+    def beside(self, n_bytes: int) -> "RunLimits":
+        """The same for a run between the layers of another one that takes so many bytes."""
+        return replace(self, room_bytes=max(0, self.room_bytes - n_bytes))
 
     def most_tokens(self, *, drops_pages: bool) -> int:
         """Tokens of a run, but for a single text that is longer."""

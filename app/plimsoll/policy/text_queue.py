@@ -3,16 +3,14 @@
 Interactive texts run first. Bulk texts run when none of those waits, and besides once so many
 interactive tokens have passed them that their last run was no more than BULK_SHARE of all. So
 neither class waits for the end of the other, and an interactive text is never passed by two runs
-of bulk. A run has texts of one class: bulk does not make the run of an interactive text longer,
-and while such texts come, all runs are short (policy/runs.py): they wait for one that is under way
-and not for a list, and the event loop answers some while others run. Within a class requests are
-served in turn.
+of bulk. A run has texts of one class: bulk does not make the run of an interactive text longer. One
+that comes while a run of bulk is under way is let in between two of its layers, within the same
+share, so that bulk may have long runs (policy/runs.py). Within a class requests are served in turn.
 
 Pure: the clock's seconds are passed in, and no call waits. The live executor's thread and the
 simulation both take their runs from here.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,8 +22,6 @@ from plimsoll.policy.turns import T, Turns
 
 # Of the tokens that run while texts of both classes wait.
 BULK_SHARE = 0.25
-# So long after an interactive text the next one is expected.
-AWAITED_S = 1.0
 
 RunBytes = Callable[[T, Sequence[int], RunLimits], int]
 """Bytes of a run of texts of these lengths on the model of the first text."""
@@ -35,11 +31,13 @@ RunBytes = Callable[[T, Sequence[int], RunLimits], int]
 class Next(Generic[T]):
     """What the engine does next: run `texts`, or refuse one of them, or wait.
 
+    lets_in: whether interactive texts may run between the layers of these.
     refused: it has waited for room as long as it may. wait_s: at most so long, and not beyond the
     next change of limits or of the queue; None: for a change alone.
     """
 
     texts: Sequence[T] = ()
+    lets_in: bool = False
     refused: T | None = None
     wait_s: float | None = None
 
@@ -47,8 +45,9 @@ class Next(Generic[T]):
 class TextQueue(Generic[T]):
     """Owns the texts that wait. For one thread at a time.
 
-    belong_together: whether two texts may run together. room_timeout_s: how long the first text of
-    a class waits for memory while nothing of its class can run.
+    weights_bytes, n_layers: of the model of a text. belong_together: whether two texts may run
+    together. room_timeout_s: how long the first text of a class waits for memory while nothing of
+    its class can run.
     """
 
     def __init__(
@@ -56,18 +55,19 @@ class TextQueue(Generic[T]):
         *,
         run_bytes: RunBytes[T],
         weights_bytes: Callable[[T], int],
+        n_layers: Callable[[T], int],
         belong_together: Callable[[T, T], bool],
         room_timeout_s: float,
     ) -> None:
         self._run_bytes = run_bytes
         self._weights_bytes = weights_bytes
+        self._n_layers = n_layers
         self._room_timeout_s = room_timeout_s
         self._interactive: Turns[T] = Turns(belong_together)
         self._bulk: Turns[T] = Turns(belong_together)
         self._asked = self._interactive  # whose run was looked for last
-        self._passed_tokens = 0  # interactive ones, while bulk waited since its last run
+        self._passed_tokens = 0  # interactive ones, since bulk's last run began, while bulk waited
         self._bulk_tokens = LEAST_RUN_TOKENS  # of that run
-        self._awaited_until_s = -math.inf
         self.n_tokens = 0
 
     def __len__(self) -> int:
@@ -75,11 +75,8 @@ class TextQueue(Generic[T]):
 
     def put(self, text: T, priority: Priority) -> None:
         """Let a text wait."""
-        if priority is Priority.INTERACTIVE:
-            self._interactive.put(text)
-            self._awaited_until_s = text.queued_at_s + AWAITED_S
-        else:
-            self._bulk.put(text)
+        turns = self._interactive if priority is Priority.INTERACTIVE else self._bulk
+        turns.put(text)
         self.n_tokens += text.n_tokens
 
     def next(self, limits: RunLimits, now_s: float, *, is_stopping: bool = False) -> Next[T]:
@@ -90,16 +87,28 @@ class TextQueue(Generic[T]):
         waits_s: list[float] = []
         for turns in self._by_urgency():
             self._asked = turns
-            is_short = turns is self._interactive or now_s < self._awaited_until_s
-            if texts := self._run_of(turns, limits if is_short else limits.for_long_runs()):
+            if texts := self._run_of(turns, limits):
                 self._count(turns, texts)
-                return Next(texts)
+                drops_pages = limits.drops_pages(self._weights_bytes(texts[0]))
+                return Next(texts, lets_in=turns is self._bulk and not drops_pages)
             if turns:
                 left_s = self._wait_left_s(turns, now_s)
                 if left_s <= 0 or is_stopping:
                     return Next(refused=self._take(turns)[0])
                 waits_s.append(left_s)
         return Next(wait_s=min(waits_s, default=None))
+
+    def let_in(self, limits: RunLimits, passed_ratio: float) -> Sequence[T]:
+        """Take out interactive texts that run now, between two layers of a run of bulk.
+
+        passed_ratio: the share of its layers that the run has behind it.
+        """
+        owed_tokens = self._bulk_tokens * passed_ratio
+        if BULK_SHARE * (self._passed_tokens + owed_tokens) >= owed_tokens:
+            return ()
+        texts = self._run_of(self._interactive, limits)
+        self._passed_tokens += sum(text.n_tokens for text in texts)
+        return texts
 
     def take_first(self) -> Sequence[T]:
         """Take out the text that was looked at last, where there is one, whatever may run."""
@@ -143,6 +152,8 @@ class TextQueue(Generic[T]):
 
     def _n_texts(self, turns: Turns[T], limits: RunLimits) -> int:
         first = turns.first
+        if turns is self._bulk:
+            limits = limits.for_bulk(self._n_layers(first))
         lengths = [text.n_tokens for text in islice(turns.together(), MOST_TEXTS)]
         return n_texts_of_run(
             lengths,

@@ -1,5 +1,6 @@
 """One run after the other on the engine: what is tried for it, and who is told of it.
 
+Between the layers of a long run others are let in; what becomes of them counts as the long run's.
 A refused allocation is no failure yet: the run is halved and tried again after a pause. Only a
 text that fails alone, several times, fails its request (policy/runs.py). Everything here happens
 on the executor's thread; rows come back on the event loops that wait for them, once a run.
@@ -8,8 +9,10 @@ on the executor's thread; rows come back on the event loops that wait for them, 
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Protocol
 
 from plimsoll.encoder.layout import PACK_TOKENS
@@ -26,13 +29,28 @@ from plimsoll.telemetry.requests import RequestMetrics
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Tally:
-    """What came of a run so far."""
+LetIn = Callable[[float, int], Sequence[QueuedText]]
+"""Texts that run now, between two layers of the run under way; none where none may.
 
+Given the share of its layers that this run has behind it, and the bytes that it takes.
+"""
+
+
+@dataclass
+class _Run:
+    """A run under way: what it has to keep, and what came of it so far."""
+
+    limits: RunLimits
+    between_layers: Callable[[], None] | None = None
     n_texts: int = 0
     n_tokens: int = 0
     n_retries: int = 0
+
+    def add(self, other: "_Run") -> None:
+        """Count what came of another one as this one's."""
+        self.n_texts += other.n_texts
+        self.n_tokens += other.n_tokens
+        self.n_retries += other.n_retries
 
 
 class RunObserver(Protocol):
@@ -82,34 +100,36 @@ class EngineRuns:
         """Tell `observer` of every run from now on."""
         self._observer = observer
 
-    def run(self, texts: Sequence[QueuedText], limits: RunLimits) -> None:
-        """Give the engine one run, and tell what came of it."""
+    def run(
+        self, texts: Sequence[QueuedText], limits: RunLimits, let_in: LetIn | None = None
+    ) -> None:
+        """Give the engine one run, and tell what came of it.
+
+        let_in: asked for others between two layers; None: the run has the engine to itself.
+        """
         began_s, model, loop = self._clock(), texts[0].model, texts[0].loop
         self._last_ran = weakref.ref(model)
-        self._ran.add(model)
-        self._note_queued(texts, began_s)
         lengths = [text.n_tokens for text in texts]
         predicted_bytes = run_bytes(texts[0], lengths, limits)
         before_bytes = own_anonymous_bytes()
         self.tell_ended(loop, predicted_bytes)
-        tally = _Tally()
-        try:
-            self._try(texts, limits, tally, attempt=1)
-        except Exception as error:  # this thread must outlive one run that goes wrong
-            log.exception("a run ended unexpectedly")
-            fail(texts, error)
+        run = _Run(limits)
+        if let_in is not None:
+            others = partial(self._run_others, run, let_in, predicted_bytes)
+            run.between_layers = partial(others, model.sizes.n_layers, count(1))
+        self._begin(texts, run)
         self._ended = (
             loop,
             RunEnded(
-                n_texts=tally.n_texts,
-                n_tokens=tally.n_tokens,
+                n_texts=run.n_texts,
+                n_tokens=run.n_tokens,
                 longest_tokens=max(lengths),
                 n_threads=limits.plan.engine_threads,
                 pack_tokens=_pack_tokens(limits),
                 predicted_bytes=predicted_bytes,
                 grown_bytes=own_anonymous_bytes() - before_bytes,
                 seconds=self._clock() - began_s,
-                n_retries=tally.n_retries,
+                n_retries=run.n_retries,
             ),
         )
 
@@ -134,6 +154,25 @@ class EngineRuns:
             self._observer.run_began(next_bytes)
         self._observer.wake()
 
+    def _begin(self, texts: Sequence[QueuedText], run: _Run) -> None:
+        self._ran.add(texts[0].model)
+        self._note_queued(texts, self._clock())
+        try:
+            self._try(texts, run, attempt=1)
+        except Exception as error:  # this thread must outlive one run that goes wrong
+            log.exception("a run ended unexpectedly")
+            fail(texts, error)
+
+    def _run_others(
+        self, run: _Run, let_in: LetIn, taken_bytes: int, n_layers: int, passed: Iterator[int]
+    ) -> None:
+        """Run what is let in between two layers of `run`, and count it as its own."""
+        passed_ratio = min(1.0, next(passed) / n_layers)  # parts that are tried again have more
+        while texts := let_in(passed_ratio, taken_bytes):
+            other = _Run(run.limits)
+            self._begin(texts, other)
+            run.add(other)
+
     def _note_queued(self, texts: Sequence[QueuedText], now_s: float) -> None:
         for text in texts:
             self._stages.observe_stage("queue", now_s - text.queued_at_s)
@@ -141,11 +180,9 @@ class EngineRuns:
             request.add_stage("queue", queued_at_s, now_s)
         self._metrics.took(sum(text.n_tokens for text in texts))
 
-    def _try(
-        self, texts: Sequence[QueuedText], limits: RunLimits, tally: _Tally, *, attempt: int
-    ) -> None:
+    def _try(self, texts: Sequence[QueuedText], run: _Run, *, attempt: int) -> None:
         """Give texts to the engine; deliver their rows or what went wrong."""
-        model = texts[0].model
+        model, limits = texts[0].model, run.limits
         try:
             with self._stages.stage("encode", requests_of(texts)):
                 vectors = model.encode(
@@ -155,29 +192,25 @@ class EngineRuns:
                     n_threads=1 if attempt == ATTEMPTS else limits.plan.engine_threads,
                     pack_tokens=_pack_tokens(limits),
                     kept_layers=_kept_layers(model, limits),
+                    between_layers=run.between_layers,
                 )
             with self._stages.stage("pool", requests_of(texts)):
                 rows = finish(model, vectors, texts)
         except EncodeMemoryError as error:
             with serving(together(text.measured for text in texts)):
-                self._recover(texts, limits, tally, attempt, error)
+                self._recover(texts, run, attempt, error)
             return
         except Exception as error:  # handed to those who wait for these rows
             fail(texts, error)
             return
         if attempt > 1:
             self._pressure.recovered(Recovery.RUN_RECOVERED)
-        tally.n_texts += len(texts)
-        tally.n_tokens += sum(text.n_tokens for text in texts)
+        run.n_texts += len(texts)
+        run.n_tokens += sum(text.n_tokens for text in texts)
         deliver(texts, rows)
 
     def _recover(
-        self,
-        texts: Sequence[QueuedText],
-        limits: RunLimits,
-        tally: _Tally,
-        attempt: int,
-        error: EncodeMemoryError,
+        self, texts: Sequence[QueuedText], run: _Run, attempt: int, error: EncodeMemoryError
     ) -> None:
         """Halve the run and try again after a pause; give up on a text that fails alone."""
         retry = retry_after_failure(len(texts), attempt)
@@ -188,7 +221,7 @@ class EngineRuns:
             return
         log.warning("no memory for a run of %d texts; trying again with half", len(texts))
         self._pressure.recovered(Recovery.RUN_RETRIED)
-        tally.n_retries += 1
+        run.n_retries += 1
         self.give_back()
         self._ran.add(texts[0].model)
         self._pause(retry.pause_s)
@@ -196,7 +229,7 @@ class EngineRuns:
             # One text that fails fails its request, which then wants nothing of the others.
             wanted = [text for text in part if not text.is_dropped]
             if wanted:
-                self._try(wanted, limits, tally, attempt=retry.attempt)
+                self._try(wanted, run, attempt=retry.attempt)
 
     def give_back(self) -> None:
         """Let the models that have run give back what only runs need."""

@@ -62,6 +62,7 @@ class RunExecutor:
         self._texts: TextQueue[QueuedText] = TextQueue(
             run_bytes=run_bytes,
             weights_bytes=lambda text: text.model.weights_bytes,
+            n_layers=lambda text: text.model.sizes.n_layers,
             belong_together=lambda first, text: text.model is first.model,
             room_timeout_s=room_timeout_s,
         )
@@ -184,7 +185,7 @@ class RunExecutor:
         self._show_queue()
         if found.texts:
             self._taken = found.texts
-            self._runs.run(found.texts, limits)
+            self._runs.run(found.texts, limits, self._let_in if found.lets_in else None)
             return 0.0
         self._runs.tell_ended()
         if found.refused is not None:
@@ -192,6 +193,13 @@ class RunExecutor:
             return 0.0
         is_over = is_stopping and not len(self._texts) and self._inbox.empty()
         return -1.0 if is_over else found.wait_s
+
+    def _let_in(self, passed_ratio: float, taken_bytes: int) -> Sequence[QueuedText]:
+        """Texts that run between two layers of the run under way, as LetIn says."""
+        self._take_in(0.0)
+        texts = self._texts.let_in(self._limits.beside(taken_bytes), passed_ratio)
+        self._show_queue()
+        return texts
 
     def _take_in(self, wait_s: float | None) -> None:
         """Take over what has come in; where nothing has, wait for it at most so long."""

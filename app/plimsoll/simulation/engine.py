@@ -1,8 +1,8 @@
 """The made-up half of a simulation: a clock that jumps, a machine, and an engine in its time.
 
 The engine stands in for the executor and its thread: one queue of texts, one run at a time, chosen
-by the executor's own rules, which also say what is tried where a run finds no memory. What it runs
-takes as long as its tokens over a rate.
+by the executor's own rules, which also say what is let in between the layers of a run, and what is
+tried where it finds no memory. What it runs takes as long as its tokens over a rate.
 """
 
 import heapq
@@ -19,7 +19,7 @@ from plimsoll.policy.lines import FULL_PARALLELISM
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunEnded, RunLimits, retry_after_failure
 from plimsoll.policy.scheduler import Plan
-from plimsoll.policy.text_queue import TextQueue
+from plimsoll.policy.text_queue import Next, TextQueue
 
 
 @dataclass(frozen=True)
@@ -137,19 +137,26 @@ Texts = Sequence[SimulatedText[Owner]]
 class _Run(Generic[Owner]):
     """The run under way. to_try: parts of it that are still to be tried, and how often they were.
 
-    under_way: the part that computes; a token that only its own end knows.
+    under_way: the part that computes; a token that only its own end knows. n_steps: layers between
+    which others are let in, or 1.
     """
 
     texts: Texts[Owner]
     limits: RunLimits
     n_bytes: int
     began_s: float
+    n_steps: int
     to_try: list[tuple[Texts[Owner], int]]
     n_texts_done: int = 0
     n_tokens_done: int = 0
     n_retries: int = 0
     trying: tuple[Texts[Owner], int] | None = None
     under_way: object = None
+
+    def count(self, texts: Texts[Owner]) -> None:
+        """Count texts that have vectors."""
+        self.n_texts_done += len(texts)
+        self.n_tokens_done += sum(text.n_tokens for text in texts)
 
 
 class Listener(Protocol[Owner]):
@@ -182,6 +189,7 @@ class SimulatedEngine(Generic[Owner]):
         self._queue: TextQueue[SimulatedText[Owner]] = TextQueue(
             run_bytes=lambda text, lengths, limits: machine.run_bytes(lengths, limits),
             weights_bytes=lambda text: machine.weights_bytes,
+            n_layers=lambda text: machine.architecture.n_layers,
             belong_together=lambda first, text: True,
             room_timeout_s=machine.queue_timeout_s,
         )
@@ -204,7 +212,7 @@ class SimulatedEngine(Generic[Owner]):
             limits = self._governor.limits()
             found = self._queue.next(limits, self._clock())
             if found.texts:
-                self._begin(found.texts, limits)
+                self._begin(found, limits)
             elif found.refused is not None:
                 self._listener.found_no_room(found.refused)
             else:
@@ -228,9 +236,11 @@ class SimulatedEngine(Generic[Owner]):
         if run is not None and run.trying is not None:
             self._fail_part(run, *run.trying)
 
-    def _begin(self, texts: Texts[Owner], limits: RunLimits) -> None:
+    def _begin(self, found: Next[SimulatedText[Owner]], limits: RunLimits) -> None:
+        texts = found.texts
         n_bytes = self._machine.run_bytes([text.n_tokens for text in texts], limits)
-        self._run = _Run(texts, limits, n_bytes, self._clock(), [(texts, 1)])
+        n_steps = self._machine.architecture.n_layers if found.lets_in else 1
+        self._run = _Run(texts, limits, n_bytes, self._clock(), n_steps, [(texts, 1)])
         self._governor.run_began(n_bytes)
         self._try_next(self._run)
 
@@ -246,17 +256,42 @@ class SimulatedEngine(Generic[Owner]):
                 self._fail_part(run, wanted, attempt)
                 return
             run.trying, run.under_way = (wanted, attempt), object()
-            seconds = self._machine.run_s(sum(text.n_tokens for text in wanted), run.limits.plan)
-            self._clock.plan(self._clock() + seconds, partial(self._end_part, run, run.under_way))
+            self._compute(run, run.under_way, n_passed=0)
             return
         self._end(run)
 
-    def _end_part(self, run: _Run[Owner], under_way: object) -> None:
+    def _compute(self, run: _Run[Owner], under_way: object, n_passed: int) -> None:
+        """Take the next step of the part under way, or first what is let in before it."""
         if under_way is not run.under_way or run.trying is None:
             return  # it has failed in the time since
-        texts, _ = run.trying
-        run.n_texts_done += len(texts)
-        run.n_tokens_done += sum(text.n_tokens for text in texts)
+        if n_passed == run.n_steps:
+            self._end_part(run, run.trying[0])
+            return
+        limits, now_s = self._governor.limits().beside(run.n_bytes), self._clock()
+        others = self._queue.let_in(limits, n_passed / run.n_steps) if n_passed else ()
+        texts, n_steps = (others, 1) if others else (run.trying[0], run.n_steps)
+        n_tokens = sum(text.n_tokens for text in texts)
+        then = (
+            partial(self._others_came, run, under_way, n_passed, others, now_s)
+            if others
+            else partial(self._compute, run, under_way, n_passed + 1)
+        )
+        self._clock.plan(now_s + self._machine.run_s(n_tokens, run.limits.plan) / n_steps, then)
+
+    def _others_came(
+        self,
+        run: _Run[Owner],
+        under_way: object,
+        n_passed: int,
+        others: Texts[Owner],
+        began_s: float,
+    ) -> None:
+        run.count(others)
+        self._compute(run, under_way, n_passed)
+        self._listener.rows_came(others, began_s)
+
+    def _end_part(self, run: _Run[Owner], texts: Texts[Owner]) -> None:
+        run.count(texts)
         # The engine's thread goes on without waiting for the event loop to take the rows.
         self._try_next(run)
         self._listener.rows_came(texts, run.began_s)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.api.edge.json_cost import JSONCost, json_cost
@@ -48,7 +48,6 @@ def object_bytes(tree: Any) -> int:
     return sys.getsizeof(tree) + sum(map(object_bytes, items))
 
 
-@settings(deadline=None)
 @given(VALUES, st.booleans(), st.sampled_from([None, 1]), st.integers(1, 9) | st.just(1 << 16))
 def test_values_and_depth_are_those_of_the_parsed_tree(
     tree: Any, ascii_only: bool, indent: int | None, block_bytes: int
@@ -61,7 +60,6 @@ def test_values_and_depth_are_those_of_the_parsed_tree(
     assert (cost.n_values, cost.depth) == (n_values(tree), depth(tree))
 
 
-@settings(deadline=None)
 @given(VALUES, st.booleans(), st.integers(1, 9) | st.just(1 << 16))
 def test_the_predicted_memory_is_never_below_what_the_objects_take(
     tree: Any, ascii_only: bool, block_bytes: int
@@ -74,7 +72,6 @@ def test_the_predicted_memory_is_never_below_what_the_objects_take(
     assert cost.parsed_bytes >= object_bytes(tree) + 16 * n_values(tree) + len(text)
 
 
-@settings(deadline=None)
 @given(st.binary() | st.text(alphabet='\\"u[]{},:1 ').map(str.encode), st.integers(1, 5))
 def test_text_that_is_no_json_has_a_cost_too(text: bytes, block_bytes: int):
     """The scan comes before the parser, so anything may come."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.api.edge.json_rendering import ITEMS_AT_ONCE, LongList, render_json
@@ -33,7 +33,6 @@ class Row:
     between=VALUES,
     second=st.lists(VALUES, max_size=3),
 )
-@settings(deadline=None)
 def test_long_lists_render_as_plain_ones(
     before: object, first: list, between: object, second: list
 ):
