@@ -23,13 +23,14 @@ from plimsoll.bench.load.arrivals import arrivals
 from plimsoll.bench.load.bodies import KINDS, MALFORMED, BodyPool, Ingredients, body_of
 from plimsoll.bench.load.chart import OUTCOMES, STYLE
 from plimsoll.bench.load.histogram import LatencyHistogram
+from plimsoll.bench.load.input_files import InputFileError, read_texts
 from plimsoll.bench.load.plan import parse_mix
 from plimsoll.bench.load.replies import Answer, Outcome, ReplyReader, Verdict, judge
 from plimsoll.bench.load.report import Second, Thresholds
 from plimsoll.bench.load.runner import LoadPlan, PlanError, QuietPassError, Rate, run_load
 from plimsoll.bench.load.server_facts import server_facts
 from plimsoll.bench.load.tally import Tally
-from plimsoll.bench.load.texts import TextSource, read_texts
+from plimsoll.bench.load.texts import TextSource
 from plimsoll.cli.bench import bench as bench_command
 from plimsoll.cli.bench import plan_of
 from plimsoll.cli.commands import main
@@ -311,6 +312,17 @@ def test_a_big_body_that_is_refused_unread_counts_as_refused():
     assert (report.totals.refused, report.totals.failed) == (6, 0)
 
 
+@pytest.mark.parametrize("speed", [{"n_clients": 1}, {"rate": Rate(9, 9), "max_in_flight": 1}])
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+@pytest.mark.parametrize("kind", ["short", "malformed"])
+def test_an_answer_that_every_request_would_get_ends_the_run(status, speed, kind):
+    """Half a minute of 401 measures nothing; and a malformed body is not due one."""
+    server = ScriptedServer(lambda *_: http(status, {"error": {"code": "no"}}))
+    report = run(server, seconds=1000, mix={kind: 1}, **speed)
+    assert report.totals.causes == {f"{status} no": 1}
+    assert report.totals.sent == len(server.bodies) == 1
+
+
 def test_an_interrupted_run_says_what_was_under_way():
     """Ctrl-C after an hour must not cost the hour."""
     stop = asyncio.Event()
@@ -446,9 +458,10 @@ def test_texts_come_from_a_file(tmp_path):
     """Mixed lengths are those of real texts."""
     (tmp_path / "texts.jsonl").write_text('{"id": 1, "text": "a ship"}\n{"text": "a sea"}\n')
     assert read_texts(tmp_path / "texts.jsonl") == ["a ship", "a sea"]
-    (tmp_path / "texts.jsonl").write_text('{"text": "a ship"}\n{"title": "a sea"}\n')
-    with pytest.raises(ValueError, match="line 2"):
-        read_texts(tmp_path / "texts.jsonl")
+    for second in ('{"title": "a sea"}', "a sea"):
+        (tmp_path / "texts.jsonl").write_text(f'{{"text": "a ship"}}\n{second}\n')
+        with pytest.raises(InputFileError, match="line 2"):
+            read_texts(tmp_path / "texts.jsonl")
 
 
 @contextlib.contextmanager
@@ -527,12 +540,19 @@ def plan_from(*arguments: str) -> LoadPlan:
         (("--header", "key"), "a header is NAME: VALUE"),
         (("--json", "no/such/folder/run.json"), "there is no folder"),
         (("--html", "no/such/folder/run.html"), "there is no folder"),
-        (("--baseline", "pyproject.toml"), "--baseline"),
+        (("--baseline", "missing.json"), "--baseline"),
+        (("--baseline", "texts.jsonl"), "texts.jsonl is no report of a load test"),
+        (("--baseline", "text.txt"), "text.txt: "),
+        (("--texts", "text.txt"), "text.txt, line 1: "),
+        (("--url", "http://[::1"), "must be http://HOST:PORT"),
+        (("--url", "http://localhost:port"), "must be http://HOST:PORT"),
     ],
 )
 def test_a_run_that_would_end_in_nothing_is_not_begun(tmp_path, monkeypatch, arguments, told):
     """A folder that is missing after an hour's run costs the run."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.jsonl").write_text('{"text": "a ship"}\n')
+    (tmp_path / "text.txt").write_text("a ship\n")
     done = bench(*arguments)
     assert done.exit_code == 2
     assert told in done.stderr
@@ -547,6 +567,16 @@ def test_a_run_that_was_never_answered_is_no_measurement(tmp_path):
     assert done.exit_code == 2
     assert "nothing was answered" in done.stderr
     assert "no connection" in done.stdout
+
+
+def test_an_error_of_the_program_is_no_mistake_in_the_options(monkeypatch):
+    """A ValueError of a bug was told as a wrong option, without the place where it came from."""
+
+    def broken(texts):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("plimsoll.bench.load.plan.parse_mix", broken)
+    assert str(bench("--requests", "1").exception) == "a bug"
 
 
 def test_two_runs_stand_beside_each_other(tmp_path):
@@ -703,12 +733,25 @@ def test_a_port_that_only_the_server_knows_is_asked_for(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("verify", ["0", "1"])
-def test_a_server_that_asks_for_a_key_gets_a_remedy(verify):
-    """Before the load as after it: a code alone does not say how a key is given."""
-    with serving(lambda *_: http(401, {"error": {"code": "unauthorized"}})) as url:
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, "--header 'Authorization: Bearer KEY'"), (404, "POST /embed is not there: --url")],
+)
+def test_a_server_that_will_not_answer_otherwise_gets_a_remedy(verify, status, remedy):
+    """Before the load as after it: a code alone does not say what to do."""
+    with serving(lambda *_: http(status, {"error": {"code": "no"}})) as url:
         done = bench("--url", url, "--clients", "1", "--requests", "2", "--verify", verify)
     assert done.exit_code == 2
-    assert "--header 'Authorization: Bearer KEY'" in done.output
+    assert done.stderr.count(remedy) == 1
+
+
+def test_a_key_that_is_withdrawn_ends_the_run_with_what_there_is():
+    """What was answered before stands in the table, but the run is no measurement."""
+    with serving(lambda number, body: http(401, {}) if number == 3 else dense(body)) as url:
+        done = bench("--url", url, "--clients", "1", "--requests", "9")
+    assert done.exit_code == 2
+    assert "Bearer KEY" in done.stderr
+    assert re.search(r"^total +4 +3 ", done.stdout, flags=re.MULTILINE)
 
 
 def test_every_kind_is_described_in_the_manual():

@@ -179,7 +179,7 @@ def test_parquet_without_pyarrow_says_what_to_install(embed: Command):
     (embed.folder / "pyarrow.py").write_text("raise ImportError('no pyarrow')\n")
     code, out, told = embed.run("ship", "--output", "x.parquet")
     assert (code, out) == (2, "")
-    assert "pip install 'plimsoll[parquet]'" in told
+    assert "pip install pyarrow, or '.[parquet]' in a checkout" in told
     assert list(embed.folder.glob("x*")) == []
 
 

@@ -172,21 +172,23 @@ def bench(**given: Any) -> None:
     Latency is that of dense and sparse replies and of requests that were not answered in time.
 
     The exit code is 0; 1 when a threshold (--max-failed, --min-dense, --max-p99) is not held; 2
-    when the run could not begin or nothing was answered; 130 after Ctrl-C, which reports what
-    there is.
+    when the run could not begin, nothing was answered, or an answer ended it that every request
+    would get (401, 403, 404, 405); 130 after Ctrl-C, which reports what there is.
     """
     if click.get_current_context().invoked_subcommand:
         return
     from plimsoll.bench.load.command import Outputs, run_and_report
+    from plimsoll.bench.load.input_files import InputFileError, read_run
     from plimsoll.bench.load.plan import PlanError
     from plimsoll.bench.load.report import Thresholds
 
     thresholds = Thresholds(given["max_failed"], given["min_dense"], given["max_p99"])
-    outputs = Outputs(given["json_file"], given["html_file"], given["baseline"])
     try:
         plan = plan_of(given)
-    except (PlanError, ValueError) as error:
+        baseline = read_run(given["baseline"]) if given["baseline"] else None
+    except (PlanError, InputFileError) as error:
         raise click.UsageError(str(error)) from None
+    outputs = Outputs(given["json_file"], given["html_file"], baseline)
     sys.exit(run_and_report(plan, thresholds, outputs))
 
 
@@ -199,10 +201,10 @@ def _first(given: int | None, otherwise: int) -> int:
 
 
 def plan_of(given: dict[str, Any]) -> "LoadPlan":
-    """The plan that the options ask for. Raises PlanError, OSError and ValueError."""
+    """The plan that the options ask for. Raises PlanError, OSError and InputFileError."""
     from plimsoll.bench.load.arrivals import Rate
+    from plimsoll.bench.load.input_files import read_texts
     from plimsoll.bench.load.plan import LoadPlan, PlanError, parse_mix
-    from plimsoll.bench.load.texts import read_texts
 
     speeds = [name for name in ("clients", "rate", "ramp") if given[name] is not None]
     if len(speeds) > 1:

@@ -190,7 +190,8 @@ def _parquet_file(stream: IO[bytes], dimensions: Callable[[], int]) -> ParquetFi
         import pyarrow  # noqa: F401
     except ImportError as missing:
         raise click.UsageError(
-            "a Parquet file needs pyarrow, which is not installed: pip install 'plimsoll[parquet]'"
+            "a Parquet file needs pyarrow, which is not installed: pip install pyarrow, or "
+            "'.[parquet]' in a checkout"
         ) from missing
     return ParquetFile(stream, dimensions)
 

@@ -129,7 +129,7 @@ def make_tracer(settings: Settings) -> "RequestTracer | None":
     except ImportError as missing:
         raise SettingsError(
             f"PLIMSOLL_OTLP_ENDPOINT is set and {missing.name} is not installed: "
-            "pip install 'plimsoll[tracing]', or unset it"
+            "pip install '.[tracing]' in a checkout, or unset it"
         ) from missing
     return RequestTracer(otlp_exporter(settings.otlp_endpoint), __version__)
 

@@ -1,10 +1,7 @@
 """Two runs beside each other: an earlier one from its JSON, and the one just ended."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import orjson
 
 # Figure → its place in a run's JSON, and how it is written.
 FIGURES: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -19,14 +16,6 @@ FIGURES: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 HEADS = ("", "before", "now", "change")
 SAME_PLAN = ("mix", "n_clients", "rate", "huge_tokens", "seed")
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """A run from the file that --json wrote. Raises OSError, and ValueError for any other file."""
-    found = orjson.loads(path.read_bytes())
-    if not isinstance(found, dict) or not {"plan", "totals"} <= found.keys():
-        raise ValueError(f"{path} is no report of a load test")
-    return found
 
 
 def comparison(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, ...]]:

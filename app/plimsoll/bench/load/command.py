@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 
-from plimsoll.bench.load.before_after import comparison, read_run
+from plimsoll.bench.load.before_after import comparison
 from plimsoll.bench.load.chart import page
 from plimsoll.bench.load.plan import LoadPlan
 from plimsoll.bench.load.progress import Progress
+from plimsoll.bench.load.replies import remedy_of
 from plimsoll.bench.load.report import LoadReport, Thresholds
 from plimsoll.bench.load.runner import QuietPassError, run_load
 from plimsoll.bench.load.server_facts import server_facts
@@ -28,19 +29,21 @@ class Outputs:
 
     json: Path | None = None
     html: Path | None = None
-    baseline: Path | None = None
+    baseline: Mapping[str, Any] | None = None
 
 
 def run_and_report(plan: LoadPlan, thresholds: Thresholds, outputs: Outputs) -> int:
-    """Run the load test; returns the exit code. Raises OSError and ValueError before the run."""
-    before = read_run(outputs.baseline) if outputs.baseline else None
+    """Run the load test; returns the exit code."""
     try:
         report = asyncio.run(_run(plan))
     except QuietPassError as error:
         sys.stderr.write(f"plimsoll: the quiet server did not embed the samples: {error}\n")
         return UNUSABLE
     misses = thresholds.misses(report)
-    _write(report, misses, before, outputs)
+    _write(report, misses, outputs)
+    if remedies := dict.fromkeys(filter(None, map(remedy_of, report.totals.causes))):
+        sys.stderr.write(f"plimsoll: {'; '.join(remedies)}\n")
+        return UNUSABLE
     if report.interrupted:
         return INTERRUPTED
     if not report.totals.n_replies:
@@ -49,11 +52,9 @@ def run_and_report(plan: LoadPlan, thresholds: Thresholds, outputs: Outputs) -> 
     return MISSED if misses else 0
 
 
-def _write(
-    report: LoadReport, misses: list[str], before: Mapping[str, Any] | None, outputs: Outputs
-) -> None:
+def _write(report: LoadReport, misses: list[str], outputs: Outputs) -> None:
     found = report.as_dict() | {"misses": misses}
-    changes = comparison(before, found) if before else []
+    changes = comparison(outputs.baseline, found) if outputs.baseline else []
     if outputs.json:
         outputs.json.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     if outputs.html:

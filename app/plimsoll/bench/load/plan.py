@@ -13,7 +13,7 @@ from plimsoll.bench.load.bodies import KINDS, SHORT
 DAY_S = 86_400
 
 
-class PlanError(ValueError):
+class PlanError(Exception):
     """A plan that cannot or must not be run."""
 
 
@@ -106,11 +106,15 @@ def parse_mix(text: str) -> dict[str, float]:
 
 def _check_target(url: str, *, allow_remote: bool) -> None:
     """Refuse another machine, unless the operator says that it is meant."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.scheme == "http" and parts.port != 0 else None
+    except ValueError:  # half an IPv6 address, or a port that is no number
+        host = None
+    if not host:
         raise PlanError(f"the target must be http://HOST:PORT, not {url!r}")
-    if not allow_remote and not _is_loopback(parts.hostname):
-        raise PlanError(f"{parts.hostname} is not this machine; --allow-remote if it is meant")
+    if not allow_remote and not _is_loopback(host):
+        raise PlanError(f"{host} is not this machine; --allow-remote if it is meant")
 
 
 def _is_loopback(host: str) -> bool:

@@ -18,7 +18,14 @@ from plimsoll.bench.load.samples import Samples
 SMALL_REPLY_BYTES = 64 * 1024
 HEAD_BYTES = 256
 HELD_BYTES = 64  # longer than `usage` and its number
-KEY_REMEDY = "the server asks for a key: give --header 'Authorization: Bearer KEY'"
+NO_ROUTE = "POST /embed is not there: --url is where Plimsoll listens, or a proxy's path to it"
+# What helps against an answer that every further request would get as well.
+REMEDIES = {
+    401: "the server asks for a key: give --header 'Authorization: Bearer KEY'",
+    403: "the server does not let this client in: see the --header that are sent, and --url",
+    404: NO_ROUTE,
+    405: NO_ROUTE,
+}
 KIND = re.compile(rb'"kind":\s*"(dense|sparse)"')
 USAGE = re.compile(rb'"usage":\s*\{"tokens":\s*(\d+)\}')
 
@@ -46,8 +53,9 @@ class Verdict:
 
 
 def remedy_of(cause: str) -> str:
-    """What the person who runs the load can do about a cause; empty where that is not known."""
-    return KEY_REMEDY if cause.startswith("401") else ""
+    """What helps against a cause that would be that of every request; empty for any other."""
+    status, _, _ = cause.partition(" ")
+    return REMEDIES.get(int(status), "") if status.isdecimal() else ""
 
 
 class MalformedReplyError(Exception):
@@ -159,7 +167,7 @@ def judge(body: Body, answer: Answer, samples: Samples | None = None) -> Verdict
     if status in (413, 429) or (status == 503 and retry_after_s is not None):
         cause = f"{status} {answer.reader.error_code()}".rstrip()
         return Verdict(Outcome.REFUSED, cause, retry_after_s=retry_after_s)
-    if body.n_texts == 0:
+    if body.n_texts == 0 and status not in REMEDIES:
         if 400 <= status < 500:
             return Verdict(Outcome.REJECTED)
         return Verdict(Outcome.FAILED, f"malformed request answered with {status}")

@@ -71,16 +71,18 @@ async def run_load(
 ) -> LoadReport:
     """Run the plan to its end and report.
 
-    stop: ends the run early; what was under way is then `unfinished`. watch: called twice a
-    second with the counts so far and the seconds since the start. Raises QuietPassError.
+    stop: ends the run early, and is set by the first answer that every request would get; what
+    was under way is then `unfinished`. watch: called twice a second with the counts so far and
+    the seconds since the start. Raises QuietPassError.
     """
     clock = clock or SystemClock()
+    stop = stop or asyncio.Event()
     samples = await _embed_quietly(plan, clock) if plan.n_verified else None
-    run = _Run(plan, clock, samples)
+    run = _Run(plan, clock, samples, stop)
     cpu_s = time.process_time()
     sending = asyncio.create_task(run.send_all())
     tasks: list[asyncio.Task[Any]] = [sending]
-    tasks.append(asyncio.create_task((stop or asyncio.Event()).wait()))
+    tasks.append(asyncio.create_task(stop.wait()))
     if watch is not None:
         tasks.append(asyncio.create_task(_watch(run, watch)))
     try:
@@ -99,8 +101,11 @@ async def run_load(
 class _Run:
     """Owns the counts and the pool of one run."""
 
-    def __init__(self, plan: LoadPlan, clock: Clock, samples: Samples | None) -> None:
+    def __init__(
+        self, plan: LoadPlan, clock: Clock, samples: Samples | None, stop: asyncio.Event
+    ) -> None:
         self._plan = plan
+        self._stop = stop
         self._clock = clock
         self._samples = samples
         self._pool = BodyPool(
@@ -145,7 +150,11 @@ class _Run:
     async def _closed_loop(self) -> None:
         """One client, which sends again when it has its answer."""
         async with self._client() as client:
-            while self._clock.now() < self._end_s and self._n_begun < self._n_requests:
+            while (
+                not self._stop.is_set()
+                and self._clock.now() < self._end_s
+                and self._n_begun < self._n_requests
+            ):
                 self._n_begun += 1
                 verdict = await self._send(client, self._clock.now())
                 if pause_s := self._pause_after(verdict):
@@ -178,6 +187,8 @@ class _Run:
                 await free.acquire()
                 due_s = self._start_s + at_s
                 await self._clock.sleep_until(due_s)
+                if self._stop.is_set():
+                    break
                 client = idle.pop() if idle else await clients.enter_async_context(self._client())
                 under_way.create_task(send_with(client, due_s))
 
@@ -189,6 +200,8 @@ class _Run:
         verdict = await self._outcome(client, kind, body, self._plan.timeout_s - lag_s)
         latency_s = self._clock.now() - due_s
         self.tally.note_end(kind, verdict, at_s=self.since_start_s(), latency_s=latency_s)
+        if remedy_of(verdict.cause):
+            self._stop.set()
         return verdict
 
     async def _outcome(self, client: Client, kind: str, body: Body, patience_s: float) -> Verdict:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from plimsoll.bench.load.before_after import HEADS as CHANGE_HEADS
-from plimsoll.bench.load.replies import remedy_of
 from plimsoll.bench.load.report import Counts, LoadReport
 
 COUNT_HEADS = ("", "sent", "dense", "sparse", "refused", "rejected", "failed", "hung up")
@@ -53,7 +52,6 @@ def remarks(report: LoadReport, misses: Sequence[str] = ()) -> list[str]:
         lines.append(f"refused and rejected: p50 {_time(quick.p50_s)}, p99 {_time(quick.p99_s)}")
     if totals.causes:
         lines.append(f"refused or failed: {_listed(totals.causes)}")
-        lines += dict.fromkeys(filter(None, map(remedy_of, totals.causes)))
     if report.verification is not None:
         found = report.verification
         lines.append(
@@ -66,7 +64,7 @@ def remarks(report: LoadReport, misses: Sequence[str] = ()) -> list[str]:
         share = report.client.cpu_s / report.seconds if report.seconds else 0.0
         lines.append(f"the client used {share:.0%} of a core: it may be the brake itself")
     if report.interrupted:
-        lines.append(f"interrupted; {totals.unfinished} requests were under way")
+        lines.append(f"ended early; {totals.unfinished} requests were under way")
     return lines + [f"MISS: {miss}" for miss in misses]
 
 

@@ -1,11 +1,8 @@
-"""Texts to send: from a file, or made of words that are one token each."""
+"""Texts to send: given ones, or made of words that are one token each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
-
-import orjson
 
 # Each is one token of BERT's vocabulary, so that words count as tokens.
 COMMON_WORDS = (
@@ -39,20 +36,3 @@ class TextSource:
 def words(random: Random, n_words: int) -> str:
     """A text of so many words."""
     return " ".join(random.choices(WORDS, k=n_words))
-
-
-def read_texts(path: Path) -> list[str]:
-    """The `text` of every line of a JSONL file.
-
-    Raises ValueError when a line has none, or the file no line.
-    """
-    texts = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        match orjson.loads(line):
-            case {"text": str(text)} if text.strip():
-                texts.append(text)
-            case _:
-                raise ValueError(f"{path}, line {number}: no text in it")
-    if not texts:
-        raise ValueError(f"{path} is empty")
-    return texts
