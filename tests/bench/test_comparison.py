@@ -89,7 +89,17 @@ def test_a_floor_is_held_by_the_median(floor, verdict):
     assert figure.verdict == verdict
     assert report.n_missed == (verdict == "MISS")
     assert report.as_dict()["figures"][0]["verdict"] == verdict
-    assert (verdict or "") in report.as_table()
+    *_, last, _ = report.as_table().splitlines()[-2].split("|")
+    assert last.strip() == (verdict or "")
+
+
+def test_a_floor_without_a_figure_is_not_measured_and_not_held():
+    """A miss says that Plimsoll is slower; and what was not measured must not pass a check."""
+    figure = Figure("m", "s", "n", "s", [0.0], "p", [1.0], True, Floor("ratio", at_least=2))
+    assert (figure.ratio, figure.verdict) == (None, "not measured")
+    report = Report({}, {}, [figure])
+    assert report.n_missed == 1
+    assert "not measured" in report.as_table()
 
 
 @pytest.mark.parametrize(

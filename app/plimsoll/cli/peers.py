@@ -20,7 +20,7 @@ PEERS = "Only peers with this in their title; may be repeated. [default: every p
 TEXTS = 'JSON lines with a "text" each for the mixed lists; else texts are made up.'
 PREPARE = "First build llama-server and install infinity-emb into the cache, once."
 BRIEF = "Show only the best peer of each figure, and every peer that is better than Plimsoll."
-THREADS = "Threads of every peer."
+THREADS = "Threads of every peer, and processors that all of them run on."
 
 
 @click.command(cls=Command)
@@ -57,27 +57,32 @@ def peers(
 
     A cell is the median of the rounds, and in brackets the lowest and the highest. *Better by*
     compares round by round; above 1 Plimsoll is better. Where a peer is better, its row stands
-    first. The worst cosine is that of the peer's vectors to float32 ones of ONNX Runtime. A
-    server is called through REST; a library in its process, where calls run in turn.
-    Programs of several variants, such as llama-server, count with the best for each figure.
+    first; the targets of the project follow, with *pass*, *MISS* or *not measured*. The worst
+    cosine is that of the peer's vectors to float32 ones of ONNX Runtime. A server is called
+    through REST; a library in its process, where calls run in turn. Programs of several variants,
+    such as llama-server, count with the best for each figure.
 
     \b
       plimsoll bench peers --prepare --json peers.json --svg peers.svg
       plimsoll bench peers --peer openvino --rounds 1 --seconds 2 --list-texts 200
     """
-    from plimsoll.bench.peers.command import PeerOutputs, PeerPlan, run_and_report
+    from plimsoll.bench.load.input_files import InputFileError, read_texts
+    from plimsoll.bench.peers.command import PeerPlan, PeerPlanError, run_and_report
 
-    plan = PeerPlan(
-        models=models,
-        peers=names,
-        rounds=rounds,
-        seconds=seconds,
-        list_texts=list_texts,
-        n_threads=threads or available_cores(),
-        load_file=texts,
-        prepare=prepare,
-    )
     try:
-        run_and_report(plan, PeerOutputs(json_file, svg_file, brief))
-    except ValueError as error:
+        plan = PeerPlan(
+            models=models,
+            peers=names,
+            rounds=rounds,
+            seconds=seconds,
+            list_texts=list_texts,
+            n_threads=threads or available_cores(),
+            texts=read_texts(texts) if texts else (),
+            prepare=prepare,
+            brief=brief,
+            json=json_file,
+            svg=svg_file,
+        )
+    except (PeerPlanError, InputFileError) as error:
         raise click.UsageError(str(error)) from None
+    run_and_report(plan)

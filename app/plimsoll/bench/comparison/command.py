@@ -1,4 +1,6 @@
-"""Measure Plimsoll beside its alternatives, in one run and in turn.
+"""Measure the engine alone, from ids to vectors, beside an ordinary session, in turn.
+
+Whole programs, from texts to vectors, are compared by `plimsoll bench peers`.
 
     python -m plimsoll.bench.comparison --quick            a few minutes
     python -m plimsoll.bench.comparison --json FILE        everything, a quarter of an hour or more
@@ -11,19 +13,16 @@ the median of the rounds, in brackets the lowest and highest. A line with a floo
 MISS by the median; other programs on the machine shrink the SGEMM rate, the peers' speed and
 ours unequally, so mind the load average in the first line.
 
-start    seconds from starting a process to its first vector, of the engine alone (a text of 16
-         tokens, as ids) and of the whole server (reply to its first POST /embed, the model
-         loaded by that request). Sidecar and file cache are warm. The naive path opens its model
-         and encodes the same ids.
+start    seconds from starting a process to the vector of a text of 16 tokens, as ids. Sidecar
+         and file cache are warm. The naive path opens its model and encodes the same ids.
 vectors  what the peers compute is the same: 1 − cosine with the engine.
 speed    tokens a second from ids to unit vectors, padding not counted: one text alone, and a
          mixed list (a sample of the project's load file, or a draw of its lengths). The
          engine takes it in the executor's runs. The *naive path* is an exported graph with
          float32 initializers in an ONNX Runtime session with default options, fed padded batches
-         of 32 in file order; PyTorch is transformers' model, fed the same batches. *Linear
-         layers* is the mixed list's rate in multiplications and additions of weights alone,
-         beside the best rate of ONNX Runtime and NumPy at 512 to 1024 × 768 × 3072 just before
-         and after.
+         of 32 in file order. *Linear layers* is the mixed list's rate in multiplications and
+         additions of weights alone, beside the best rate of ONNX Runtime and NumPy at 512 to
+         1024 × 768 × 3072 just before and after.
 memory   of a fresh process, sampled from outside every 10 ms: peak since its start, and settled
          after 3 idle seconds; the engine gives memory back after one, as the server has it do.
          *Anonymous* is what the kernel cannot take back; *resident* holds file pages besides,
@@ -61,7 +60,8 @@ from plimsoll.bench.comparison.models import (
     builtin_is_here,
     make_ready,
 )
-from plimsoll.bench.comparison.processes import MeasurementError
+from plimsoll.bench.comparison.processes import MeasurementError, ended_by_signals
+from plimsoll.bench.comparison.progress import progress
 from plimsoll.bench.comparison.report import Report
 from plimsoll.bench.comparison.run import FULL, QUICK, Run
 from plimsoll.errors import PlimsollError
@@ -97,26 +97,32 @@ def main(
     report = Report(
         machine_facts(), {"rounds": sizes.rounds, "quick": options.quick, "only": chosen}
     )
-    run = Run(sizes, report, options.torch_python, load_file)
+    run = Run(sizes, report, progress(), load_file)
     if os.getloadavg()[0] > BUSY_RATIO * available_cores():
         run.note("the machine was busy before the run: figures are too low, and ratios rough")
-    for name in options.model or _usual_models(run, has_synthetic=make_synthetic is not None):
-        try:
-            case = make_ready(name, run.say, make_synthetic)
-        except (PlimsollError, NoSyntheticModelError) as error:
-            sys.exit(f"benchmark: {error}")
-        for stage in chosen:
-            run.say(f"{case.title}: {stage}")
+    with ended_by_signals():
+        for name in options.model or _usual_models(run, has_synthetic=make_synthetic is not None):
             try:
-                STAGES[stage](run, case)
-            except MeasurementError as error:
-                run.say(f"broken off: {error}")
-                report.broken.append(f"{case.title}: {stage}: {error}")
+                case = make_ready(name, run.say, make_synthetic)
+            except (PlimsollError, NoSyntheticModelError) as error:
+                sys.exit(f"benchmark: {error}")
+            _run_stages(run, case, chosen)
     report.machine["load average at the end"] = f"{os.getloadavg()[0]:.1f}"
     sys.stdout.write(report.as_table())
     if options.json:
         options.json.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     return 1 if options.check and (report.n_missed or report.broken) else 0
+
+
+def _run_stages(run: Run, case: ModelCase, stages: Sequence[str]) -> None:
+    """All of them; one that breaks off does not keep the next from its turn."""
+    for stage in stages:
+        run.say(f"{case.title}: {stage}")
+        try:
+            STAGES[stage](run, case)
+        except MeasurementError as error:
+            run.say(f"broken off: {error}")
+            run.report.broken.append(f"{case.title}: {stage}: {error}")
 
 
 def _usual_models(run: Run, *, has_synthetic: bool) -> list[str]:
@@ -149,12 +155,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     parser.add_argument(
         "--only", action="append", choices=STAGES, help="measure only this; may be repeated"
-    )
-    parser.add_argument(
-        "--torch-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="interpreter that has Plimsoll, torch and transformers",
     )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a floor is missed")
     return parser.parse_args(arguments)

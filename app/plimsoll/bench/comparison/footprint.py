@@ -22,7 +22,7 @@ SEED = 20
 LEAST_RATIO, MOST_RATIO = 0.90, 1.30
 # A run of the largest size that the executor makes by default.
 MOST_TOKENS = 4096
-SETTLE_S = 0.3
+RELEASED_S = 0.3  # after which what was given back is off the process's account
 REPEATS = 2
 
 
@@ -70,7 +70,7 @@ def measure(run: Run, case: ModelCase) -> None:
 def _taken(worker: Worker, lengths: Sequence[int]) -> int:
     """Peak of anonymous memory above where it was before."""
     worker.ask(release=True)
-    sleep(SETTLE_S)
+    sleep(RELEASED_S)
     before = process_memory(worker.pid)
     watch = MemoryWatch(worker.pid, every_s=0.002)
     try:

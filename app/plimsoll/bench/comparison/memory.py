@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from time import sleep
 
 from plimsoll.bench.comparison.models import ModelCase
-from plimsoll.bench.comparison.processes import MemoryWatch, Worker, process_memory
+from plimsoll.bench.comparison.processes import SETTLE_S, MemoryWatch, Worker, process_memory
 from plimsoll.bench.comparison.report import Floor
 from plimsoll.bench.comparison.run import Run
 from plimsoll.bench.comparison.worker import Kind, WorkerSpec
@@ -43,8 +43,8 @@ def measure(run: Run, case: ModelCase) -> None:
         for round_ in range(rounds):
             run.say(f"memory: {name}, round {round_ + 1} of {rounds}")
             for kind, memories in found.items():
-                memories.append(_watch(run, case.spec(kind), lengths))
-            bare.append(_watch(run, WorkerSpec("bare"), []).settled_anonymous)
+                memories.append(_watch(case.spec(kind), lengths))
+            bare.append(_watch(WorkerSpec("bare"), []).settled_anonymous)
         short = name.startswith(str(SHORT_TOKENS))
         _report(run, case, name, found, bare[-rounds:], held=short and case.full_size)
 
@@ -102,7 +102,7 @@ def _add(
     )
 
 
-def _watch(run: Run, spec: WorkerSpec, lengths: Sequence[int]) -> _Memory:
+def _watch(spec: WorkerSpec, lengths: Sequence[int]) -> _Memory:
     """Open a peer, encode once, wait; memory over all of it and at the end."""
     worker = Worker(spec)
     watch = MemoryWatch(worker.pid)
@@ -112,7 +112,7 @@ def _watch(run: Run, spec: WorkerSpec, lengths: Sequence[int]) -> _Memory:
             worker.ask(lengths=list(lengths), repeats=1)
             sleep(IDLE_S)
             worker.ask(release=True)
-        sleep(run.sizes.settle_s - IDLE_S)
+        sleep(SETTLE_S - IDLE_S)
         settled = process_memory(worker.pid)
         assert settled is not None
     finally:

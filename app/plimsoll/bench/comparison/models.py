@@ -11,6 +11,7 @@ from pathlib import Path
 from plimsoll import files as storage
 from plimsoll.bench.comparison.engine import make_opener
 from plimsoll.bench.comparison.processes import environment
+from plimsoll.bench.comparison.progress import Say
 from plimsoll.bench.comparison.worker import Kind, WorkerSpec
 from plimsoll.encoder.architecture import read_architecture
 from plimsoll.encoder.catalog import describe, resolve
@@ -25,7 +26,6 @@ SYNTHETIC_QUANT = "Q8_0"
 # The floors were set for a model of this size; a smaller one is held to none but its own.
 FULL_SIZE_PARAMETERS = 100_000_000
 
-Say = Callable[[str], None]
 MakeSynthetic = Callable[..., Path]  # (folder, *, quant): the file, written there unless it is
 
 

@@ -1,7 +1,8 @@
 """The naive path: an exported model in an ordinary session, fed padded batches in file order.
 
-Every option of ONNX Runtime is at its default: arena on, all graph optimizations, as many
-threads as there are cores. Padding and pooling here serve the other padding peer too.
+Every option of ONNX Runtime is at its default: arena on, all graph optimizations, and unless told
+otherwise as many threads as there are cores. Padding and pooling here serve the other padding
+peers too.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,16 @@ BATCH_TEXTS = 32
 class NaivePeer:
     """An ordinary session over the exported graph, fed padded batches."""
 
-    def __init__(self, path: Path, pooling: str) -> None:
-        """Open the file that this module wrote; pooling: a name of app's Pooling."""
+    def __init__(self, path: Path, pooling: str, *, n_threads: int = 0) -> None:
+        """Open the file that `naive_export` wrote.
+
+        pooling: a name of Pooling. n_threads: 0 for ONNX Runtime's own choice.
+        """
         import onnxruntime as ort
 
-        self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = n_threads
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._pooling = pooling
 
     def encode(self, texts: Sequence[np.ndarray]) -> np.ndarray:

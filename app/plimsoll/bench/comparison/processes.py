@@ -1,20 +1,25 @@
-"""Start measured processes, talk to them, and watch their memory from outside."""
+"""Start measured processes, end them in any case, and watch their memory from outside."""
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from plimsoll.bench.comparison.worker import WorkerSpec
 
 SAMPLE_S = 0.01
+# Plimsoll's idle watch gives memory back after a second; every process is given as long as this.
+SETTLE_S = 3.0
+PATIENCE_S = 10.0  # with a process that was told to end
 # ONNX Runtime, NNCF, infinity and the Hugging Face libraries, each by its own switch.
 NO_REPORTS = {
     "ORT_DISABLE_TELEMETRY": "1",
@@ -49,17 +54,11 @@ def environment(**variables: str) -> dict[str, str]:
 class Worker:
     """A worker process and the pipes to it."""
 
-    def __init__(
-        self, spec: WorkerSpec, *, python: str = sys.executable, prefix: Sequence[str] = ()
-    ) -> None:
-        """Start it.
-
-        python: the interpreter. prefix: a command that becomes this one, such as one that
-        enters a control group first.
-        """
+    def __init__(self, spec: WorkerSpec, *, prefix: Sequence[str] = ()) -> None:
+        """Start it; prefix: a command that becomes this one, such as one in a control group."""
         self.kind = spec.kind
         module = "plimsoll.bench.comparison.worker"
-        command = [*prefix, python, "-m", module, json.dumps(asdict(spec))]
+        command = [*prefix, sys.executable, "-m", module, json.dumps(asdict(spec))]
         self._process = subprocess.Popen(
             command,
             env=environment(),
@@ -91,15 +90,12 @@ class Worker:
         return float(self.ask(lengths=list(lengths), repeats=repeats)["seconds"]) / repeats
 
     def close(self) -> None:
-        """End the process and wait for it."""
+        """End the process, whatever it is doing: it has nothing to save."""
+        self._process.kill()
+        self._process.wait()
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
         self._reader.join()
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
@@ -122,11 +118,9 @@ class Worker:
 
 
 @contextmanager
-def running(
-    spec: WorkerSpec, *, python: str = sys.executable, prefix: Sequence[str] = ()
-) -> Iterator[Worker]:
+def running(spec: WorkerSpec, *, prefix: Sequence[str] = ()) -> Iterator[Worker]:
     """A worker with its peer open, for the length of a `with` block. Raises WorkerDiedError."""
-    worker = Worker(spec, python=python, prefix=prefix)
+    worker = Worker(spec, prefix=prefix)
     try:
         worker.wait_ready()
         yield worker
@@ -182,7 +176,65 @@ class MemoryWatch:
                 )
 
 
-def server_command(settings: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a whole server with these settings."""
-    variables = {f"PLIMSOLL_{name.upper()}": value for name, value in settings.items()}
-    return [sys.executable, "-m", "plimsoll", "serve"], environment(**variables)
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the `with` block as Ctrl-C does: what it has started ends too."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for one in usual:  # a second signal must not keep the first from ending everything
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    usual = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    for one, handler in usual.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one, handler in usual.items():
+            signal.signal(one, handler)
+
+
+@contextmanager
+def group_of(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, which is ended with all that it has started.
+
+    Ctrl-C on a terminal is then for this process alone. options: as Popen takes them.
+    """
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        _signal_group(process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_S)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def run_group(*command: str | Path) -> None:
+    """Run a command to its end, or with all that it has started to ours.
+
+    Raises CalledProcessError where it fails.
+    """
+    with group_of(command) as process:
+        if code := process.wait():
+            raise subprocess.CalledProcessError(code, command)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # all of it has ended
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def on_processors(most: int) -> Iterator[list[int]]:
+    """Hold this thread, and what it starts, to the first so many of the processors it may use."""
+    usable = os.sched_getaffinity(0)
+    held = sorted(usable)[:most]
+    os.sched_setaffinity(0, held)
+    try:
+        yield held
+    finally:
+        os.sched_setaffinity(0, usable)

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-Verdict = Literal["pass", "MISS"]
+Verdict = Literal["pass", "MISS", "not measured"]
+NOT_MEASURED: Verdict = "not measured"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,37 @@ class Figure:
         if self.floor is None:
             return None
         measured = self.ratios if self.floor.on == "ratio" else self.values
-        return "pass" if measured and self.floor.holds(median(measured)) else "MISS"
+        if not measured:
+            return "not measured"
+        return "pass" if self.floor.holds(median(measured)) else "MISS"
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the peer, the median of the rounds; None: not measured."""
+        return median(self.ratios) if self.ratios else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {
+            "median": median(self.values) if self.values else None,
+            "ratios": self.ratios,
+            "ratio": self.ratio,
+            "verdict": self.verdict,
+        }
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Figure, peer's figure, peer and ratio, for a table."""
+        ratio = f"{spread(self.ratios)} ×" if self.ratios else NOT_MEASURED
+        return (
+            self._cell(self.values),
+            self._cell(self.peer_values) if self.peer else "",
+            self.peer,
+            ratio if self.peer else "",
+        )
+
+    def _cell(self, values: Sequence[float]) -> str:
+        return f"{spread(values)} {self.unit}".rstrip() if values else NOT_MEASURED
 
 
 @dataclass
@@ -69,24 +100,15 @@ class Report:
 
     @property
     def n_missed(self) -> int:
-        """Floors that were not held."""
-        return sum(figure.verdict == "MISS" for figure in self.figures)
+        """Floors that were not held: what was not measured holds none."""
+        return sum(figure.verdict in ("MISS", "not measured") for figure in self.figures)
 
     def as_dict(self) -> dict[str, Any]:
         """The whole report for JSON."""
         return {
             "machine": self.machine,
             "options": self.options,
-            "figures": [
-                asdict(figure)
-                | {
-                    "median": median(figure.values),
-                    "ratios": figure.ratios,
-                    "ratio": median(figure.ratios) if figure.ratios else None,
-                    "verdict": figure.verdict,
-                }
-                for figure in self.figures
-            ],
+            "figures": [figure.as_dict() for figure in self.figures],
             "notes": self.notes,
             "broken": self.broken,
         }
@@ -94,25 +116,18 @@ class Report:
     def as_table(self) -> str:
         """One block a model; median and, in brackets, lowest and highest of the rounds."""
         lines = [", ".join(f"{key} {value}" for key, value in self.machine.items())]
-        heads = ("", "Plimsoll", "peer", "", "better by", "floor", "")
+        heads = ("figure", "Plimsoll", "peer", "", "better by", "floor", "")
         for model in dict.fromkeys(figure.model for figure in self.figures):
             figures = [figure for figure in self.figures if figure.model == model]
-            lines += ["", model, *aligned([heads, *map(_cells, figures)])]
+            lines += ["", model, "", *aligned([heads, *map(_cells, figures)])]
         lines += ["", *(f"note: {note}" for note in self.notes)]
         lines += [f"BROKEN OFF: {what}" for what in self.broken]
         return "\n".join(lines) + "\n"
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:
-    return (
-        f"{figure.stage}: {figure.name}",
-        f"{spread(figure.values)} {figure.unit}",
-        f"{spread(figure.peer_values)} {figure.unit}" if figure.peer_values else "",
-        figure.peer,
-        f"{spread(figure.ratios)} ×" if figure.ratios else "",
-        str(figure.floor or ""),
-        figure.verdict or "",
-    )
+    name = f"{figure.stage}: {figure.name}"
+    return (name, *figure.cells, str(figure.floor or ""), figure.verdict or "")
 
 
 def spread(values: Sequence[float]) -> str:
@@ -129,10 +144,11 @@ def _number(value: float) -> str:
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines with the cells of a column below each other."""
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    """Lines of a Markdown table, with the cells of a column below each other; heads come first."""
+    heads, *rest = rows
+    widths = [max(map(len, column)) for column in zip(heads, *rest, strict=True)]
+    rule = tuple("-" * width for width in widths)
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
+        for row in (heads, rule, *rest)
     ]

@@ -1,13 +1,12 @@
 """What every stage of one run shares: options, progress, the report, the measured lists."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from plimsoll.bench.comparison.models import ModelCase
+from plimsoll.bench.comparison.progress import Say
 from plimsoll.bench.comparison.report import Figure, Report
 from plimsoll.bench.comparison.texts import mixed_lengths
 
@@ -19,29 +18,21 @@ class Sizes:
     rounds: int
     mixed_texts: int
     memory_rounds: int
-    settle_s: float
 
 
-FULL = Sizes(rounds=3, mixed_texts=64, memory_rounds=3, settle_s=3.0)
-QUICK = Sizes(rounds=2, mixed_texts=32, memory_rounds=1, settle_s=3.0)
+FULL = Sizes(rounds=3, mixed_texts=64, memory_rounds=3)
+QUICK = Sizes(rounds=2, mixed_texts=32, memory_rounds=1)
 
 
 class Run:
-    """One run of the benchmark; owns its report and its clock."""
+    """One run of the benchmark; owns its report."""
 
-    def __init__(
-        self, sizes: Sizes, report: Report, torch_python: str, load_file: Path | None
-    ) -> None:
-        """load_file: texts with their lengths, for the mixed list; None: lengths are drawn."""
+    def __init__(self, sizes: Sizes, report: Report, say: Say, load_file: Path | None) -> None:
+        """say: writes a line of progress. load_file: texts with their lengths; None: drawn."""
         self.sizes = sizes
         self.report = report
-        self.torch_python = torch_python
+        self.say = say
         self._load_file = load_file
-        self._started = monotonic()
-
-    def say(self, text: str) -> None:
-        """Write a line of progress."""
-        print(f"[{monotonic() - self._started:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Put a remark under the table, once."""

@@ -1,17 +1,17 @@
-"""Tokens a second, beside the naive path, PyTorch and the processor's own limit."""
+"""Tokens a second, beside the naive path and the processor's own limit."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from plimsoll.bench.comparison.models import ModelCase
-from plimsoll.bench.comparison.processes import Worker, WorkerDiedError, running
+from plimsoll.bench.comparison.processes import Worker, running
 from plimsoll.bench.comparison.report import Floor
 from plimsoll.bench.comparison.run import Run
-from plimsoll.bench.comparison.worker import WorkerSpec
+from plimsoll.bench.comparison.worker import Kind, WorkerSpec
 
 NAIVE_FLOOR = 8.0
 SGEMM_FLOOR = 0.75
@@ -20,12 +20,12 @@ COSINE_GAP = 1e-4
 SINGLE_TEXTS = {16: 12, 128: 4, 512: 1}
 MIXED = "mixed list"
 CHECKED_TEXTS = 12
-
-PEERS = {"naive": "naive path", "pytorch": "PyTorch"}
+KINDS: tuple[Kind, ...] = ("engine", "naive")
+NAIVE = "naive path"
 
 
 def measure(run: Run, case: ModelCase) -> None:
-    """Rounds in which every peer runs every list, in turn."""
+    """Rounds in which both run every list, in turn."""
     lists = {
         _alone(length): ([length], repeats)
         for length, repeats in SINGLE_TEXTS.items()
@@ -33,15 +33,17 @@ def measure(run: Run, case: ModelCase) -> None:
     }
     mixed = run.mixed(case)
     lists[MIXED] = (mixed, 1)
-    rates: dict[str, dict[str, list[float]]] = {}
+    rates: dict[str, dict[str, list[float]]] = {
+        kind: {name: [] for name in lists} for kind in KINDS
+    }
     ceilings: list[float] = []
     with ExitStack() as opened:
         sgemm = opened.enter_context(running(WorkerSpec("sgemm")))
-        workers = _open_peers(run, case, opened)
+        workers = {kind: opened.enter_context(running(case.spec(kind))) for kind in KINDS}
         _compare_vectors(run, case, workers, mixed[:CHECKED_TEXTS])
         for round_ in range(run.sizes.rounds):
-            # Each peer begins a round in its turn, so that none has the coolest processor.
-            order = list(workers)[round_ % len(workers) :] + list(workers)[: round_ % len(workers)]
+            # Each begins a round in its turn, so that none has the coolest processor.
+            order = KINDS if round_ % 2 == 0 else KINDS[::-1]
             for name, (lengths, repeats) in lists.items():
                 for kind in order:
                     run.say(f"speed: round {round_ + 1} of {run.sizes.rounds}, {name}, {kind}")
@@ -50,7 +52,7 @@ def measure(run: Run, case: ModelCase) -> None:
                     beside = kind == "engine" and name == MIXED
                     before = _ceiling(sgemm) if beside else 0.0
                     taken = workers[kind].seconds(lengths, repeats)
-                    rates.setdefault(kind, {}).setdefault(name, []).append(sum(lengths) / taken)
+                    rates[kind][name].append(sum(lengths) / taken)
                     if beside:
                         ceilings.append(max(before, _ceiling(sgemm)))
     _report(run, case, rates, ceilings)
@@ -60,20 +62,17 @@ def _report(
     run: Run, case: ModelCase, rates: dict[str, dict[str, list[float]]], ceilings: list[float]
 ) -> None:
     for name, ours in rates["engine"].items():
-        for kind, title in PEERS.items():
-            if kind not in rates:
-                continue
-            held = case.full_size and kind == "naive" and name == MIXED
-            run.add(
-                case,
-                "speed",
-                name,
-                "tokens/s",
-                ours,
-                peer=title,
-                peer_values=rates[kind][name],
-                floor=Floor("ratio", at_least=NAIVE_FLOOR) if held else None,
-            )
+        held = case.full_size and name == MIXED
+        run.add(
+            case,
+            "speed",
+            name,
+            "tokens/s",
+            ours,
+            peer=NAIVE,
+            peer_values=rates["naive"][name],
+            floor=Floor("ratio", at_least=NAIVE_FLOOR) if held else None,
+        )
     gflop_a_token = 2e-9 * case.linear_parameters
     run.add(
         case,
@@ -87,25 +86,10 @@ def _report(
     )
 
 
-def _open_peers(run: Run, case: ModelCase, opened: ExitStack) -> dict[str, Worker]:
-    workers = {}
-    for kind in ("engine", "naive"):
-        run.say(f"speed: opening {kind}")
-        spec = case.spec("engine" if kind == "engine" else "naive")
-        workers[kind] = opened.enter_context(running(spec))
-    run.say("speed: opening pytorch")
-    try:
-        spec = case.spec("pytorch")
-        workers["pytorch"] = opened.enter_context(running(spec, python=run.torch_python))
-    except WorkerDiedError as error:
-        run.note(f"PyTorch was not measured: {error}")
-    return workers
-
-
 def _compare_vectors(
-    run: Run, case: ModelCase, workers: dict[str, Worker], lengths: Sequence[int]
+    run: Run, case: ModelCase, workers: Mapping[Kind, Worker], lengths: Sequence[int]
 ) -> None:
-    """Hold every peer's vectors against the engine's; warms the peers up as well."""
+    """Hold the naive path's vectors against the engine's; warms both up as well."""
     vectors = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, worker in workers.items():
@@ -113,12 +97,10 @@ def _compare_vectors(
             path = Path(folder) / f"{kind}.npy"
             worker.ask(lengths=list(lengths), vectors=str(path))
             vectors[kind] = np.load(path).astype(np.float64)
-    for kind, title in PEERS.items():
-        if kind in vectors:
-            gaps = 1 - (vectors["engine"] * vectors[kind]).sum(axis=1)
-            name = f"1 − cosine with {title}, worst of {len(gaps)}"
-            floor = Floor("value", at_most=COSINE_GAP)
-            run.add(case, "vectors", name, "", [max(0.0, float(gaps.max()))], floor=floor)
+    gaps = 1 - (vectors["engine"] * vectors["naive"]).sum(axis=1)
+    name = f"1 − cosine with {NAIVE}, worst of {len(gaps)}"
+    floor = Floor("value", at_most=COSINE_GAP)
+    run.add(case, "vectors", name, "", [max(0.0, float(gaps.max()))], floor=floor)
 
 
 def _ceiling(sgemm: Worker) -> float:

@@ -80,7 +80,7 @@ def open_tokenized(spec: WorkerSpec) -> TextPeer:
     tokenizer = WordPieceTokenizer(read_vocabulary(sidecar.header.metadata))
     sidecar.close()
     if spec.kind == "padded":
-        encode: Encode = NaivePeer(Path(spec.path), spec.pooling).encode
+        encode: Encode = NaivePeer(Path(spec.path), spec.pooling, n_threads=spec.n_threads).encode
     else:
         encode = OpenVINOEncoder(spec).encode
     return TokenizedPeer(encode, tokenizer, spec.token_limit)

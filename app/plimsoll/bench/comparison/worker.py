@@ -19,7 +19,7 @@ import numpy as np
 from plimsoll.bench.comparison.texts import token_ids
 
 Kind = Literal[
-    "engine", "naive", "pytorch", "bare", "sgemm",
+    "engine", "naive", "bare", "sgemm",
     "padded", "openvino", "sentence-transformers", "llama-cpp-python",
 ]  # fmt: skip
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -83,10 +83,6 @@ def open_peer(spec: WorkerSpec) -> Peer | TextPeer | None:
         from plimsoll.bench.comparison.naive import NaivePeer
 
         return NaivePeer(Path(spec.naive_path), spec.pooling)
-    if spec.kind == "pytorch":
-        from plimsoll.bench.comparison.pytorch import PyTorchPeer
-
-        return PyTorchPeer(Path(spec.sidecar_folder), n_threads=spec.n_threads)
     if spec.kind in ("padded", "openvino"):
         from plimsoll.bench.comparison.tokenized import open_tokenized
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from plimsoll.bench.comparison.models import ModelCase
 from plimsoll.bench.comparison.worker import Kind, Precision, WorkerSpec
 from plimsoll.bench.peers import infinity, llama_server, plimsoll_server
+from plimsoll.bench.peers.gguf_file import gguf_file
 from plimsoll.bench.peers.library_peer import LibraryPeer
-from plimsoll.bench.peers.model_files import gguf_file, transformers_folder
-from plimsoll.bench.peers.peer import PeerKind, PeerUnavailableError, RunningPeer
+from plimsoll.bench.peers.peer import PeerKind, PeerUnavailableError, Start
+from plimsoll.bench.peers.transformers_folder import transformers_folder
 
 PLIMSOLL = "Plimsoll"
 PADDED = "padded ONNX Runtime"
 ONE_CORE = "Plimsoll on one core"
 
 
-def _start_library(
+def _library(
     case: ModelCase,
     n_threads: int,
     *,
@@ -25,40 +26,39 @@ def _start_library(
     needs: tuple[str, ...],
     path: Callable[[ModelCase], Path],
     precision: Precision = "float32",
-) -> RunningPeer:
+) -> Start:
     absent = [module for module in needs if find_spec(module) is None]
     if absent:
-        raise PeerUnavailableError(f"{', '.join(absent)}: not installed (extra `bench`)")
-    return LibraryPeer(
-        WorkerSpec(
-            kind,
-            sidecar_folder=str(case.sidecar_folder),
-            pooling=case.pooling,
-            n_threads=n_threads,
-            path=str(path(case)),
-            precision=precision,
-            token_limit=case.token_limit,
-        )
+        raise PeerUnavailableError(f"{', '.join(absent)}: not installed: pip install '.[bench]'")
+    spec = WorkerSpec(
+        kind,
+        sidecar_folder=str(case.sidecar_folder),
+        pooling=case.pooling,
+        n_threads=n_threads,
+        path=str(path(case)),
+        precision=precision,
+        token_limit=case.token_limit,
     )
+    return partial(LibraryPeer, spec)
 
 
 def _export(case: ModelCase) -> Path:
     return case.naive_path
 
 
-_openvino = partial(_start_library, kind="openvino", path=_export)
+_openvino = partial(_library, kind="openvino", path=_export)
 _sentence_transformers = partial(
-    _start_library,
+    _library,
     kind="sentence-transformers",
     needs=("torch", "sentence_transformers"),
     path=transformers_folder,
 )
-_llama_cpp_python = partial(_start_library, kind="llama-cpp-python", needs=("llama_cpp",))
+_llama_cpp_python = partial(_library, kind="llama-cpp-python", needs=("llama_cpp",))
 
 PEERS: tuple[PeerKind, ...] = (
-    PeerKind(PLIMSOLL, "REST", plimsoll_server.start),
-    PeerKind(ONE_CORE, "REST", plimsoll_server.start_alone),
-    PeerKind(PADDED, "in process", partial(_start_library, kind="padded", needs=(), path=_export)),
+    PeerKind(PLIMSOLL, "REST", plimsoll_server.ready),
+    PeerKind(ONE_CORE, "REST", plimsoll_server.ready_on_one_core),
+    PeerKind(PADDED, "in process", partial(_library, kind="padded", needs=(), path=_export)),
     PeerKind("sentence-transformers float32", "in process", _sentence_transformers),
     PeerKind(
         "sentence-transformers bfloat16",

@@ -1,14 +1,14 @@
 """infinity-emb, in a virtual environment of its own: its pins clash with the other peers'."""
 
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from plimsoll.bench.comparison.models import ModelCase, oracle_cache
-from plimsoll.bench.comparison.processes import environment
-from plimsoll.bench.peers.model_files import transformers_folder
-from plimsoll.bench.peers.peer import PeerKind, PeerUnavailableError, RunningPeer
+from plimsoll.bench.comparison.processes import environment, run_group
+from plimsoll.bench.peers.peer import PeerKind, PeerUnavailableError, Start
 from plimsoll.bench.peers.server_peer import ServerPeer
+from plimsoll.bench.peers.transformers_folder import transformers_folder
 
 VERSION = "0.0.78"
 NAME = f"infinity-emb {VERSION}"
@@ -18,7 +18,7 @@ REQUIREMENTS = (f"infinity-emb[server,torch]=={VERSION}", "torch==2.13.0", "tran
 
 def kind() -> PeerKind:
     """Its PyTorch engine: its ONNX engine takes published exports only."""
-    return PeerKind(NAME, "REST", _start, prepare=prepare)
+    return PeerKind(NAME, "REST", _ready, prepare=prepare)
 
 
 def prepare() -> None:
@@ -26,8 +26,8 @@ def prepare() -> None:
     folder = _environment()
     if _program().is_file():
         return
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+    run_group(sys.executable, "-m", "venv", folder)
+    run_group(folder / "bin" / "pip", "install", "--quiet", *REQUIREMENTS)
 
 
 def _environment() -> Path:
@@ -38,7 +38,7 @@ def _program() -> Path:
     return _environment() / "bin" / "infinity_emb"
 
 
-def _start(case: ModelCase, n_threads: int) -> RunningPeer:
+def _ready(case: ModelCase, n_threads: int) -> Start:
     if not _program().is_file():
         raise PeerUnavailableError("not installed; `plimsoll bench peers --prepare` does, with pip")
     if case.is_rotary:
@@ -55,8 +55,5 @@ def _start(case: ModelCase, n_threads: int) -> RunningPeer:
     }
     words = [word for option in options.items() for word in option]
     threads = {"OMP_NUM_THREADS": str(n_threads), "MKL_NUM_THREADS": str(n_threads)}
-    return ServerPeer(
-        lambda port: [str(_program()), "v2", *words, "--no-model-warmup", "--port", str(port)],
-        environment(**threads),
-        NAME,
-    )
+    command = [str(_program()), "v2", *words, "--no-model-warmup"]
+    return partial(ServerPeer, command, environment(**threads), NAME)

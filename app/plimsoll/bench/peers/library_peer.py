@@ -3,14 +3,14 @@
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from time import sleep
 
 import numpy as np
 
 from plimsoll.bench.comparison.processes import MemoryWatch, Worker
 from plimsoll.bench.comparison.worker import WorkerSpec
-from plimsoll.bench.peers.peer import SETTLE_S
+from plimsoll.bench.peers.peer import FIRST_TEXT
 
 
 class LibraryPeer:
@@ -22,15 +22,16 @@ class LibraryPeer:
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Start, and return once it has embedded a text. Raises WorkerDiedError."""
-        self._worker = Worker(spec)
-        self.watch = MemoryWatch(self._worker.pid)
-        self._turn = ThreadPoolExecutor(1)
-        try:
+        with ExitStack() as opened:
+            self._turn = ThreadPoolExecutor(1)
+            opened.callback(self._turn.shutdown, cancel_futures=True)
+            self._worker = Worker(spec)
+            opened.callback(self._worker.close)
+            self.watch = MemoryWatch(self._worker.pid)
+            opened.callback(self.watch.stop)
             self._worker.wait_ready()
-            self.embed(["a first text"])
-        except BaseException:
-            self.stop()
-            raise
+            self.embed([FIRST_TEXT])
+            self._opened = opened.pop_all()
 
     def embed(self, texts: Sequence[str]) -> None:
         """Have these texts embedded; the vectors stay there. Raises WorkerDiedError."""
@@ -44,15 +45,9 @@ class LibraryPeer:
             found: np.ndarray = np.load(path)
             return found
 
-    def settle(self) -> None:
-        """Wait as long as a server is given."""
-        sleep(SETTLE_S)
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the worker."""
-        self.watch.stop()
-        self._worker.close()
-        self._turn.shutdown()
+        self._opened.close()
 
     def _ask(self, texts: Sequence[str], vectors: str) -> None:
         self._turn.submit(self._worker.ask, texts=list(texts), vectors=vectors).result()

@@ -3,23 +3,24 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from statistics import quantiles
 from threading import Event
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
 from plimsoll.bench.comparison.models import ModelCase
-from plimsoll.bench.comparison.processes import MeasurementError, process_memory
+from plimsoll.bench.comparison.processes import SETTLE_S, MeasurementError, process_memory
 from plimsoll.bench.peers.peer import PeerKind, RunningPeer
 from plimsoll.bench.peers.workloads import MIXED, P50, P99, TOKENS_PER_S, Workload
 
 MIB = 1 << 20
 CPU_TIMES = slice(11, 13)  # user's and system's, behind the name in /proc/PID/stat
 
+WORST_COSINE = "worst cosine"
 START = "start to first vector"
 PEAK, SETTLED = "anonymous memory, peak", "anonymous memory, settled"
 PEAK_RESIDENT, SETTLED_RESIDENT = "resident memory, peak", "resident memory, settled"
@@ -52,14 +53,6 @@ def figure_names(workloads: Sequence[Workload]) -> list[FigureName]:
     ]
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one fresh process of a peer did; vectors only where they were asked for."""
-
-    figures: dict[str, float]
-    vectors: np.ndarray | None
-
-
 def measure(
     kind: PeerKind,
     case: ModelCase,
@@ -68,30 +61,31 @@ def measure(
     n_threads: int,
     seconds: float,
     compared: Sequence[Sequence[str]],
-) -> Round:
-    """Start, ask, settle and stop. Raises PeerUnavailableError and MeasurementError.
+    reference: np.ndarray,
+) -> dict[str, float]:
+    """Figures of one fresh process. Raises PeerUnavailableError and MeasurementError.
 
-    seconds: of each workload that is not run once. compared: requests whose vectors are returned.
+    seconds: of each workload that is not run once. compared: requests whose vectors are held
+    against `reference`; none, and there is no WORST_COSINE.
     """
-    started = perf_counter()
-    peer = kind.start(case, n_threads)
-    figures = {START: perf_counter() - started}
-    try:
-        vectors = all_vectors(peer, compared) if compared else None
+    start = kind.ready(case, n_threads)
+    began = perf_counter()
+    with closing(start()) as peer:
+        figures = {START: perf_counter() - began}
+        if compared:
+            figures[WORST_COSINE] = worst_cosine(all_vectors(peer, compared), reference)
         for workload in workloads:
             figures |= run_workload(peer, workload, seconds)
-        peer.settle()
+        sleep(SETTLE_S)
         peak = peer.watch.peak
         settled = process_memory(peer.watch.pid)
-        if settled is None:
-            raise MeasurementError("the process has ended")
-    finally:
-        peer.stop()
+    if settled is None:
+        raise MeasurementError("the process has ended")
     figures[PEAK] = peak.anonymous_bytes / MIB
     figures[PEAK_RESIDENT] = peak.resident_bytes / MIB
     figures[SETTLED] = settled.anonymous_bytes / MIB
     figures[SETTLED_RESIDENT] = settled.resident_bytes / MIB
-    return Round(figures, vectors)
+    return figures
 
 
 def all_vectors(peer: RunningPeer, requests: Sequence[Sequence[str]]) -> np.ndarray:
@@ -100,7 +94,10 @@ def all_vectors(peer: RunningPeer, requests: Sequence[Sequence[str]]) -> np.ndar
 
 
 def run_workload(peer: RunningPeer, workload: Workload, seconds: float) -> dict[str, float]:
-    """Figures of one workload. Every request is awaited; the last ones may end after `seconds`."""
+    """Figures of one workload. Every request is awaited; the last ones may end after `seconds`.
+
+    Where it breaks off, the clients end with the peer, which the caller closes.
+    """
     n_requests = len(workload.requests)
     if not workload.once:
         peer.embed(workload.requests[-1])  # wakes pools and buffers up
@@ -122,31 +119,21 @@ def run_workload(peer: RunningPeer, workload: Workload, seconds: float) -> dict[
             done.append((perf_counter() - sent, workload.n_tokens[number % n_requests]))
         return done
 
-    with ThreadPoolExecutor(workload.n_clients) as pool:
+    pool = ThreadPoolExecutor(workload.n_clients)
+    try:
         clients = [pool.submit(client) for _ in range(workload.n_clients)]
-        try:
-            answers = [answer for one in clients for answer in one.result()]
-        except BaseException:  # Ctrl-C, or a peer that failed: the other clients end too
-            stop.set()
-            raise
+        answers = [answer for one in clients for answer in one.result()]
+    finally:
+        stop.set()
+        pool.shutdown(wait=False)  # after a signal a client may still wait for minutes
     taken = perf_counter() - started
     n_tokens = sum(tokens for _, tokens in answers)
-    found = {
-        TOKENS_PER_S: n_tokens / taken,
-        P50: 1000 * percentile([latency for latency, _ in answers], 50),
-        P99: 1000 * percentile([latency for latency, _ in answers], 99),
-    }
+    p50_s, p99_s = np.percentile([latency for latency, _ in answers], (50, 99))
+    found = {TOKENS_PER_S: n_tokens / taken, P50: 1000 * float(p50_s), P99: 1000 * float(p99_s)}
     figures = {f"{workload.name}, {name}": found[name] for name in workload.figures}
     if workload.name == MIXED:
         figures[CPU] = 1000 * (cpu_seconds(peer.watch.pid) - cpu_before) / n_tokens
     return figures
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    """Between the two nearest; of one value that value."""
-    if len(values) == 1:
-        return values[0]
-    return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def cpu_seconds(pid: int) -> float:

@@ -1,6 +1,6 @@
-"""What a peer is: how it is found, started, asked and stopped.
+"""What a peer is: how it is made ready, started, asked and ended.
 
-A new peer is a PeerKind in `catalog`. Its `start` gives a RunningPeer: a server of any make
+A new peer is a PeerKind in `catalog`. What it starts is a RunningPeer: a server of any make
 (`server_peer`), or a library in a process of its own (`library_peer`).
 """
 
@@ -13,8 +13,7 @@ import numpy as np
 from plimsoll.bench.comparison.models import ModelCase
 from plimsoll.bench.comparison.processes import MemoryWatch
 
-# Plimsoll's idle watch gives memory back after a second; every peer is given as long as this.
-SETTLE_S = 3.0
+FIRST_TEXT = "a first text"  # with whose vector a peer's start ends
 
 
 class PeerUnavailableError(Exception):
@@ -34,14 +33,13 @@ class RunningPeer(Protocol):
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors float32 (texts, hidden). Raises MeasurementError."""
 
-    def settle(self) -> None:
-        """Wait until the peer has given back what it gives back when idle."""
-
-    def stop(self) -> None:
-        """End the process and wait for it."""
+    def close(self) -> None:
+        """End the process and wait for it; those who wait for an answer get MeasurementError."""
 
 
-Start = Callable[[ModelCase, int], RunningPeer]
+# Returns once the peer has embedded FIRST_TEXT, which is what its start is measured by. Raises
+# MeasurementError.
+Start = Callable[[], RunningPeer]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,9 @@ class PeerKind:
 
     name: str
     how: str  # "REST", or "in process": what a call to it passes through
-    start: Start  # model, threads; raises PeerUnavailableError and MeasurementError
+    # Of a model and a number of threads. Makes the files that the peer loads, which is no part of
+    # its start. Raises PeerUnavailableError.
+    ready: Callable[[ModelCase, int], Start]
     variant: str = ""
     prepare: Callable[[], None] | None = None  # get what the peer needs into the cache, once
 

@@ -1,27 +1,36 @@
-"""Plimsoll's own server with its default settings, on all cores or on some."""
+"""Plimsoll's own server with its default settings, on all cores of the run or on one."""
+
+import sys
+from functools import partial
 
 from plimsoll.bench.comparison.models import ModelCase
-from plimsoll.bench.comparison.processes import server_command
-from plimsoll.bench.peers.peer import RunningPeer
+from plimsoll.bench.comparison.processes import environment, on_processors
+from plimsoll.bench.peers.peer import PeerUnavailableError, RunningPeer, Start
 from plimsoll.bench.peers.server_peer import ServerPeer
 from plimsoll.encoder.catalog import resolve
+from plimsoll.machine.cpu import available_cores
 
 
-def start(case: ModelCase, n_threads: int, *, n_cores: int | None = None) -> RunningPeer:
-    """`plimsoll serve`; n_cores: held to the first so many of the machine's."""
-    settings = {
-        "model": case.model,
-        "cache_dir": str(case.cache_dir),
-        "threads": str(n_threads),
-        "log_level": "error",
-    }
-    command, variables = server_command(settings)
-    held = [] if n_cores is None else ["taskset", "--cpu-list", f"0-{n_cores - 1}"]
-    return ServerPeer(
-        lambda port: [*held, *command, "--port", str(port)], variables, resolve(case.model).name
+def ready(case: ModelCase, n_threads: int) -> Start:
+    """`plimsoll serve`."""
+    variables = environment(
+        PLIMSOLL_MODEL=case.model,
+        PLIMSOLL_CACHE_DIR=str(case.cache_dir),
+        PLIMSOLL_THREADS=str(n_threads),
+        PLIMSOLL_LOG_LEVEL="error",
     )
+    command = [sys.executable, "-m", "plimsoll", "serve"]
+    return partial(ServerPeer, command, variables, resolve(case.model).name)
 
 
-def start_alone(case: ModelCase, n_threads: int) -> RunningPeer:
-    """One thread on one core, which is what scaling is measured by."""
-    return start(case, 1, n_cores=1)
+def ready_on_one_core(case: ModelCase, n_threads: int) -> Start:
+    """One thread on the first core of the run, which is what scaling is measured by."""
+    if available_cores() < 2:
+        raise PeerUnavailableError("the run has one core, so that there is nothing to compare")
+    start = ready(case, 1)
+
+    def start_there() -> RunningPeer:
+        with on_processors(1):
+            return start()
+
+    return start_there

@@ -5,16 +5,17 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic, sleep
 
 import numpy as np
 import orjson
 
-from plimsoll.bench.comparison.processes import MeasurementError, MemoryWatch
+from plimsoll.bench.comparison.processes import MeasurementError, MemoryWatch, group_of
 from plimsoll.bench.load.client import KEEP_ALIVE_S
-from plimsoll.bench.peers.peer import SETTLE_S
+from plimsoll.bench.peers.peer import FIRST_TEXT
 
 PATH = "/v1/embeddings"
 START_TIMEOUT_S = 180.0
@@ -22,41 +23,39 @@ REPLY_TIMEOUT_S = 1800.0  # one list of 2,000 on a slow peer
 POLL_S = 0.02
 SHOWN_CHARACTERS = 200
 
-Command = Callable[[int], Sequence[str]]  # of the port
-
 
 class ServerPeer:
     """Owns the process, and a connection for each thread that asks."""
 
-    def __init__(self, command: Command, variables: Mapping[str, str], model: str) -> None:
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], model: str) -> None:
         """Start, and return once it has embedded a text. Raises MeasurementError.
 
-        model: the name that requests carry.
+        command: takes `--port NUMBER` behind it. model: the name that requests carry.
         """
         self._model = model
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._port: int = probe.getsockname()[1]
-        # In a folder of its own, where no .env or plimsoll.toml is read.
-        self._folder = tempfile.TemporaryDirectory()
-        self._log = Path(self._folder.name) / "log"
         self._own = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command(self._port),
+        with ExitStack() as opened:
+            # In a folder of its own, where no .env or plimsoll.toml is read.
+            folder = opened.enter_context(tempfile.TemporaryDirectory())
+            self._log = Path(folder) / "log"
+            log = opened.enter_context(self._log.open("wb"))
+            started = group_of(
+                [*command, "--port", str(self._port)],
                 env=dict(variables),
-                cwd=self._folder.name,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for this process, which stops the server
             )
-        self.watch = MemoryWatch(self._process.pid)
-        try:
+            self._process = opened.enter_context(started)
+            self.watch = MemoryWatch(self._process.pid)
+            opened.callback(self.watch.stop)
+            opened.callback(self._close_connections)
             self._wait_for_first_vector()
-        except BaseException:
-            self.stop()
-            raise
+            self._opened = opened.pop_all()
 
     def embed(self, texts: Sequence[str]) -> None:
         """Send one request and read its reply, unparsed. Raises MeasurementError."""
@@ -69,22 +68,13 @@ class ServerPeer:
         unit: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
         return unit
 
-    def settle(self) -> None:
-        """Wait as long as a server may need to give memory back."""
-        sleep(SETTLE_S)
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the server, and wait for it."""
-        self.watch.stop()
+        self._opened.close()
+
+    def _close_connections(self) -> None:
         for connection in self._connections:
             connection.close()
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._folder.cleanup()
 
     def _reply(self, texts: Sequence[str]) -> bytes:
         body = orjson.dumps({"model": self._model, "input": list(texts)})
@@ -120,7 +110,7 @@ class ServerPeer:
         deadline_s = monotonic() + START_TIMEOUT_S
         while True:
             try:
-                return self.embed(["a first text"])
+                return self.embed([FIRST_TEXT])
             except MeasurementError:  # it does not listen, or still loads its model
                 if self._process.poll() is not None:
                     raise MeasurementError(f"the server ended: {self._last_words()}") from None

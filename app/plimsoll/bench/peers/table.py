@@ -1,34 +1,31 @@
 """The table of a run for people, and all of it for programs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from plimsoll.bench.comparison.report import aligned, spread
+from plimsoll.bench.comparison.report import NOT_MEASURED, Figure, aligned
 from plimsoll.bench.peers.results import ModelResults, Row
 
-HEADS = ("figure", "Plimsoll", "peer", "", "better by", "worst cosine", "called")
-TARGET_HEADS = ("target", "Plimsoll", "baseline", "", "better by", "floor", "")
+HEADS = ("figure", "Plimsoll", "peer's", "peer", "better by", "worst cosine", "called")
+TARGET_HEADS = ("target", "Plimsoll", "baseline's", "baseline", "better by", "floor", "")
+PROBLEM_HEADS = ("peer", NOT_MEASURED)
 WINS = "the peer is better"
 
 
 def table(
     machine: Mapping[str, str], results: Sequence[ModelResults], *, brief: bool = False
 ) -> str:
-    """A block a model: rows, targets, and the peers that were not measured, with the reason.
+    """Markdown, a block a model: rows, targets, and the peers that were not measured, with why.
 
     brief: of each figure only the best peer, and every peer that is better than Plimsoll.
     """
     lines = [", ".join(f"{key} {value}" for key, value in machine.items())]
     for one in results:
         rows = _closest(one.rows()) if brief else one.rows()
-        targets = [_target_cells(row) for row in one.targets()]
-        lines += ["", one.model, *aligned([HEADS, *map(_cells, rows)])]
-        if targets:
-            lines += ["", *aligned([TARGET_HEADS, *targets])]
-        problems = one.problems().items()
-        if problems:
-            lines += ["", *aligned([(peer, f"not measured: {why}") for peer, why in problems])]
+        lines += ["", one.model, "", *aligned([HEADS, *map(_cells, rows)])]
+        lines += ["", *aligned([TARGET_HEADS, *map(_target_cells, one.targets())])]
+        if problems := one.problems():
+            lines += ["", *aligned([PROBLEM_HEADS, *problems.items()])]
     return "\n".join(lines) + "\n"
 
 
@@ -42,25 +39,15 @@ def _closest(rows: Sequence[Row]) -> list[Row]:
 def _cells(row: Row) -> tuple[str, ...]:
     cosine = row.measured.worst_cosine
     return (
-        *_beginning(row),
-        f"{cosine:.6f}" if cosine is not None else "–",
+        row.figure.name,
+        *row.figure.cells,
+        NOT_MEASURED if cosine is None else f"{cosine:.6f}",
         row.measured.kind.how + (f"; {WINS}" if row.peer_wins else ""),
     )
 
 
-def _target_cells(row: Row) -> tuple[str, ...]:
-    return (*_beginning(row), str(row.figure.floor), row.figure.verdict or "")
-
-
-def _beginning(row: Row) -> tuple[str, ...]:
-    figure = row.figure
-    return (
-        figure.name,
-        f"{spread(figure.values)} {figure.unit}",
-        f"{spread(figure.peer_values)} {figure.unit}",
-        figure.peer,
-        f"{spread(figure.ratios)} ×" if figure.ratios else "–",
-    )
+def _target_cells(figure: Figure) -> tuple[str, ...]:
+    return (figure.name, *figure.cells, str(figure.floor), figure.verdict or "")
 
 
 def as_dict(
@@ -73,8 +60,12 @@ def as_dict(
         "models": [
             {
                 "model": one.model,
-                "rows": [_row_as_dict(row) for row in one.rows()],
-                "targets": [_row_as_dict(row) for row in one.targets()],
+                "rows": [
+                    row.figure.as_dict()
+                    | {"peer_wins": row.peer_wins, "worst_cosine": row.measured.worst_cosine}
+                    for row in one.rows()
+                ],
+                "targets": [figure.as_dict() for figure in one.targets()],
                 "peers": [
                     {
                         "peer": measured.kind.title,
@@ -88,13 +79,4 @@ def as_dict(
             }
             for one in results
         ],
-    }
-
-
-def _row_as_dict(row: Row) -> dict[str, Any]:
-    return asdict(row.figure) | {
-        "ratio": row.ratio,
-        "peer_wins": row.peer_wins,
-        "worst_cosine": row.measured.worst_cosine,
-        "verdict": row.figure.verdict,
     }

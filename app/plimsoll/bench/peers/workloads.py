@@ -4,10 +4,8 @@ Lengths count tokens with [CLS] and [SEP] by the model's own vocabulary, and non
 the model takes, so that no peer cuts a text and another refuses it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from plimsoll.bench.comparison.models import ModelCase
@@ -23,6 +21,7 @@ LONGEST_TOKENS = 2048
 N_CLIENTS = 16
 LIST_TEXTS = 32
 MIXED_LISTS = 16
+MIXED_TEXTS = MIXED_LISTS * LIST_TEXTS
 N_REQUESTS = 256
 ZIPF_TEXTS, ZIPF_REQUESTS, ZIPF_EXPONENT = 200, 2000, 1.0
 N_COMPARED, COMPARED_LISTS = 64, 2
@@ -85,18 +84,16 @@ class Texts:
         weights = [rank**-ZIPF_EXPONENT for rank in range(1, len(texts) + 1)]
         return self._random.choices(texts, weights, k=n_draws)
 
-    def mixed(self, load_file: Path | None, limit: int) -> list[str]:
+    def mixed(self, given: Sequence[str], limit: int) -> list[str]:
         """Texts of MIXED_LISTS lists one after another, each list with the whole distribution.
 
-        From the load file's lines where there is one, else made up in its lengths.
+        given: at least MIXED_TEXTS that they are drawn from; empty: made up in usual lengths.
         """
-        n_texts = MIXED_LISTS * LIST_TEXTS
-        if load_file is None:
-            texts = [self.made(max(3, n)) for n in mixed_lengths(n_texts, limit, None)]
+        if given:
+            drawn = self._random.sample(given, MIXED_TEXTS)
+            texts = [self.within(text, limit) for text in drawn]
         else:
-            lines = load_file.read_text(encoding="utf-8").splitlines()
-            texts = [json.loads(line)["text"] for line in lines]
-            texts = [self.within(text, limit) for text in self._random.sample(texts, n_texts)]
+            texts = [self.made(max(3, n)) for n in mixed_lengths(MIXED_TEXTS, limit, None)]
         ranked = sorted(texts, key=len)
         dealt = [ranked[start::MIXED_LISTS] for start in range(MIXED_LISTS)]
         for one in dealt:
@@ -105,17 +102,17 @@ class Texts:
 
 
 def workloads_of(
-    case: ModelCase, load_file: Path | None, n_listed: int
+    case: ModelCase, given: Sequence[str], n_listed: int
 ) -> tuple[list[Workload], list[Sequence[str]]]:
     """Every workload for one model, and the requests whose vectors are compared.
 
-    n_listed: texts of the one long list.
+    given: texts to draw the mixed lists from. n_listed: texts of the one long list.
     """
     texts = Texts.of(case)
     limit = min(LONGEST_TOKENS, case.token_limit)
     shorts = [texts.made(SHORT_TOKENS) for _ in range(N_REQUESTS)]
     queries = texts.made_between(*QUERY_TOKENS, N_REQUESTS)
-    mixed = texts.mixed(load_file, limit)
+    mixed = texts.mixed(given, limit)
     lists = [mixed[start : start + LIST_TEXTS] for start in range(0, len(mixed), LIST_TEXTS)]
     listed = texts.made_between(*QUERY_TOKENS, n_listed)
     lengths = [max(SHORT_TOKENS, limit * step // 8) for step in (8, 1, 4, 2, 6, 0)]

@@ -1,22 +1,18 @@
-"""The same weights in the forms that the peers read, made once beside the naive path's export.
-
-A folder as sentence-transformers and infinity take it, and GGUF files of other types for
-llama.cpp, by gguf-py alone.
-"""
+"""The same weights in a folder as sentence-transformers saves one; infinity takes it too."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-import gguf
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import BertWordPieceTokenizer
 
 from plimsoll.bench.comparison.models import ModelCase
-from plimsoll.bench.comparison.pytorch import configuration, state_of
-from plimsoll.encoder.architecture import read_architecture
+from plimsoll.encoder.architecture import Architecture, read_architecture
 from plimsoll.encoder.vocabulary import read_vocabulary
+from plimsoll.models.builtin import BERT_BLOCK_PARTS, BERT_EMBEDDING_TENSORS
 from plimsoll.sidecar.sidecar import Sidecar
 
 TOKENIZER = {
@@ -39,10 +35,16 @@ POOLING_FLAGS = {
     "CLS": "pooling_mode_cls_token",
     "LAST": "pooling_mode_lasttoken",
 }
-WRITTEN_ANYWAY = ("general.architecture", "general.file_type")
-# As llama.cpp's converter has it: adding rows of a quantized table is not what it computes.
-KEPT_FLOAT32 = ("position_embd", "token_types")
-FILE_TYPES = {"F16": gguf.LlamaFileType.MOSTLY_F16, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
+_NOMIC_PARTS = {
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+    "attn_output_norm.weight": "post_attention_layernorm.weight",
+    "attn_output_norm.bias": "post_attention_layernorm.bias",
+    "layer_output_norm.weight": "post_mlp_layernorm.weight",
+    "layer_output_norm.bias": "post_mlp_layernorm.bias",
+}
 
 
 def transformers_folder(case: ModelCase) -> Path:
@@ -59,8 +61,8 @@ def transformers_folder(case: ModelCase) -> Path:
     is_bert = architecture.rope_base is None
     names = ("bert", "BertModel") if is_bert else ("nomic_bert", "NomicBertModel")
     kind = {"model_type": names[0], "architectures": [names[1]], "torch_dtype": "float32"}
-    _write(partial / "config.json", kind | configuration(architecture, sidecar))
-    state = {name: np.ascontiguousarray(values) for name, values in state_of(sidecar).items()}
+    _write(partial / "config.json", kind | _configuration(architecture, sidecar))
+    state = {name: np.ascontiguousarray(values) for name, values in _state_of(sidecar).items()}
     save_file(state, partial / "model.safetensors", {"format": "pt"})
     vocabulary = read_vocabulary(sidecar.header.metadata)
     BertWordPieceTokenizer(
@@ -83,36 +85,39 @@ def _write(path: Path, document: object) -> None:
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def gguf_file(case: ModelCase, file_type: str) -> Path:
-    """The model's file with its matrices in this type; written unless it is of it, or is there.
+def _configuration(architecture: Architecture, sidecar: Sidecar) -> dict[str, Any]:
+    """What transformers' configuration of the model holds beside its defaults."""
+    settings: dict[str, Any] = {
+        "vocab_size": architecture.vocabulary,
+        "hidden_size": architecture.hidden,
+        "num_hidden_layers": architecture.n_layers,
+        "num_attention_heads": architecture.n_heads,
+        "intermediate_size": architecture.ffn,
+        "max_position_embeddings": architecture.context_tokens,
+        "type_vocab_size": len(sidecar.array("token_types.weight")),
+        "layer_norm_eps": architecture.layer_norm_eps,
+    }
+    if architecture.rope_base is None:
+        return settings | {"hidden_act": "gelu"}
+    rope = {"rope_type": "default", "rope_theta": architecture.rope_base}
+    return settings | {"rope_parameters": rope}
 
-    Matrices of Q8_0 become F16 without more loss than F16 has; vectors stay as they are.
-    """
-    sidecar = Sidecar(case.sidecar_folder)
-    source = Path(sidecar.index.source.path)
-    sidecar.close()
-    reader = gguf.GGUFReader(source)
-    wanted = gguf.GGMLQuantizationType[file_type]
-    of_matrices = {tensor.tensor_type for tensor in reader.tensors if len(tensor.shape) > 1}
-    if of_matrices - {gguf.GGMLQuantizationType.F32} == {wanted}:
-        return source
-    target = case.naive_path.with_suffix(f".{file_type}.gguf")
-    if target.is_file():
-        return target
-    partial = target.with_suffix(".tmp")
-    writer = gguf.GGUFWriter(partial, str(reader.fields["general.architecture"].contents()))
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name not in WRITTEN_ANYWAY:
-            inner = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(name, field.contents(), field.types[0], inner)
-    writer.add_file_type(FILE_TYPES[file_type])
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        is_matrix = len(tensor.shape) > 1 and not tensor.name.startswith(KEPT_FLOAT32)
-        kept = wanted if is_matrix else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(tensor.name, gguf.quants.quantize(values, kept), raw_dtype=kept)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return partial.rename(target)
+
+def _state_of(sidecar: Sidecar) -> dict[str, np.ndarray]:
+    """transformers' parameter name → weights."""
+    state = {}
+    for name in sidecar.index.tensors:
+        values = sidecar.array(name)
+        if name in BERT_EMBEDDING_TENSORS:
+            state[BERT_EMBEDDING_TENSORS[name]] = values
+            continue
+        _, layer, part = name.split(".", 2)
+        if part == "attn_qkv.weight":
+            for letter, rows in zip("qkv", np.split(values, 3), strict=True):
+                state[f"layers.{layer}.self_attn.{letter}_proj.weight"] = rows
+        elif "blk.0.attn_qkv.weight" in sidecar.index.tensors:
+            state[f"layers.{layer}.{_NOMIC_PARTS[part]}"] = values
+        else:
+            module, kind = part.split(".")
+            state[f"encoder.layer.{layer}.{BERT_BLOCK_PARTS[module]}.{kind}"] = values
+    return state
