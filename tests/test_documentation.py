@@ -15,6 +15,8 @@ import pytest
 import plimsoll
 from plimsoll import errors
 from plimsoll.api.edge.errors import INTERNAL, STATUS_AND_CODE
+from plimsoll.bench.peers.results import targets_of
+from plimsoll.bench.peers.table import HEADS, TARGET_HEADS, WINS
 from plimsoll.cli import commands as cli
 from plimsoll.composition.application import create_app
 from plimsoll.settings import PREFIX, Settings
@@ -205,6 +207,32 @@ def test_the_drawn_way_of_a_request_refuses_as_the_server_does():
     drawn = {refusal.removesuffix(" *") for _, refusal in texts_of("request.svg", "code")}
     assert drawn
     assert drawn <= known
+
+
+def test_every_table_of_the_benchmarks_stands_below_its_command():
+    """A figure without a command cannot be measured again; two tables were of no command at all."""
+    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    sections = page.split("\n## ")[1:]
+    assert sections
+    for section in sections:
+        before_table, _, _ = section.partition("\n|")
+        commands = re.findall(r"^```sh\n(.*?)^```$", before_table, flags=re.MULTILINE | re.DOTALL)
+        files = re.findall(r"\S+/\S+\.py", "".join(commands))
+        assert commands, section.splitlines()[0]
+        assert sorted(file for file in files if not exists(file)) == []
+
+
+def test_the_tables_of_peers_are_those_that_the_command_prints():
+    """A run's table is pasted as it is; columns of another shape would say something else."""
+    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    section = page.split("## Beside other programs")[1].split("\n## ")[0]
+    lines = re.findall(r"^\|(.*)\|$", section, flags=re.MULTILINE)
+    rows = [tuple(cell.strip() for cell in line.split("|")) for line in lines]
+    targets = rows.index(TARGET_HEADS)
+    assert rows[0] == HEADS
+    wins = [WINS in row[-1] for row in rows[2:targets]]
+    assert wins == sorted(wins, reverse=True)
+    assert [row[0] for row in rows[targets + 2 :]] == [target.title for target in targets_of(2)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

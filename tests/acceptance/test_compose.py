@@ -112,7 +112,7 @@ def test_the_kernel_grants_the_server_no_rights(stack):
 
 def test_a_load_fails_nothing_and_kills_nothing(stack):
     """Short and long texts and lists, from sixteen clients at once."""
-    command = [sys.executable, "scripts/load_test.py", "--url", stack.url, *LOAD]
+    command = [sys.executable, "-m", "plimsoll", "bench", "--url", stack.url, *LOAD]
     done = subprocess.run(
         [*command, "--max-failed", "0.01"], cwd=ROOT, capture_output=True, text=True, check=False
     )

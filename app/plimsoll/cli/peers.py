@@ -66,6 +66,7 @@ def peers(
       plimsoll bench peers --prepare --json peers.json --svg peers.svg
       plimsoll bench peers --peer openvino --rounds 1 --seconds 2 --list-texts 200
     """
+    from plimsoll.bench.comparison.models import NoSyntheticModelError
     from plimsoll.bench.load.input_files import InputFileError, read_texts
     from plimsoll.bench.peers.command import PeerPlan, PeerPlanError, run_and_report
 
@@ -83,6 +84,6 @@ def peers(
             json=json_file,
             svg=svg_file,
         )
-    except (PeerPlanError, InputFileError) as error:
+        run_and_report(plan)
+    except (PeerPlanError, InputFileError, NoSyntheticModelError) as error:
         raise click.UsageError(str(error)) from None
-    run_and_report(plan)

@@ -19,7 +19,8 @@ class Floor:
 
     def __str__(self) -> str:
         sign, bound = ("≥", self.at_least) if self.at_least is not None else ("≤", self.at_most)
-        return f"{sign} {bound:g}{' ×' if self.on == 'ratio' else ''}"
+        shown = "" if bound is None else _number(bound)
+        return f"{sign} {shown}{' ×' if self.on == 'ratio' else ''}"
 
     def holds(self, value: float) -> bool:
         """Whether `value` keeps to both bounds."""
@@ -140,7 +141,7 @@ def spread(values: Sequence[float]) -> str:
 
 def _number(value: float) -> str:
     """Three digits that matter; whole numbers above 100."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:

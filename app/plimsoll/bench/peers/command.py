@@ -75,7 +75,7 @@ class PeerPlan:
 def run_and_report(plan: PeerPlan) -> None:
     """Measure and report; after Ctrl-C or SIGTERM what there is.
 
-    Raises PlimsollError where a model cannot be had.
+    Raises PlimsollError where a model cannot be had, NoSyntheticModelError for "synthetic".
     """
     say = progress()
     results: list[ModelResults] = []
