@@ -117,7 +117,7 @@ class Report:
     def as_table(self) -> str:
         """One block a model; median and, in brackets, lowest and highest of the rounds."""
         lines = [", ".join(f"{key} {value}" for key, value in self.machine.items())]
-        heads = ("figure", "Plimsoll", "peer", "", "better by", "floor", "")
+        heads = ("figure", "Plimsoll", "peer's", "peer", "better by", "floor", "")
         for model in dict.fromkeys(figure.model for figure in self.figures):
             figures = [figure for figure in self.figures if figure.model == model]
             lines += ["", model, "", *aligned([heads, *map(_cells, figures)])]
