@@ -92,6 +92,10 @@ class FakeModel:
             tokenized.append(TokenizedText(ids[:limit], len(ids)))
         return tokenized
 
+    def n_empty_tokens(self, input_type: str | None) -> int:
+        """The two ends."""
+        return self.tokenize([""], input_type)[0].n_tokens
+
     def tokenize_steps(
         self, texts: Sequence[str], input_type: str | None
     ) -> Iterator[list[TokenizedText]]:

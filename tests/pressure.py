@@ -13,7 +13,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from plimsoll.errors import EncodeMemoryError
-from plimsoll.machine.memory import Budget, MemorySample
+from plimsoll.machine.memory import Budget, MemorySample, MemoryUsage
 from plimsoll.policy.admission import Permit
 from plimsoll.policy.costs import Demand
 from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer
@@ -36,6 +36,9 @@ class FakeMemory:
     def sample(self) -> MemorySample:
         used, budget = self.used_bytes, self.budget.budget_bytes
         return MemorySample(used, used, used, budget, "group")
+
+    def usage(self) -> MemoryUsage:
+        return MemoryUsage(self.used_bytes, self.budget.budget_bytes)
 
 
 class HeavyModel(FakeModel):

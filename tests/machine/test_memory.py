@@ -12,6 +12,7 @@ from plimsoll.machine.memory import (
     Budget,
     MemoryMonitor,
     MemorySample,
+    MemoryUsage,
 )
 from tests.fake_machine import (
     STAT_V1,
@@ -61,6 +62,29 @@ def test_v2_group_numbers_follow_their_definition(v2):
         used_bytes, used_bytes + 8 * MIB, 197 * MIB, 400 * MIB, "group"
     )
     assert v2.monitor().budget == Budget(400 * MIB, "control group v2 /a/b")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_usage_is_measured_now_against_the_limit_of_the_last_sample(version, request):
+    """Admission asks before every request, and looking up every limit takes ten times as long."""
+    machine = request.getfixturevalue(version)
+    group, limit = ("memory/a/b", "limit_in_bytes") if version == "v1" else ("a/b", "max")
+    machine.write_group(group, **{limit: 400 * MIB})
+    monitor = machine.monitor()
+    used_bytes = monitor.sample().used_bytes
+    assert monitor.usage() == MemoryUsage(used_bytes, 400 * MIB)
+
+    machine.write_group(group, stat=f"total_rss {9 * MIB}\nanon {9 * MIB}", **{limit: 300 * MIB})
+    kernel_bytes = 6 * MIB if version == "v1" else 0
+    assert monitor.usage() == MemoryUsage(9 * MIB + kernel_bytes, 400 * MIB)
+    monitor.sample()
+    assert monitor.usage().budget_bytes == 300 * MIB
+
+
+def test_usage_without_a_limit_is_this_processs(v2):
+    assert v2.monitor().usage() == MemoryUsage(
+        PROCESS_SAMPLE.used_bytes, PROCESS_SAMPLE.budget_bytes
+    )
 
 
 def test_utilization_is_used_over_budget(v1):

@@ -94,7 +94,7 @@ class Bench:
         )
         self.admission = self.governor.admission
         self.gate = AdmissionGate(
-            self.governor, monitor.sample, self.limits.append, queue_timeout_s=DEADLINE_S
+            self.governor, monitor.usage, self.limits.append, queue_timeout_s=DEADLINE_S
         )
         self.reclaim, self.resolver = WatchedReclaim(), AskingResolver()
         self.loop = ControlLoop(

@@ -17,7 +17,7 @@ from plimsoll.errors import (
     QueueFullError,
     TooLargeError,
 )
-from plimsoll.machine.memory import MemorySample
+from plimsoll.machine.memory import MemoryUsage
 from plimsoll.policy import lines
 from plimsoll.policy.admission import FLOOR_WINDOW_S
 from plimsoll.policy.breaker import BreakerState
@@ -55,13 +55,13 @@ class Bench:
         )
         self.admission = self.governor.admission
         self.gate = AdmissionGate(
-            self.governor, self.sample, self.limits.append, queue_timeout_s=queue_timeout_s
+            self.governor, self.usage, self.limits.append, queue_timeout_s=queue_timeout_s
         )
         self.gate.measure()
 
-    def sample(self) -> MemorySample:
+    def usage(self) -> MemoryUsage:
         self.n_samples += 1
-        return MemorySample(self.used_bytes, self.used_bytes, self.used_bytes, BUDGET, "group")
+        return MemoryUsage(self.used_bytes, BUDGET)
 
     async def admitted(self, demand: Demand) -> RequestPermit:
         """A request, once it is in."""

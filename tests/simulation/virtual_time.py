@@ -8,7 +8,7 @@ import asyncio
 import selectors
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from plimsoll.encoder.tokenizer import TokenizedText
 from plimsoll.errors import EncodeMemoryError, MemoryPressureError
 from plimsoll.machine.cpu import CPUSample
 from plimsoll.machine.disk import DiskSample
-from plimsoll.machine.memory import MemorySample
+from plimsoll.machine.memory import MemorySample, MemoryUsage
 from plimsoll.models.pool import ModelPool
 from plimsoll.models.slot import ModelSlot
 from plimsoll.policy.costs import WINDOW_TEXTS
@@ -92,14 +92,11 @@ class ShapedModel(FakeModel):
         shape = machine.architecture
         self.weights_bytes = machine.weights_bytes
         self.machine = machine
-        traits = fake_traits()
-        self.traits = type(traits)(
-            **{
-                **{name: getattr(traits, name) for name in traits.__dataclass_fields__},
-                "architecture": shape,
-                "dimensions": shape.hidden,
-                "token_limit": machine.token_limit,
-            }
+        self.traits = replace(
+            fake_traits(),
+            architecture=shape,
+            dimensions=shape.hidden,
+            token_limit=machine.token_limit,
         )
 
     def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
@@ -213,9 +210,13 @@ class MadeUpMonitor:
         self.used_by_requests: Callable[[], int] = lambda: 0
 
     def sample(self) -> MemorySample:
+        used, budget = astuple(self.usage())
+        return MemorySample(used, used, 0, budget, "group")
+
+    def usage(self) -> MemoryUsage:
         machine = self._machine
         used = machine.floor_bytes + self.extra_bytes + self.used_by_requests()
-        return MemorySample(used, used, 0, machine.limit_bytes, "group")
+        return MemoryUsage(used, machine.limit_bytes)
 
 
 class _Constant:
@@ -249,7 +250,7 @@ class VirtualService:
         self.executor = executor = VirtualExecutor(machine, loop, governor)
         self.gate = executor.gate = AdmissionGate(
             governor,
-            self.memory.sample,
+            self.memory.usage,
             executor.set_limits,
             queue_timeout_s=machine.queue_timeout_s,
         )

@@ -98,7 +98,7 @@ def build_core(
     )
     gate = AdmissionGate(
         governor,
-        monitors.memory.sample,
+        monitors.memory.usage,
         executor.set_limits,
         queue_timeout_s=queue_timeout_s,
     )

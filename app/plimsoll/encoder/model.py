@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
 from typing import Any
@@ -61,15 +61,25 @@ class Traits:
     notes: tuple[str, ...] = ()  # what the file leaves open, to be told with every use
     codes: CodesIndex | None = None  # of what is computed in int8
     compute_reason: str | None = None  # why it is computed so, where that was not the operator's
+    # Every answer names its space; by dimensions and task.
+    _named: dict[tuple[int, str | None], str] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def fingerprint(self, dimensions: int | None = None, input_type: str | None = None) -> str:
-        """Name of the vector space: equal exactly where vectors may be compared.
+        """Name of the vector space: equal exactly where vectors may be compared."""
+        space = (dimensions or self.dimensions, input_type)
+        if space not in self._named:
+            self._named[space] = self._name_of(*space)
+        return self._named[space]
+
+    def _name_of(self, size: int, input_type: str | None) -> str:
+        """Name a space, once.
 
         A hash of source tensors, vocabulary, normaliser, rotation, pooling, Matryoshka rule,
         norm, dimensions and prefix scheme, and of codes where there are any; `#task` follows where
         a prefix puts the vectors into a space of their own.
         """
-        size = dimensions or self.dimensions
         named = {
             "tensors": self.content_sha256,
             "vocabulary": self.vocabulary_sha256,
@@ -197,6 +207,7 @@ class EmbeddingModel:
         self.weights_bytes = sidecar.index.weights_bytes
         if codes is not None:
             self.weights_bytes += codes.n_bytes - self._roads[0].weights.coded_bytes
+        self._n_empty_tokens: dict[str | None, int] = {}  # by input type
         # One run at a time, with those between its layers, and no unmapping under it.
         self._computing = RLock()
         self._is_closed = False
@@ -213,6 +224,13 @@ class EmbeddingModel:
         """Ids with the task's prefix, cut to the token limit."""
         steps = self.tokenize_steps(texts, input_type)
         return [text for finished in steps for text in finished]
+
+    def n_empty_tokens(self, input_type: str | None) -> int:
+        """Tokens of a text that says nothing: the two ends, and those of the task's prefix."""
+        if input_type not in self._n_empty_tokens:
+            (empty,) = self.tokenize([""], input_type)
+            self._n_empty_tokens[input_type] = empty.n_tokens
+        return self._n_empty_tokens[input_type]
 
     def tokenize_steps(
         self, texts: Iterable[str], input_type: str | None

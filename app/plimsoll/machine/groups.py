@@ -191,7 +191,9 @@ def read_counters(path: Path) -> dict[str, int]:
 def read_text(path: Path) -> str:
     """Read a small file of the kernel's; empty where it is missing or refused."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        # Admission waits for some of these: a buffer and a text layer would cost as much again.
+        with path.open("rb", buffering=0) as file:
+            return file.read().decode("utf-8", errors="replace").strip()
     except OSError:
         return ""
 

@@ -1,6 +1,7 @@
 """Measure how much memory there is and how much of it is used.
 
-Reads control groups (groups.py) and /proc on every call; keeps no history and decides nothing.
+Reads control groups (groups.py) and /proc on every call; decides nothing, and keeps nothing but
+which limit counted last, so that what is in use can be asked for at the price of a file or two.
 `used` is what the kernel cannot take back at once; see MemorySample.
 Source for the process's own numbers: proc_pid_status(5).
 
@@ -83,6 +84,14 @@ class MemorySample:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUsage:
+    """Of a sample what admission asks for before every request."""
+
+    used_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRates:
     """What happened between two samples."""
 
@@ -112,7 +121,7 @@ def own_anonymous_bytes() -> int:
 class MemoryMonitor:
     """Reads the memory of this process and of its control groups.
 
-    Where the process stands is looked up once, limits and numbers at every call, because an
+    Where the process stands is looked up once, limits and numbers at every sample, because an
     orchestrator may change a limit while the process runs. Safe to share between threads.
 
     configured_bytes: PLIMSOLL_MEMORY_BUDGET.
@@ -134,12 +143,14 @@ class MemoryMonitor:
         self.host_bytes = _host_memory_bytes(proc_root)
         self._groups = own_groups(proc_root, cgroup_root)
         self._unified_groups = own_groups(proc_root, cgroup_root, controller=None)
+        # What counted at the last sample; one attribute, so that threads see both or neither.
+        self._counted = self._look_up()
         self.notes = self._notes()
 
     @property
     def budget(self) -> Budget:
         """The smallest of the groups' limits, the configured budget and the host's memory."""
-        return self._budget(self._limit())
+        return self._look_up()[1]
 
     @property
     def limits(self) -> tuple[tuple[BudgetSource, int], ...]:
@@ -149,22 +160,32 @@ class MemoryMonitor:
 
     def sample(self) -> MemorySample:
         """Measure now. Reads a handful of small files, well under a millisecond."""
-        limit = self._limit()
-        budget_bytes = self._budget(limit).budget_bytes
+        limit, budget = self._counted = self._look_up()
         numbers = None if limit is None else measure_group(limit.group)
         scope: Scope = "process" if numbers is None else "group"
         return MemorySample(
             *(numbers or _measure_process(self._proc_root)),
-            budget_bytes,
+            budget.budget_bytes,
             scope,
             self._pressure_ratio(limit),
             *count_events(self._groups),
         )
 
-    def _limit(self) -> Limit | None:
-        """The smallest limit on the path, of equals the outermost."""
+    def usage(self) -> MemoryUsage:
+        """Measure what is in use now, against the limit and the budget of the last sample.
+
+        Reads one or two small files, a tenth of what a sample reads.
+        """
+        limit, budget = self._counted
+        numbers = None if limit is None else measure_group(limit.group)
+        used_bytes = (numbers or _measure_process(self._proc_root)).used_bytes
+        return MemoryUsage(used_bytes, budget.budget_bytes)
+
+    def _look_up(self) -> tuple[Limit | None, Budget]:
+        """The smallest limit on the path, of equals the outermost; and the budget."""
         limits = path_limits(self._groups, self.host_bytes)
-        return min(limits, key=lambda limit: limit.limit_bytes, default=None)
+        limit = min(limits, key=lambda limit: limit.limit_bytes, default=None)
+        return limit, self._budget(limit)
 
     def _pressure_ratio(self, limit: Limit | None) -> float | None:
         groups = [limit.group] if limit is not None and limit.group.version == 2 else []
@@ -184,8 +205,7 @@ class MemoryMonitor:
         return min(candidates, key=lambda budget: budget.budget_bytes)  # first of equals
 
     def _notes(self) -> tuple[str, ...]:
-        limit = self._limit()
-        budget = self._budget(limit)
+        limit, budget = self._counted
         notes = [
             f"{group}: {name} holds no limit that can be read; it is left out"
             for group in self._groups
@@ -205,7 +225,7 @@ class MemoryMonitor:
 
 def _host_memory_bytes(proc_root: Path) -> int | None:
     """Return the machine's memory, or None where neither /proc nor sysconf tells it."""
-    total_bytes = _read_kib_fields(proc_root / "meminfo").get("MemTotal")
+    total_bytes = _read_kib_fields(proc_root / "meminfo", "MemTotal").get("MemTotal")
     if total_bytes is not None:
         return total_bytes
     try:
@@ -217,7 +237,7 @@ def _host_memory_bytes(proc_root: Path) -> int | None:
 
 def _measure_process(proc_root: Path) -> Numbers:
     """Measure this process alone; without /proc all that is known is its peak."""
-    status = _read_kib_fields(proc_root / "self/status")
+    status = _read_kib_fields(proc_root / "self/status", "VmRSS", "RssAnon", "RssShmem")
     if "VmRSS" in status:
         resident_bytes = status["VmRSS"]
         used_bytes = status.get("RssAnon", resident_bytes) + status.get("RssShmem", 0)
@@ -227,7 +247,8 @@ def _measure_process(proc_root: Path) -> Numbers:
     return Numbers(peak_bytes, peak_bytes, peak_bytes)
 
 
-def _read_kib_fields(path: Path) -> dict[str, int]:
-    """Read `Name:  123 kB` lines of /proc/meminfo or /proc/self/status, in bytes."""
-    fields = re.findall(r"^(\S+):\s+(\d+) kB$", read_text(path), flags=re.MULTILINE)
+def _read_kib_fields(path: Path, *names: str) -> dict[str, int]:
+    """Read some `Name:  123 kB` lines of /proc/meminfo or /proc/self/status, in bytes."""
+    line = rf"^({'|'.join(names)}):\s+(\d+) kB$"
+    fields = re.findall(line, read_text(path), flags=re.MULTILINE)
     return {name: int(kib) * 1024 for name, kib in fields}

@@ -223,8 +223,10 @@ class EmbeddingService:
         async def reserve(lengths: Sequence[int]) -> None:
             nonlocal reserved_bytes
             sizes.add(lengths)
-            permit.check_size(_demand(model, task, sizes))  # before more is tokenized in vain
-            if sizes.ids_bytes >= reserved_bytes + IDS_STEP_BYTES:
+            is_step = sizes.ids_bytes >= reserved_bytes + IDS_STEP_BYTES
+            if is_step or sizes.n_texts < len(task.texts):
+                permit.check_size(_demand(model, task, sizes))  # before more is tokenized in vain
+            if is_step:
                 reserved_bytes = sizes.ids_bytes
                 await permit.renew(Demand(0, reserved_bytes))
 

@@ -68,6 +68,7 @@ class RunExecutor:
         )
         self._shown_tokens = 0  # of the texts that the thread has taken in
         self._taken: Sequence[QueuedText] = ()  # by the turn under way
+        self._wants_limits = False  # while other limits might let a text run
         self._in_flight = InFlight()
         self._stopping = threading.Event()
         self._runs = EngineRuns(
@@ -104,7 +105,8 @@ class RunExecutor:
         """What the next run has to keep; the one under way is not touched."""
         if limits != self._limits:
             self._limits = limits
-            self._inbox.put(None)
+            if self._wants_limits:  # waking the thread for nothing would take this one's time
+                self._inbox.put(None)
 
     def release_memory(self) -> None:
         """Ask for what only runs need to be given back; done between two runs, not waited for."""
@@ -180,11 +182,13 @@ class RunExecutor:
         if self._release_asked.is_set():
             self._release_asked.clear()
             self._runs.give_back()
+        # Said before they are read: a change in between then wakes it again.
+        self._wants_limits = len(self._texts) > 0
         limits, is_stopping = self._limits, self._stopping.is_set()
         found = self._texts.next(limits, self._clock(), is_stopping=is_stopping)
         self._show_queue()
         if found.texts:
-            self._taken = found.texts
+            self._taken, self._wants_limits = found.texts, False
             self._runs.run(found.texts, limits, self._let_in if found.lets_in else None)
             return 0.0
         self._runs.tell_ended()

@@ -15,7 +15,7 @@ from plimsoll.errors import (
     QueueFullError,
     TooLargeError,
 )
-from plimsoll.machine.memory import MIB, MemorySample
+from plimsoll.machine.memory import MIB, MemoryUsage
 from plimsoll.policy.admission import Permit
 from plimsoll.policy.costs import Demand
 from plimsoll.policy.governor import Decision, Governor, Outcome
@@ -25,20 +25,20 @@ from plimsoll.policy.runs import RunEnded, RunLimits
 class AdmissionGate:
     """Owns the futures of waiting requests.
 
-    sample: measures memory now. set_limits: takes what the executor may run, after every change.
+    usage: measures memory now. set_limits: takes what the executor may run, after every change.
     queue_timeout_s: how long a request waits for room, all its waits together.
     """
 
     def __init__(
         self,
         governor: Governor,
-        sample: Callable[[], MemorySample],
+        usage: Callable[[], MemoryUsage],
         set_limits: Callable[[RunLimits], None],
         *,
         queue_timeout_s: float,
     ) -> None:
         self.governor = governor
-        self._sample = sample
+        self._usage = usage
         self._set_limits = set_limits
         self.queue_timeout_s = queue_timeout_s
         self._waiting: dict[asyncio.Future[None], None] = {}  # in the order they came
@@ -49,12 +49,12 @@ class AdmissionGate:
 
     def measure(self) -> None:
         """Take a fresh measurement of memory."""
-        sample = self._sample()
-        self.governor.measure(sample.used_bytes, sample.budget_bytes)
+        usage = self._usage()
+        self.governor.measure(usage.used_bytes, usage.budget_bytes)
 
     def measure_rest_anew(self) -> None:
         """A model has opened: what the server takes at rest is another amount now."""
-        self.governor.measure_rest_anew(self._sample().used_bytes)
+        self.governor.measure_rest_anew(self._usage().used_bytes)
         self.wake()
 
     def run_began(self, n_bytes: int) -> None:

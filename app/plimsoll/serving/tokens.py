@@ -2,8 +2,7 @@
 
 Tokenizing happens in one thread, a bounded step at a time, so that a text of megabytes neither
 stands in memory as millions of tokens nor keeps a short one waiting. A single short text is
-tokenized at once. Memory for the ids is
-reserved as they come.
+tokenized at once. Memory for the ids is reserved as they come.
 """
 
 import asyncio
@@ -90,13 +89,13 @@ async def _each_text(
     after_step: Callable[[], Awaitable[None]] | None,
 ) -> None:
     """Hand each text's ids to `take`, in order, with why it does not run."""
-    (empty,) = model.tokenize([""], task.input_type)
+    n_empty = model.n_empty_tokens(task.input_type)
     steps = model.tokenize_steps(task.texts, task.input_type)
     limit = model.traits.token_limit
     is_short = len(task.texts) == 1 and len(task.texts[0]) <= INLINE_CHARACTERS
     while (texts := await _next_of(steps, None if is_short else thread)) is not None:
         for text in texts:
-            take(text, _refusal(text, empty, limit, truncate=task.truncate))
+            take(text, _refusal(text, n_empty, limit, truncate=task.truncate))
         if texts and after_step is not None:
             await after_step()
 
@@ -123,9 +122,9 @@ def _sort_in(
 
 
 def _refusal(
-    text: TokenizedText, empty: TokenizedText, limit: int, *, truncate: bool
+    text: TokenizedText, n_empty: int, limit: int, *, truncate: bool
 ) -> RequestError | None:
-    if text.n_tokens <= empty.n_tokens:
+    if text.n_tokens <= n_empty:
         return EmptyTextError(
             "the text has no tokens: it is empty, or only spaces or control characters"
         )

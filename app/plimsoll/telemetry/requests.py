@@ -58,15 +58,14 @@ class RequestMetrics:
         self._truncated = Counter(
             "plimsoll_truncated", "Texts cut to the model's token limit", registry=registry
         )
-        self._stage_seconds = Histogram(
+        stage_seconds = Histogram(
             "plimsoll_stage_duration_seconds",
             "Time in each stage of a request; encode and pool are per run of texts",
             ["stage"],
             buckets=BUCKETS_S,
             registry=registry,
         )
-        for stage in STAGES:
-            self._stage_seconds.labels(stage)
+        self._stages = {stage: stage_seconds.labels(stage) for stage in STAGES}
 
     def serve(self, model: str) -> None:
         """Begin the series of a model that the server has."""
@@ -110,4 +109,4 @@ class RequestMetrics:
 
     def observe_stage(self, name: str, seconds: float) -> None:
         """Record a stage that was timed elsewhere."""
-        self._stage_seconds.labels(name).observe(seconds)
+        self._stages[name].observe(seconds)

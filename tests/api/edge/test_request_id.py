@@ -320,7 +320,7 @@ def test_lines_of_two_requests_at_once_carry_their_own_ids(
 
     governor = Governor(monotonic, budget_bytes=BUDGET, cores=1)
     gate = AdmissionGate(
-        governor, FakeMemory().sample, lambda limits: None, queue_timeout_s=DEADLINE_S
+        governor, FakeMemory().usage, lambda limits: None, queue_timeout_s=DEADLINE_S
     )
     install(
         app,

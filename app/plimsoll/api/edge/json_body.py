@@ -73,18 +73,29 @@ class _ParsedRequest(Request):
 async def _while_connected(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
     """Await `work`, whose request has been read, and cancel it when the client hangs up.
 
-    Raises ClientDisconnect where it does: there is no client left to answer.
+    Raises ClientDisconnect where it does: there is no client left to answer. The work stays in this
+    task: a task of its own would be several turns of the event loop more before every answer.
     """
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+    serving, gone = asyncio.current_task(), asyncio.ensure_future(receive())
+    has_ended = has_hung_up = False
+
+    def hang_up(_: object) -> None:
+        nonlocal has_hung_up
+        if serving is not None and not has_ended:
+            has_hung_up = serving.cancel()
+
+    gone.add_done_callback(hang_up)
     try:
-        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
+        return await work
+    except asyncio.CancelledError:
+        # Where it was cancelled besides, that goes first.
+        if serving is None or not has_hung_up or serving.uncancel():
+            raise
+        raise ClientDisconnect from None
     finally:
-        answer.cancel()
+        has_ended = True
         gone.cancel()
-        await asyncio.wait((answer, gone))
+        await asyncio.wait((gone,))
 
 
 async def _parse(request: Request, body: bytearray) -> Any:
