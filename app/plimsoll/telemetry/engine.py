@@ -40,14 +40,14 @@ class EngineMetrics:
             "plimsoll_engine_threads", "Threads that the engine uses", registry=registry
         )
 
-        vectors = Counter(
+        self._vectors = Counter(
             "plimsoll_vectors",
             "Texts by where their vector came from: a run of the engine, the same text of another "
             "request that was on its way (in_flight), or the vector cache",
             ["source"],
             registry=registry,
         )
-        self._vectors = {source: vectors.labels(source.value) for source in Source}
+        self._by_source = {source: self._vectors.labels(source.value) for source in Source}
 
         self._cache_bytes = Gauge(
             "plimsoll_vector_cache_bytes", "Memory that the vector cache takes", registry=registry
@@ -59,7 +59,7 @@ class EngineMetrics:
 
     def found(self, source: Source, n_texts: int = 1) -> None:
         """So many texts have their vectors from there, or will have."""
-        self._vectors[source].inc(n_texts)
+        self._by_source[source].inc(n_texts)
 
     def queued(self, n_tokens: int) -> None:
         """A text begins to wait."""

@@ -58,14 +58,14 @@ class RequestMetrics:
         self._truncated = Counter(
             "plimsoll_truncated", "Texts cut to the model's token limit", registry=registry
         )
-        stage_seconds = Histogram(
+        self._stage_seconds = Histogram(
             "plimsoll_stage_duration_seconds",
             "Time in each stage of a request; encode and pool are per run of texts",
             ["stage"],
             buckets=BUCKETS_S,
             registry=registry,
         )
-        self._stages = {stage: stage_seconds.labels(stage) for stage in STAGES}
+        self._stages = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
 
     def serve(self, model: str) -> None:
         """Begin the series of a model that the server has."""
