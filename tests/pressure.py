@@ -16,6 +16,7 @@ from plimsoll.errors import EncodeMemoryError
 from plimsoll.machine.memory import Budget, MemorySample, MemoryUsage
 from plimsoll.policy.admission import Permit
 from plimsoll.policy.costs import Demand
+from plimsoll.policy.priority import Priority
 from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer
 
 MIB = 1 << 20
@@ -85,10 +86,14 @@ def take_room(server: FakeServer, n_bytes: int = ROOM) -> Permit:
     return permit
 
 
-def fill_queue(server: FakeServer, n_tokens: int = QUEUE_TOKENS) -> Permit:
+def fill_queue(
+    server: FakeServer,
+    n_tokens: int = QUEUE_TOKENS,
+    priority: Priority = Priority.INTERACTIVE,
+) -> Permit:
     """Another request has so many tokens in the queue."""
     permit = Permit()
-    server.core.governor.admission.reserve(permit, Demand(n_tokens, 0))
+    server.core.governor.admission.reserve(permit, Demand(n_tokens, 0, priority=priority))
     return permit
 
 

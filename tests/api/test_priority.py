@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from plimsoll.policy.priority import INTERACTIVE_TOKENS, Priority
-from tests.pressure import serving
+from tests.pressure import QUEUE_TOKENS, fill_queue, serving
 
 BODIES = {
     "/embed": {"input": "a mark"},
@@ -75,3 +75,24 @@ def test_the_document_names_the_header_and_its_values(path: str):
     assert all(f"{priority.value}: " in header["description"] for priority in Priority)
     schema = document["components"]["schemas"][header["schema"]["$ref"].rpartition("/")[2]]
     assert schema["enum"] == [priority.value for priority in Priority]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        ({"input": "a query"}, {}, 200),
+        ({"input": "a query"}, {"X-Priority": "bulk"}, 429),
+        ({"input": ["some words"] * INTERACTIVE_TOKENS}, {}, 429),
+        ({"input": "x" * (128 << 10)}, {}, 429),
+        ({"input": "x" * (128 << 10)}, {"X-Priority": "interactive"}, 200),
+    ],
+    ids=["a query", "that is bulk", "a list", "a large body", "that is interactive"],
+)
+def test_a_backlog_of_bulk_turns_only_bulk_away(
+    body: dict[str, Any], headers: dict[str, str], status: int
+):
+    """A query passes it, so it must not be told to come back when it has drained."""
+    with serving() as (server, client):
+        fill_queue(server, 2 * QUEUE_TOKENS, Priority.BULK)
+
+        assert client.post("/embed", json=body, headers=headers).status_code == status

@@ -24,6 +24,8 @@ from plimsoll.policy.admission import (
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.governor import Decision, Governor, Outcome
 from plimsoll.policy.lines import admission_ratio
+from plimsoll.policy.priority import Priority, WaitingTokens
+from plimsoll.policy.runs import long_run_tokens
 from tests.fakes import FakeClock
 
 BUDGET, LINE, FLOOR = 1000, 700, 100
@@ -498,20 +500,73 @@ def test_retry_after_is_until_the_excess_has_drained(bench: Bench):
     """A client that comes back then finds room, and not much later."""
     bench.admit(Demand(QUEUE_TOKENS + 4000, held_bytes=0))
 
-    assert bench.admission.retry_after_s() == pytest.approx(4000 / FIRST_TOKENS_PER_S)
+    retry_after_s = bench.admission.retry_after_s(Priority.INTERACTIVE)
+    assert retry_after_s == pytest.approx(4000 / FIRST_TOKENS_PER_S)
 
 
 @given(
     waiting=st.integers(0, 10**7),
     run=st.tuples(st.integers(1, 10**6), st.floats(1e-6, 1e6)),
+    priority=st.sampled_from(Priority),
 )
-def test_retry_after_stays_within_its_bounds(waiting: int, run: tuple[int, float]):
+def test_retry_after_stays_within_its_bounds(
+    waiting: int, run: tuple[int, float], priority: Priority
+):
     """Below a second clients hammer; above a minute they think the server dead."""
     bench = Bench()
     bench.admission.end_run(*run)
     bench.hold(Demand(waiting, held_bytes=0))
 
-    assert 1 <= bench.admission.retry_after_s() <= 60
+    assert 1 <= bench.admission.retry_after_s(priority) <= 60
+
+
+# --- the two classes ------------------------------------------------------------------------
+
+BULK, QUERY = Demand(1000, 0, priority=Priority.BULK), Demand(10, 0)
+
+
+def test_a_full_queue_of_bulk_refuses_bulk_and_lets_a_query_in(bench: Bench):
+    """A nightly job of lists must not turn those away who wait for one line."""
+    bench.hold(Demand(QUEUE_TOKENS + 4000, 0, priority=Priority.BULK))
+
+    refused, admitted = bench.decide(BULK), bench.decide(QUERY)
+    assert (refused.outcome, admitted.outcome) == (Outcome.QUEUE_FULL, Outcome.ADMIT)
+    assert refused.retry_after_s == pytest.approx(4000 / FIRST_TOKENS_PER_S)
+    # One run of bulk that may be under way, a third of its own tokens, and those.
+    run_tokens = long_run_tokens(FIRST_TOKENS_PER_S)
+    assert admitted.predicted_s == pytest.approx((run_tokens + 3 + 10) / FIRST_TOKENS_PER_S)
+
+
+def test_a_full_queue_of_queries_refuses_the_next_one_and_no_bulk(bench: Bench):
+    """Bulk has its share whatever comes, so it is not the one that would wait too long."""
+    bench.hold(Demand(QUEUE_TOKENS + 4000, 0))
+
+    assert bench.outcome(QUERY) is Outcome.QUEUE_FULL
+    bulk = bench.decide(BULK)
+    assert bulk.outcome is Outcome.ADMIT
+    assert bulk.predicted_s == pytest.approx(4 * BULK.n_tokens / FIRST_TOKENS_PER_S)
+
+
+def test_a_class_that_hardly_waits_holds_the_other_up_by_no_more_than_that(bench: Bench):
+    """The share bounds what passes; it does not make up tokens that are not there."""
+    bench.hold(Demand(5, 0))
+    bench.hold(Demand(7, 0, priority=Priority.BULK))
+
+    assert bench.admission.tokens_before(Priority.INTERACTIVE, 10) == 12
+    assert bench.admission.tokens_before(Priority.BULK, 1000) == 12
+
+
+def test_the_classes_waiting_tokens_leave_with_their_permits(bench: Bench):
+    """A count that is left behind would refuse its class for ever."""
+    bulk, query = bench.hold(Demand(30, 0, priority=Priority.BULK)), bench.hold(QUERY)
+    assert bench.admission.waiting_tokens == WaitingTokens(interactive=10, bulk=30)
+
+    bench.admission.note_done(bulk, 20)
+    bench.admission.reserve(query, Demand(4, 0, priority=Priority.BULK))
+    assert bench.admission.waiting_tokens == WaitingTokens(interactive=0, bulk=14)
+    bench.admission.release(bulk)
+    bench.admission.release(query)
+    assert bench.admission.waiting_tokens == WaitingTokens()
 
 
 # --- the fallback ---------------------------------------------------------------------------

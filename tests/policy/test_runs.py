@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.encoder.layout import PACK_TOKENS, run_bytes
-from plimsoll.policy.lines import DROPPING_STEP, FULL_PARALLELISM, HIGH_PARALLELISM
+from plimsoll.policy.lines import (
+    DROPPING_STEP,
+    FULL_PARALLELISM,
+    HIGH_PARALLELISM,
+    SEQUENCE_TOKENS,
+)
 from plimsoll.policy.runs import (
     ATTEMPTS,
     FIRST_PAUSE_S,
@@ -18,7 +23,6 @@ from plimsoll.policy.runs import (
     MOST_TEXTS,
     RUN_S,
     RUN_STEP_TOKENS,
-    SEQUENCE_TOKENS,
     SHARED_ROOM_RATIO,
     RunLimits,
     n_texts_of_run,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.policy.priority import Priority
+from plimsoll.policy.priority import BULK_SHARE, Priority, WaitingTokens
 from plimsoll.policy.runs import (
     GROWN_TOKENS,
     LEAST_RUN_TOKENS,
@@ -19,7 +19,7 @@ from plimsoll.policy.runs import (
     RunLimits,
 )
 from plimsoll.policy.scheduler import Plan
-from plimsoll.policy.text_queue import BULK_SHARE, Next, TextQueue
+from plimsoll.policy.text_queue import Next, TextQueue
 
 PLENTY = 1 << 40
 TIMEOUT_S = 5.0
@@ -429,3 +429,30 @@ def test_every_text_leaves_the_queue_once_and_its_tokens_with_it(
     assert [text for run in runs for text in run] == [each for each in texts if not each.is_dropped]
     assert all(len({text.model for text in run}) == 1 for run in runs)
     assert (len(queue), queue.n_tokens) == (0, 0)
+
+
+@given(
+    waiting=st.lists(st.integers(1, LEAST_RUN_TOKENS), max_size=20),
+    bulk=st.lists(st.integers(1, LEAST_RUN_TOKENS), max_size=60),
+    own=st.lists(st.integers(1, LEAST_RUN_TOKENS), min_size=1, max_size=20),
+)
+def test_a_query_waits_for_no_more_than_admission_foretells(
+    waiting: list[int], bulk: list[int], own: list[int]
+):
+    """Both go by the same share; a client is told by the one what it gets from the other."""
+    mine = object()
+    queue = queue_of(
+        *(Text(n_tokens) for n_tokens in bulk),
+        *(short(n_tokens) for n_tokens in waiting),
+        *(Text(n, priority=Priority.INTERACTIVE, request=mine) for n in own),
+    )
+    foretold = WaitingTokens(sum(waiting), sum(bulk)).before(
+        Priority.INTERACTIVE, sum(own), bulk_run_tokens=LEAST_RUN_TOKENS
+    )
+    n_before, n_left = 0, len(own)
+    while n_left:
+        run = queue.next(limits(short_tokens=LEAST_RUN_TOKENS), 0.0).texts
+        n_left -= sum(text.request is mine for text in run)
+        n_before += sum(text.n_tokens for text in run if text.request is not mine)
+
+    assert n_before <= foretold

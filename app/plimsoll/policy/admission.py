@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from plimsoll.policy.breaker import Admittance
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.lines import FALLBACK_RATIO, OPEN_RATIO, admission_ratio
+from plimsoll.policy.priority import Priority, WaitingTokens
+from plimsoll.policy.runs import long_run_tokens
 
 # What the drain rate is taken for until runs have been measured.
 FIRST_TOKENS_PER_S = 200.0
@@ -71,7 +73,8 @@ class Admission:
         self._queue_s = queue_s
         self._permits: set[Permit] = set()
         # Of all permits; kept as they change, since every decision asks for them.
-        self._held_bytes = self._queue_tokens = 0
+        self._held_bytes = 0
+        self._waiting_tokens = dict.fromkeys(Priority, 0)
         self._runs: Counter[int] = Counter()  # bytes of their runs: how many permits
         self._used_bytes = 0
         self._idle_floor_bytes = 0
@@ -84,12 +87,19 @@ class Admission:
 
     @property
     def queue_tokens(self) -> int:
-        """Tokens of admitted requests that stand before one that comes now."""
-        return self._queue_tokens
+        """Tokens of admitted requests that wait for the engine, of both classes."""
+        return self.waiting_tokens.total
+
+    @property
+    def waiting_tokens(self) -> WaitingTokens:
+        """The same by class."""
+        return WaitingTokens(
+            self._waiting_tokens[Priority.INTERACTIVE], self._waiting_tokens[Priority.BULK]
+        )
 
     @property
     def queue_limit_tokens(self) -> int:
-        """Tokens that may wait before one more request; its own do not wait, they run."""
+        """Tokens that may run before one more request does; its own do not wait, they run."""
         return max(LEAST_QUEUE_TOKENS, round(self.tokens_per_s * self._queue_s))
 
     @property
@@ -257,7 +267,7 @@ class Admission:
     def _enter(self, permit: Permit) -> None:
         self._permits.add(permit)
         self._held_bytes += permit.held_bytes
-        self._queue_tokens += permit.waiting_tokens
+        self._waiting_tokens[permit.demand.priority] += permit.waiting_tokens
         if permit.demand.run_bytes:
             self._runs[permit.demand.run_bytes] += 1
 
@@ -267,7 +277,7 @@ class Admission:
             return
         self._permits.discard(permit)
         self._held_bytes -= permit.held_bytes
-        self._queue_tokens -= permit.waiting_tokens
+        self._waiting_tokens[permit.demand.priority] -= permit.waiting_tokens
         n_bytes = permit.demand.run_bytes
         if n_bytes:
             self._runs[n_bytes] -= 1
@@ -278,14 +288,28 @@ class Admission:
         """What the next run may take beside everything that admitted requests keep."""
         return max(0, self.line_bytes - self.floor_bytes - self.held_bytes)
 
-    def predicted_s(self, n_tokens: int) -> float:
-        """Until so many more tokens would have run, by the drain rate."""
-        return (self.queue_tokens + n_tokens) / self.tokens_per_s
+    def tokens_before(self, priority: Priority, n_tokens: int = 0) -> int:
+        """Waiting tokens that run before the last of so many of a class that come now."""
+        run_tokens = long_run_tokens(self.tokens_per_s)
+        return self.waiting_tokens.before(priority, n_tokens, bulk_run_tokens=run_tokens)
 
-    def retry_after_s(self) -> float:
-        """Until the queue has room again, or half of it has drained; the API rounds it."""
-        excess = self.queue_tokens - self.queue_limit_tokens
-        drained = excess if excess > 0 else self.queue_tokens / 2
+    def has_place(self, priority: Priority) -> bool:
+        """Whether one more request of a class would get its turn in good time."""
+        return self.tokens_before(priority) <= self.queue_limit_tokens
+
+    def predicted_s(self, demand: Demand) -> float:
+        """Until its last token would have run, by the drain rate."""
+        before = self.tokens_before(demand.priority, demand.n_tokens)
+        return (before + demand.n_tokens) / self.tokens_per_s
+
+    def retry_after_s(self, priority: Priority) -> float:
+        """Until the queue has room for a class again, or half of what stands before it is gone.
+
+        The API rounds it.
+        """
+        before = self.tokens_before(priority)
+        excess = before - self.queue_limit_tokens
+        drained = excess if excess > 0 else before / 2
         return min(MOST_RETRY_S, max(LEAST_RETRY_S, drained / self.tokens_per_s))
 
     def _line_of(self, demand: Demand) -> int:

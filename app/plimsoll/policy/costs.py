@@ -6,6 +6,8 @@ Byte constants are measured with 64-bit CPython and orjson, or follow from array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from plimsoll.policy.priority import Priority, priority_of
+
 # Texts whose rows wait for each other before they are cut and normalised.
 BATCH_TEXTS = 256
 # A request has so many texts in the engine's queue: a run is under way while the next one waits.
@@ -37,6 +39,7 @@ class Demand:
     held_bytes: kept from its admission to the end of its reply.
     run_bytes: peak of its largest single run, which is its longest text alone.
     is_fallback: it stands in for something larger that found no room, and may pass the line.
+    priority: class of its texts.
     """
 
     n_tokens: int
@@ -44,6 +47,7 @@ class Demand:
     run_bytes: int = 0
     is_fallback: bool = False
     waiting_tokens: int | None = None  # None: all
+    priority: Priority = Priority.INTERACTIVE
 
     @property
     def peak_bytes(self) -> int:
@@ -102,13 +106,18 @@ def dense_demand(
     *,
     hidden: int,
     dimensions: int,
+    priority: Priority | None = None,
 ) -> Demand:
-    """What texts take; `run_bytes` predicts the peak of one run of texts of so many tokens."""
+    """What texts take; `run_bytes` predicts the peak of one run of texts of so many tokens.
+
+    priority: the class that is asked for; None: by their size.
+    """
     return Demand(
         n_tokens=sizes.n_tokens,
         held_bytes=held_bytes(sizes, hidden=hidden, dimensions=dimensions),
         run_bytes=run_bytes([sizes.longest]) if sizes.longest else 0,
         waiting_tokens=sizes.window_tokens,
+        priority=priority_of(sizes.n_tokens, priority),
     )
 
 

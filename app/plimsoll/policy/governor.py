@@ -5,7 +5,9 @@ Pure: no I/O, no thread, no waiting; measurements and the clock come in. The liv
 order, as far as its size is known:
 
     too large     more than an idle server could give        413, and no way to wait for it
-    queue full    more tokens wait than drain in good time    429
+    queue full    more tokens run before it, of its class
+                  and in the other's share, than drain in
+                  good time                                   429
     breaker       memory failed or ran high                   the fallback, or 503
     room          no room below the memory line now           a bounded wait, then as above
 
@@ -27,13 +29,17 @@ from plimsoll.policy.breaker import (
     Verdict,
 )
 from plimsoll.policy.costs import NOTHING, Demand
+from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import EngineTotals, RunEnded, RunLimits, short_run_tokens
 from plimsoll.policy.scheduler import AdaptiveScheduler, Observation, Plan
 
 # More requests than this do not wait for room: each holds its texts until then.
 MOST_WAITING = 256
-# What a request asks for before anything is known of it: a place in the queue.
-DOOR = Demand(n_tokens=1, held_bytes=0, waiting_tokens=0)
+# What a request asks for before more is known of it: a place in the queue of its class.
+DOORS = {
+    priority: Demand(n_tokens=1, held_bytes=0, waiting_tokens=0, priority=priority)
+    for priority in Priority
+}
 
 
 class Outcome(Enum):
@@ -180,13 +186,21 @@ class Governor:
         """Say what would become of a request now; changes nothing. permit: what it has already."""
         return self._decide(permit or Permit(), demand, asks_breaker=asks_breaker)
 
-    def enter(self, permit: Permit, *, asks_breaker: bool) -> Decision:
+    def enter(
+        self,
+        permit: Permit,
+        *,
+        asks_breaker: bool,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Decision:
         """Ask for a place in the queue, and the breaker, before any work is done for a request.
 
+        priority: its class, as far as it is known: what is bulk by its size may be found to be so
+        only later, and is asked again then.
         asks_breaker: its texts go through the engine. The breaker's leave ends with `succeeded`,
         `failed` or `leave`.
         """
-        decision = self._decide(permit, DOOR, asks_breaker=asks_breaker)
+        decision = self._decide(permit, DOORS[priority], asks_breaker=asks_breaker)
         if decision.outcome is Outcome.ADMIT and asks_breaker:
             permit.admittance = self.breaker.admit()
         return decision
@@ -306,7 +320,7 @@ class Governor:
         asks_queue = demand.n_tokens > 0 and not permit.tokens_left
         if peak_bytes > largest_bytes:
             outcome = Outcome.TOO_LARGE
-        elif asks_queue and admission.queue_tokens > admission.queue_limit_tokens:
+        elif asks_queue and not admission.has_place(demand.priority):
             outcome = Outcome.QUEUE_FULL
         elif asks_breaker and self.breaker.verdict is Verdict.REFUSED:
             outcome = Outcome.BREAKER_OPEN
@@ -322,6 +336,6 @@ class Governor:
             peak_bytes=peak_bytes,
             headroom_bytes=headroom_bytes,
             largest_bytes=largest_bytes,
-            predicted_s=admission.predicted_s(demand.n_tokens),
-            retry_after_s=breaker_retry_s or admission.retry_after_s(),
+            predicted_s=admission.predicted_s(demand),
+            retry_after_s=breaker_retry_s or admission.retry_after_s(demand.priority),
         )

@@ -33,6 +33,8 @@ CACHE_SHARES = (1.0, 0.5, 0.0)
 CACHE_RATIO = 0.125
 
 FULL_PARALLELISM = 8
+# Tokens of a run for each sequence of the parallelism.
+SEQUENCE_TOKENS = 256
 # Not memory, but of the same table: load by others and throttling.
 CPU_RATIO = 0.80
 CPU_PARALLELISM = 4

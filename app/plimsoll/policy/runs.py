@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from plimsoll.policy.costs import WINDOW_TEXTS
-from plimsoll.policy.lines import DROPPING_STEP, FULL_PARALLELISM, HIGH_PARALLELISM
+from plimsoll.policy.lines import (
+    DROPPING_STEP,
+    FULL_PARALLELISM,
+    HIGH_PARALLELISM,
+    SEQUENCE_TOKENS,
+)
 from plimsoll.policy.scheduler import Plan
 
-# Tokens of a run for each sequence of the parallelism.
-SEQUENCE_TOKENS = 256
 # One pass over the weights serves these: more hardly help, and cost activations and time.
 MOST_TEXTS = WINDOW_TEXTS // 2
 GROWN_TOKENS = FULL_PARALLELISM * SEQUENCE_TOKENS
@@ -124,6 +127,11 @@ def short_run_tokens(tokens_per_s: float) -> int:
     """Tokens of a run that ends within RUN_S at this rate, as far as that is worth it."""
     n_steps = int(tokens_per_s * RUN_S) // RUN_STEP_TOKENS
     return max(LEAST_RUN_TOKENS, n_steps * RUN_STEP_TOKENS)
+
+
+def long_run_tokens(tokens_per_s: float) -> int:
+    """Tokens of a run that hardly any short text will wait for."""
+    return LONG_RUN_RATIO * short_run_tokens(tokens_per_s)
 
 
 def n_texts_of_run(

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic
 
-from plimsoll.policy.priority import Priority
+from plimsoll.policy.priority import BULK_SHARE, Priority
 from plimsoll.policy.runs import LEAST_RUN_TOKENS, MOST_TEXTS, RunLimits, n_texts_of_run
 from plimsoll.policy.turns import T, Turns
 
-# Of the tokens that run while texts of both classes wait.
-BULK_SHARE = 0.25
 
 RunBytes = Callable[[T, Sequence[int], RunLimits], int]
 """Bytes of a run of texts of these lengths on the model of the first text."""

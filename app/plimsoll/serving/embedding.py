@@ -132,7 +132,8 @@ class EmbeddingService:
         name = tasks[0].model
         self._note_model(name)
         # The breaker comes before the model, which would open into the memory that is short.
-        permit.enter(asks_breaker=True)
+        n_texts = max(len(task.texts) for task in tasks)  # each has a token at least
+        permit.enter(asks_breaker=True, priority=priority_of(n_texts, tasks[0].priority))
         answers: list[Embeddings] = []
         async with _failure_told(permit), self._models.lease(name) as model:
             for task in tasks:
@@ -153,8 +154,9 @@ class EmbeddingService:
         dimensions = model.traits.check_dimensions(task.dimensions)
         with self._metrics.stage("tokenize"):
             tokens = await self._tokenize(model, task, permit)
+        demand = _demand(model, task, TextSizes.of(tokens.lengths))
         with self._metrics.stage("admission"):
-            await permit.renew(_demand(model, task, TextSizes.of(tokens.lengths)))
+            await permit.renew(demand)
         result = Embeddings(
             traits=model.traits,
             input_type=task.input_type,
@@ -166,8 +168,7 @@ class EmbeddingService:
             failures=tokens.failures,
             n_tokens=tokens.n_tokens,
         )
-        priority = task.priority or priority_of(tokens.n_tokens)
-        await self._encode(model, tokens, result, permit, priority)
+        await self._encode(model, tokens, result, permit, demand.priority)
         return result
 
     async def explain(self, task: EmbedTask, permit: RequestPermit) -> Explanation:
@@ -194,7 +195,7 @@ class EmbeddingService:
             predicted_s=decision.predicted_s,
             headroom_bytes=decision.headroom_bytes,
             largest_bytes=decision.largest_bytes,
-            queue_tokens=governor.admission.queue_tokens,
+            queue_tokens=governor.admission.tokens_before(demand.priority, demand.n_tokens),
             tokens_per_s=governor.admission.tokens_per_s,
             retry_after_s=retry_after_s,
         )
@@ -302,7 +303,13 @@ async def _failure_told(permit: RequestPermit) -> AsyncIterator[None]:
 
 def _demand(model: EmbeddingModel, task: EmbedTask, sizes: TextSizes) -> Demand:
     hidden = model.traits.dimensions
-    return dense_demand(sizes, model.run_bytes, hidden=hidden, dimensions=task.dimensions or hidden)
+    return dense_demand(
+        sizes,
+        model.run_bytes,
+        hidden=hidden,
+        dimensions=task.dimensions or hidden,
+        priority=task.priority,
+    )
 
 
 def _word_batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:

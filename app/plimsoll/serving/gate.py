@@ -19,6 +19,7 @@ from plimsoll.machine.memory import MIB, MemoryUsage
 from plimsoll.policy.admission import Permit
 from plimsoll.policy.costs import Demand
 from plimsoll.policy.governor import Decision, Governor, Outcome
+from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunEnded, RunLimits
 
 
@@ -130,9 +131,9 @@ class RequestPermit:
         """What it keeps in all."""
         return self._permit.held_bytes
 
-    def enter(self, *, asks_breaker: bool) -> None:
-        """Ask for a place in the queue, and the breaker, before any work is done."""
-        decision = self._governor.enter(self._permit, asks_breaker=asks_breaker)
+    def enter(self, *, asks_breaker: bool, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Ask for a place in the queue of its class, and the breaker, before any work is done."""
+        decision = self._governor.enter(self._permit, asks_breaker=asks_breaker, priority=priority)
         self._admit(decision)
 
     async def renew(self, demand: Demand) -> None:

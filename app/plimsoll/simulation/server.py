@@ -183,7 +183,9 @@ class _Server:
         request = _Request(arrival, lengths, [*ids, self._machine.demand(sizes)])
         self._requests.append(request)
         self._n_open += 1
-        decision = self._governor.enter(request.permit, asks_breaker=True)
+        decision = self._governor.enter(
+            request.permit, asks_breaker=True, priority=priority_of(len(lengths))
+        )
         if decision.outcome is not Outcome.ADMIT:
             self._refuse(request, decision)
             return
@@ -252,7 +254,7 @@ class _Server:
         """Queue what the executor's window and the service's batches let through."""
         batch_stop = (request.n_done // BATCH_TEXTS + 1) * BATCH_TEXTS
         stop = min(len(request.lengths), batch_stop, request.n_done + WINDOW_TEXTS)
-        priority = priority_of(sum(request.lengths))
+        priority = request.demands[-1].priority
         for n_tokens in request.lengths[request.n_queued : stop]:
             self._engine.put(request, n_tokens, priority)
         request.n_queued = max(request.n_queued, stop)

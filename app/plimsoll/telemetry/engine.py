@@ -42,8 +42,9 @@ class EngineMetrics:
 
         self._vectors = Counter(
             "plimsoll_vectors",
-            "Texts by where their vector came from: a run of the engine, the same text of another "
-            "request that was on its way (in_flight), or the vector cache",
+            "Texts by where their vector came from: a run of the engine; the same text, with the "
+            "same model, dimensions, prefix and class, that was waiting or being computed and had "
+            "not ended (in_flight); or the vector cache",
             ["source"],
             registry=registry,
         )

@@ -130,7 +130,9 @@ class ExplainResponse(BaseModel):
     predicted_s: Annotated[float, Field(description="Until its last vector.")]
     headroom_bytes: int
     largest_bytes: Annotated[int, Field(description="What an idle server could give.")]
-    queue_tokens: int
+    queue_tokens: Annotated[
+        int, Field(description="Of others, that run before its last: its class, the other's share.")
+    ]
     tokens_per_s: float
     retry_after_s: float
 

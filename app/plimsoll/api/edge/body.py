@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope
 
 from plimsoll.api.edge.content_encoding import BodyDecoder, decoder_of
 from plimsoll.errors import BodyTooLargeError, PlimsollError, SlowBodyError
+from plimsoll.policy.priority import Priority
 from plimsoll.serving.gate import RequestPermit
 
 GATE_FROM_BYTES = 64 << 10  # a smaller body is not worth asking for
@@ -48,6 +49,12 @@ class IncomingBody:
         self._declared_bytes = int(length) if length.isdigit() else 0
         self._waits_for_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         self._deadline_s = asyncio.get_running_loop().time() + limits.timeout_s
+        # A body that is asked for at all is large, and so is what it says, unless told otherwise.
+        self._priority = (
+            Priority.INTERACTIVE
+            if headers.get(b"x-priority") == Priority.INTERACTIVE.value.encode()
+            else Priority.BULK
+        )
         self._may_come = self._declared_bytes > 0 or b"transfer-encoding" in headers
         self._has_entered = False
         self._received_bytes = 0
@@ -139,7 +146,7 @@ class IncomingBody:
                 "(PLIMSOLL_BODY_LIMIT); send fewer texts at a time"
             )
         if n_bytes >= GATE_FROM_BYTES and not self._has_entered:
-            self._permit.enter(asks_breaker=False)
+            self._permit.enter(asks_breaker=False, priority=self._priority)
             self._has_entered = True
 
     def _admit(self, n_bytes: int) -> None:
