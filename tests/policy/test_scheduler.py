@@ -254,8 +254,13 @@ def test_refaults_count_only_when_they_last(bench: Bench):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"refaults_per_s": 5000.0}, {"working_set_ratio": 0.99}, {"pressure_ratio": 0.5}],
-    ids=["refaults", "working set", "stalls"],
+    [
+        {"refaults_per_s": 5000.0},
+        {"working_set_ratio": 0.99},
+        {"pressure_ratio": 0.5},
+        {"refaults_per_s": 20.0, "io_pressure_ratio": 0.3},
+    ],
+    ids=["refaults", "working set", "stalls", "a slow disk"],
 )
 def test_only_used_memory_lowers_parallelism(bench: Bench, changed: dict[str, float]):
     """Where the file cache is short, larger runs serve more texts with one pass over the weights:
@@ -263,6 +268,43 @@ def test_only_used_memory_lowers_parallelism(bench: Bench, changed: dict[str, fl
     plan = bench.see(replace(CALM, **changed), times=10)[-1]  # type: ignore[arg-type]
 
     assert (plan.step, plan.parallelism, plan.reasons) == (2, 8, ())
+
+
+def test_a_disk_that_is_busy_with_other_things_changes_nothing(bench: Bench):
+    """A neighbour's copy, or a model that is read for the first time: no page is read again."""
+    plans = bench.see(replace(CALM, io_pressure_ratio=0.9), times=20)
+
+    assert {(plan.parallelism, plan.step) for plan in plans} == {(8, 0)}
+
+
+def test_waits_for_the_disk_count_only_when_they_last(bench: Bench):
+    reading = replace(CALM, refaults_per_s=20, io_pressure_ratio=0.3)
+    burst = bench.see(reading, times=5) + bench.see(replace(reading, io_pressure_ratio=0.05))
+    lasting = bench.see(reading, times=6)
+
+    assert {plan.step for plan in burst + lasting[:5]} == {0}
+    assert lasting[-1].step == 2
+    assert lasting[-1].step_reasons == ("disk stalls above 0.15 while pages are read again",)
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [{"refaults_per_s": 600.0}, {"refaults_per_s": 20.0, "io_pressure_ratio": 0.3}],
+    ids=["refaults", "a slow disk"],
+)
+def test_while_runs_wait_for_the_disk_others_load_takes_threads_and_no_sequences(
+    bench: Bench, reading: dict[str, float]
+):
+    """More sequences share one pass over the weights; more threads wait for the same pages."""
+    seen = replace(CALM, others_ratio=0.9, **reading)  # type: ignore[arg-type]
+    before, *_, after = bench.see(seen, times=7)
+    spared = "disk: runs wait for it, so load by others takes threads and no sequences"
+
+    assert (before.parallelism, before.engine_threads) == (4, 4)
+    assert (after.parallelism, after.engine_threads, after.reasons) == (8, 4, (spared,))
+    # Used memory lowers it all the same: what is short then is not time.
+    [tight] = bench.see(replace(seen, utilization_ratio=0.71))
+    assert (tight.parallelism, tight.engine_threads) == (2, 2)
 
 
 def test_the_step_goes_down_after_its_dwell_time(bench: Bench):

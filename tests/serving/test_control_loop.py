@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from plimsoll.machine.cpu import CPUMonitor
+from plimsoll.machine.disk import DiskMonitor
 from plimsoll.machine.memory import MIB
 from plimsoll.policy import lines
 from plimsoll.policy.admission import FLOOR_WINDOW_S
@@ -86,6 +87,7 @@ class Bench:
         self.clock = FakeClock()
         monitor = self.machine.monitor()
         cpu = CPUMonitor(proc_root=self.machine.proc, cgroup_root=self.machine.cgroup)
+        disk = DiskMonitor(proc_root=self.machine.proc, cgroup_root=self.machine.cgroup)
         self.governor = Governor(
             self.clock,
             budget_bytes=BUDGET_MIB * MIB,
@@ -98,7 +100,7 @@ class Bench:
         )
         self.reclaim, self.resolver = WatchedReclaim(), AskingResolver()
         self.loop = ControlLoop(
-            Monitors(monitor, cpu),
+            Monitors(monitor, cpu, disk),
             self.gate,
             IdleExecutor(),
             self.reclaim,
@@ -309,6 +311,20 @@ def test_refaults_count_where_they_are_this_groups(bench: Bench, is_limited: boo
 
     assert bench.factor == ((2, 8, 4) if is_limited else (0, 8, 4))
     assert bench.loop.refaults_per_s == 2000
+
+
+def test_time_that_tasks_wait_for_the_disk_counts_while_pages_are_read_again(tmp_path: Path):
+    """On a slow disk few pages a second hold every run up."""
+    bench = Bench("v2", tmp_path)
+    stalls = "some avg10=40.00 avg60=0.00 avg300=0.00 total=0\n"
+    bench.machine.write_proc("pressure/io", stalls)
+    bench.tick(round(REFAULTS_SUSTAINED_S) + 2)
+    assert bench.factor == (0, 8, 4), "others may be at the disk"
+
+    for second in range(round(REFAULTS_SUSTAINED_S) + 2):
+        bench.refault(20 * second)
+        bench.tick()
+    assert bench.factor == (2, 8, 4)
 
 
 def test_time_that_tasks_wait_for_memory_counts(tmp_path: Path):

@@ -82,6 +82,7 @@ class Reading:
     working_set_bytes: int = 0
     pressure_ratio: float = 0.0
     refaults_per_s: float = 0.0
+    io_pressure_ratio: float = 0.0
 
     @property
     def used_ratio(self) -> float:
@@ -175,6 +176,7 @@ class Governor:
                 working_set_ratio=reading.working_set_bytes / reading.budget_bytes,
                 pressure_ratio=reading.pressure_ratio,
                 refaults_per_s=reading.refaults_per_s,
+                io_pressure_ratio=reading.io_pressure_ratio,
             ),
             asked.caps,
             most_threads=asked.most_threads,

@@ -17,6 +17,9 @@ DOUBLE_BELOW_RATIO = 0.50
 WORKING_SET_RATIO = 0.95  # working set over budget
 STALLS_RATIO = 0.10  # share of time in which some task waited for memory (PSI)
 REFAULTS_PER_S = 500.0  # pages that are read again: 2 MiB a second
+# Share of time in which some task waited for a disk (PSI), while any pages are read again: on a
+# slow disk a few of them hold every run up.
+DISK_STALLS_RATIO = 0.15
 REFAULTS_SUSTAINED_S = 5.0  # a new model reads its file once, which is no shortage
 # Step 3. The fallback takes little, and has to answer while memory stands above the line.
 FALLBACK_RATIO = 0.85
@@ -52,6 +55,10 @@ VERY_HIGH = f"used memory above {HALVE_ABOVE_RATIO:.2f}"
 WORKING_SET = f"working set above {WORKING_SET_RATIO:.2f}"
 STALLS = f"memory stalls above {STALLS_RATIO:.2f}"
 REFAULTS = f"refaults above {REFAULTS_PER_S:g} pages a second"
+DISK_STALLS = f"disk stalls above {DISK_STALLS_RATIO:.2f} while pages are read again"
+# With one of these causes runs wait for the disk, and a pass over the weights is what costs.
+READING = (REFAULTS, DISK_STALLS)
+SHARED_PASSES = "runs wait for it, so load by others takes threads and no sequences"
 CPU = f"others and throttling above {CPU_RATIO:.2f}"
 
 
@@ -77,8 +84,13 @@ _DROPPING = (
 _BY_USED_MEMORY = Row(DROPPING_STEP, VERY_HIGH, ("half of that parallelism", *_DROPPING))
 _BY_PAGES = Row(
     DROPPING_STEP,
-    f"{WORKING_SET}; {STALLS}; or {REFAULTS} for {REFAULTS_SUSTAINED_S:g} s",
-    (*_DROPPING, "parallelism stays: fewer sequences would read the weights more often"),
+    f"{WORKING_SET}; {STALLS}; or {REFAULTS} for {REFAULTS_SUSTAINED_S:g} s; or as long, "
+    f"{DISK_STALLS}",
+    (
+        *_DROPPING,
+        "parallelism stays: fewer sequences would read the weights more often; where pages are "
+        "read again, load by others lowers the threads alone",
+    ),
 )
 
 TABLE = (

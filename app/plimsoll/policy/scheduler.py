@@ -8,6 +8,10 @@ its own rules and of the caps that others ask for, at least 1:
     else                                    8
     used memory above 0.75                  half of what the caps allow; doubled again in steps
 
+Where runs wait for the disk, because pages of the weights are read again, load by others takes
+threads and no sequences: it is a pass over the weights that costs, and the more share it the
+better, while more threads would wait for the same pages.
+
 The step is the first column of the memory table (lines.py). Only used memory lowers parallelism:
 while the working set, stalls or refaults are high, what helps is to drop pages in order and to let
 many texts share one pass over the weights.
@@ -42,6 +46,7 @@ class Observation:
     working_set_ratio: working set over budget.
     pressure_ratio: share of time in which some task waited for memory (PSI).
     refaults_per_s: pages read again soon after the kernel took them.
+    io_pressure_ratio: share of time in which some task waited for a disk (PSI).
     """
 
     utilization_ratio: float
@@ -53,6 +58,7 @@ class Observation:
     working_set_ratio: float = 0.0
     pressure_ratio: float = 0.0
     refaults_per_s: float = 0.0
+    io_pressure_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,9 @@ class Cap:
     reason: str
 
 
+CPU_CAP = Cap("cpu", lines.CPU_PARALLELISM, lines.CPU)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the executor and the engine hold to.
@@ -76,7 +85,8 @@ class Plan:
         neighbour's load takes no thread away: it may end within the second, and the kernel shares
         cores better than a count of threads.
     step: 0, 1 or 2 of the memory table.
-    reasons: "source: reason" of every cap that binds; empty at full parallelism.
+    reasons: "source: reason" of every cap that binds, and of a disk that keeps one from binding;
+        empty at full parallelism otherwise.
     step_reasons: why the step is what it is; empty at 0.
     """
 
@@ -111,6 +121,7 @@ class AdaptiveScheduler:
             REFAULTS_HYSTERESIS_PER_S,
             sustained_s=lines.REFAULTS_SUSTAINED_S,
         )
+        self._disk = _Line(lines.DISK_STALLS_RATIO, sustained_s=lines.REFAULTS_SUSTAINED_S)
         self._caps: _Dwell[Cap] = _Dwell()
         self._step_causes: _Dwell[_StepCause] = _Dwell()
         self._resources = ResourceManager()
@@ -135,21 +146,26 @@ class AdaptiveScheduler:
         now_s = self._clock()
         self._update_lines(observation, now_s)
         causes = self._step_causes.renew(self._causes(), now_s)
+        waits_for_disk = any(cause.reason in lines.READING for cause in causes)
         held = self._caps.renew([*self._own_caps(), *caps], now_s)
+        spared = [cap for cap in held if waits_for_disk and cap == CPU_CAP]
+        held = [cap for cap in held if cap not in spared]
         allowed = min([FULL_PARALLELISM, *(cap.limit for cap in held)])
         held += self._scale_caps(observation, allowed, now_s)
         parallelism = max(1, min([allowed, *(cap.limit for cap in held)]))
         step = max((cause.step for cause in causes), default=0)
+        binding = [cap for cap in held if cap.limit <= parallelism < FULL_PARALLELISM]
         self._plan = Plan(
             parallelism=parallelism,
             engine_threads=min(
-                _threads(parallelism, observation.cores), most_threads or FULL_PARALLELISM
+                _threads(parallelism, observation.cores),
+                most_threads or FULL_PARALLELISM,
+                *(cap.limit for cap in spared),
             ),
             step=step,
             reasons=_sorted(
-                f"{cap.source}: {cap.reason}"
-                for cap in held
-                if cap.limit <= parallelism < FULL_PARALLELISM
+                [f"{cap.source}: {cap.reason}" for cap in binding]
+                + [f"disk: {lines.SHARED_PASSES}" for _ in spared]
             ),
             step_reasons=_sorted(cause.reason for cause in causes if cause.step == step),
         )
@@ -164,13 +180,15 @@ class AdaptiveScheduler:
             (self._working_set, observation.working_set_ratio),
             (self._pressure, observation.pressure_ratio),
             (self._refaults, observation.refaults_per_s),
+            # What others read, or what is read for the first time, is no shortage.
+            (self._disk, observation.io_pressure_ratio if observation.refaults_per_s else 0.0),
         ):
             line.update(value, now_s)
 
     def _own_caps(self) -> list[Cap]:
         memory = Cap("memory", lines.HIGH_PARALLELISM, lines.HIGH)
-        cpu = Cap("cpu", lines.CPU_PARALLELISM, lines.CPU)
-        return [cap for line, cap in ((self._memory, memory), (self._cpu, cpu)) if line.is_passed]
+        own = ((self._memory, memory), (self._cpu, CPU_CAP))
+        return [cap for line, cap in own if line.is_passed]
 
     def _scale_caps(self, observation: Observation, allowed: int, now_s: float) -> list[Cap]:
         used_ratio = observation.utilization_ratio
@@ -188,6 +206,7 @@ class AdaptiveScheduler:
             (self._working_set, lines.DROPPING_STEP, lines.WORKING_SET),
             (self._pressure, lines.DROPPING_STEP, lines.STALLS),
             (self._refaults, lines.DROPPING_STEP, lines.REFAULTS),
+            (self._disk, lines.DROPPING_STEP, lines.DISK_STALLS),
         )
         return [_StepCause(step, reason) for line, step, reason in causes if line.is_passed]
 

@@ -68,6 +68,7 @@ class ControlLoop:
         self._clock = clock
         self._ticked_s = clock()
         self._cpu = monitors.cpu.sample()
+        self._disk = monitors.disk.sample()
         self.memory = monitors.memory.sample()
         self.refaults_per_s = 0.0
         self.load = CPULoad(0.0, 0.0, self._cpu.cores)
@@ -109,6 +110,7 @@ class ControlLoop:
         self.load = cpu_load(self._cpu, cpu, elapsed_s)
         self.refaults_per_s = rates_between(self.memory, memory, elapsed_s).refaults_per_s
         self.memory, self._cpu, self._ticked_s = memory, cpu, now_s
+        self._disk = self._monitors.disk.sample()
 
     def _reading(self) -> Reading:
         memory = self.memory
@@ -122,6 +124,7 @@ class ControlLoop:
             pressure_ratio=memory.pressure_ratio or 0.0,
             # Without a limited group these are the whole machine's.
             refaults_per_s=self.refaults_per_s if memory.scope == "group" else 0.0,
+            io_pressure_ratio=self._disk.pressure_ratio or 0.0,
         )
 
     def _look(self) -> None:
@@ -132,7 +135,7 @@ class ControlLoop:
                 at_s=self._ticked_s,
                 memory=self.memory,
                 cpu=self._cpu,
-                disk=self._monitors.disk.sample(),
+                disk=self._disk,
                 engine=governor.totals,
                 loads=self._monitors.loads.totals,
                 others_s=self._monitors.cores.others_s(),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from plimsoll.policy.lines import HIGH_RATIO, STALLS_RATIO
+from plimsoll.policy.lines import DISK_STALLS_RATIO, HIGH_RATIO, STALLS_RATIO
 from plimsoll.tuning.evidence import Evidence
 
 MIB = 1 << 20
@@ -30,7 +30,6 @@ STAY_SCORE = 0.75
 BUSY_LINE_RATIO = 0.50
 HELD_BACK_LINE_RATIO = 0.10
 READ_LINE_BYTES_PER_S = 16 * MIB
-STALL_LINE_RATIO = 0.15
 # Computing takes some hundredths of its time in the kernel; faults and reclaim take the rest.
 SYSTEM_LINE_RATIO = 0.25
 # A conversion this long in a row of looks was felt, even where it has just ended.
@@ -132,8 +131,8 @@ def _disk(evidence: Evidence) -> Signs:
         evidence.system_ratio,
     )
     costs = (
-        (io / STALL_LINE_RATIO, f"tasks stall for disks in {_percent(io)} of the time"),
-        (memory / STALL_LINE_RATIO, f"tasks stall for memory in {_percent(memory)} of the time"),
+        (io / DISK_STALLS_RATIO, f"tasks stall for disks in {_percent(io)} of the time"),
+        (memory / DISK_STALLS_RATIO, f"tasks stall for memory in {_percent(memory)} of the time"),
         (system / SYSTEM_LINE_RATIO, f"the kernel takes {_percent(system)} of our processor time"),
     )
     read = f"{reads / MIB:.0f} MiB a second are read from disk"

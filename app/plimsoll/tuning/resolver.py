@@ -71,6 +71,7 @@ class BottleneckResolver:
     def report(self) -> dict[str, Any]:
         """What limits throughput now, why, and what was tried: plain values to show."""
         found, evidence = self.bottleneck, self._evidence
+        plan = None if evidence is None else evidence.plan
         now_s = self._clock()
         return {
             "kind": found.kind.value,
@@ -80,6 +81,7 @@ class BottleneckResolver:
             "scores": {kind.value: round(score, 2) for kind, score in found.scores.items()},
             "evidence": None if evidence is None else _shown_evidence(evidence),
             "caps": self.asked.caps,
+            "plan_reasons": [*plan.reasons, *plan.step_reasons] if plan else [],
             "actions": [_shown_record(record, now_s) for record in self._trials.records],
         }
 

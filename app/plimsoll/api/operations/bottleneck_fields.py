@@ -35,4 +35,7 @@ class BottleneckReport(BaseModel):
         Field(description="Measured over the last seconds; null before the first."),
     ]
     caps: Annotated[list[Cap], Field(description="What is asked of the parallelism.")]
+    plan_reasons: Annotated[
+        list[str], Field(description="Why parallelism and step of the memory ladder are not free.")
+    ]
     actions: Annotated[list[TrialFields], Field(description="What was tried, the newest last.")]
