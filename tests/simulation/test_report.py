@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from plimsoll.policy.breaker import BreakerState
 from plimsoll.simulation.report import Fate, RequestRecord, Second, SimulationReport
 from plimsoll.simulation.text import COLUMNS, RULE, render
-from plimsoll.simulation.trace import Arrival, ExtraMemory, MemoryFailure, parse_trace
+from plimsoll.simulation.trace import (
+    Arrival,
+    ExtraMemory,
+    MemoryFailure,
+    Processors,
+    Rereading,
+    parse_trace,
+)
 
 CLOSED, OPEN = BreakerState.CLOSED, BreakerState.OPEN
 
@@ -24,12 +31,20 @@ def test_a_trace_is_read_line_by_line():
         b"\n",
         b'{"used_bytes_extra": 1000, "at_s": 0.5}\n',
         b'{"at_s": 1.5, "memory_failure": true}',
+        b'{"at_s": 1.6, "memory_failure": true, "for_s": 2}',
+        b'{"at_s": 3, "cores": 1.5}',
+        b'{"at_s": 4, "others": 0.3, "cores": 2}',
+        b'{"at_s": 5, "reread_s": 0.4}',
     ]
 
     assert parse_trace(lines) == [
         Arrival(2.0, (32, 128)),
         ExtraMemory(0.5, 1000),
         MemoryFailure(1.5),
+        MemoryFailure(1.6, 2.0),
+        Processors(3.0, 1.5),
+        Processors(4.0, 2.0, 0.3),
+        Rereading(5.0, 0.4),
     ]
 
 
@@ -55,11 +70,15 @@ def test_a_trace_is_read_line_by_line():
         ('{"at_s": 1, "tokens": [1.5]}', r"tokens holds 1\.5"),
         ('{"at_s": 1, "tokens": [true]}', "tokens holds true"),
         ('{"at_s": 1, "tokens": [1000001]}', "from 1 to 1000000"),
+        ('{"at_s": 1, "cores": "two"}', 'cores is "two"'),
+        ('{"at_s": 1, "cores": 2, "others": 1.5}', "others is 1.5, not a number from 0 to 1"),
+        ('{"at_s": 1, "others": 0.5}', "beside at_s"),
+        ('{"at_s": 1, "reread_s": -1}', "reread_s is -1"),
         ('{"at_s": 1, "used_bytes_extra": -5}', "used_bytes_extra is -5"),
         ('{"at_s": 1, "used_bytes_extra": "1M"}', 'used_bytes_extra is "1M"'),
     ],
 )
-def test_a_line_that_is_none_of_the_three_is_named_by_its_number(line: str, told: str):
+def test_a_line_that_is_none_of_the_events_is_named_by_its_number(line: str, told: str):
     """A misspelt trace must not pass for a quiet one."""
     with pytest.raises(ValueError, match=f"^line 3: .*{told}"):
         parse_trace([b'{"at_s": 1, "tokens": [1]}', b"", line.encode()])

@@ -22,6 +22,8 @@ from plimsoll.simulation.trace import (
     Arrival,
     ExtraMemory,
     MemoryFailure,
+    Processors,
+    Rereading,
     TraceEvent,
 )
 
@@ -223,6 +225,8 @@ ARRIVALS = st.builds(
 TROUBLE = st.one_of(
     st.builds(ExtraMemory, st.floats(0, 60), st.integers(0, 600 * MIB)),
     st.builds(MemoryFailure, st.floats(0, 60)),
+    st.builds(Processors, st.floats(0, 60), st.floats(0.1, 64), st.floats(0, 1)),
+    st.builds(Rereading, st.floats(0, 60), st.floats(0, 2)),
 )
 MACHINES = st.builds(
     machine,

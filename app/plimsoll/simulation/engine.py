@@ -2,7 +2,8 @@
 
 The engine stands in for the executor and its thread: one queue of texts, one run at a time, chosen
 by the executor's own rules, which also say what is let in between the layers of a run, and what is
-tried where it finds no memory. What it runs takes as long as its tokens over a rate.
+tried where it finds no memory. What it runs takes as long as its tokens over a rate, by the cores
+that are left for it, and as long as the weights take to be read where they do not stay in memory.
 """
 
 import heapq
@@ -20,6 +21,7 @@ from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunEnded, RunLimits, retry_after_failure
 from plimsoll.policy.scheduler import Plan
 from plimsoll.policy.text_queue import Next, TextQueue
+from plimsoll.simulation.trace import Processors
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class SimulatedMachine:
             pack_tokens=round(PACK_TOKENS * limits.pack_ratio),
         )
 
-    def run_s(self, n_tokens: int, plan: Plan) -> float:
-        """How long a run takes with the threads that the plan gives it."""
+    def compute_s(self, n_tokens: int, plan: Plan, cores_left: float) -> float:
+        """How long tokens take with the threads of a plan, on the cores that are left for them."""
         most_threads = min(self.n_threads, FULL_PARALLELISM)
-        return n_tokens / self.tokens_per_s * most_threads / plan.engine_threads
+        return n_tokens / self.tokens_per_s * most_threads / min(plan.engine_threads, cores_left)
 
 
 class Timeline(Protocol):
@@ -173,7 +175,10 @@ class Listener(Protocol[Owner]):
 
 
 class SimulatedEngine(Generic[Owner]):
-    """Owns the queue of texts and the run under way."""
+    """Owns the queue of texts and the run under way.
+
+    processors, reread_s: as they are now. reading_ratio: of the latest run's time.
+    """
 
     def __init__(
         self,
@@ -196,11 +201,19 @@ class SimulatedEngine(Generic[Owner]):
         self._run: _Run[Owner] | None = None
         self._is_waiting = False
         self._fails_until_s = -1.0
+        self.processors = Processors(0.0, machine.n_threads)
+        self.reread_s = 0.0
+        self.reading_ratio = 0.0
 
     @property
     def used_bytes(self) -> int:
         """What the run under way takes."""
         return self._run.n_bytes if self._run else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run is under way."""
+        return self._run is not None
 
     def put(self, owner: Owner, n_tokens: int, priority: Priority) -> None:
         """Queue a text; `start` lets it run."""
@@ -276,7 +289,10 @@ class SimulatedEngine(Generic[Owner]):
             if others
             else partial(self._compute, run, under_way, n_passed + 1)
         )
-        self._clock.plan(now_s + self._machine.run_s(n_tokens, run.limits.plan) / n_steps, then)
+        compute_s = self._machine.compute_s(n_tokens, run.limits.plan, self.processors.left)
+        seconds = compute_s + self.reread_s
+        self.reading_ratio = self.reread_s / seconds
+        self._clock.plan(now_s + seconds / n_steps, then)
 
     def _others_came(
         self,

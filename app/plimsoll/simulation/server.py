@@ -33,9 +33,17 @@ from plimsoll.simulation.engine import (
     SimulatedText,
 )
 from plimsoll.simulation.report import Fate, RequestRecord, Second, SimulationReport
-from plimsoll.simulation.trace import Arrival, ExtraMemory, MemoryFailure, TraceEvent
+from plimsoll.simulation.trace import (
+    Arrival,
+    ExtraMemory,
+    MemoryFailure,
+    Processors,
+    Rereading,
+    TraceEvent,
+)
 
 PERIOD_S = 1.0
+PAGE_BYTES = 4096
 # After the last event of a trace; what has no answer by then is reported as unfinished.
 MOST_TAIL_S = 3600.0
 # English words, with what stands between them, over their word pieces.
@@ -169,6 +177,10 @@ class _Server:
                 self._note_peak()
             case MemoryFailure(for_s=for_s):
                 self._engine.fail(for_s)
+            case Processors():
+                self._engine.processors = event
+            case Rereading(reread_s=reread_s):
+                self._engine.reread_s = reread_s
         self._start_run()
 
     def _start_run(self) -> None:
@@ -299,13 +311,18 @@ class _Server:
 
     def _look(self) -> None:
         """What happens every second: the same that the server's control loop does."""
-        machine = self._machine
+        machine, engine = self._machine, self._engine
         self._note_peak()
+        reading_ratio = engine.reading_ratio if engine.is_busy else 0.0
+        n_pages = machine.weights_bytes / PAGE_BYTES
         self._governor.observe(
             Reading(
                 used_bytes=self._used_bytes,
                 budget_bytes=machine.limit_bytes,
-                cores=machine.n_threads,
+                cores=engine.processors.cores,
+                others_ratio=engine.processors.others_ratio,
+                io_pressure_ratio=reading_ratio,
+                refaults_per_s=reading_ratio * n_pages / engine.reread_s if reading_ratio else 0.0,
             )
         )
         self._note_second()
