@@ -25,7 +25,7 @@ from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.governor import Decision, Governor, Outcome
 from plimsoll.policy.lines import admission_ratio
 from plimsoll.policy.priority import Priority, WaitingTokens
-from plimsoll.policy.runs import long_run_tokens
+from plimsoll.policy.runs import short_run_tokens
 from tests.fakes import FakeClock
 
 BUDGET, LINE, FLOOR = 1000, 700, 100
@@ -532,9 +532,9 @@ def test_a_full_queue_of_bulk_refuses_bulk_and_lets_a_query_in(bench: Bench):
     refused, admitted = bench.decide(BULK), bench.decide(QUERY)
     assert (refused.outcome, admitted.outcome) == (Outcome.QUEUE_FULL, Outcome.ADMIT)
     assert refused.retry_after_s == pytest.approx(4000 / FIRST_TOKENS_PER_S)
-    # One run of bulk that may be under way, a third of its own tokens, and those.
-    run_tokens = long_run_tokens(FIRST_TOKENS_PER_S)
-    assert admitted.predicted_s == pytest.approx((run_tokens + 3 + 10) / FIRST_TOKENS_PER_S)
+    # One layer of bulk that may be under way, a third of its own tokens, and those.
+    layer_tokens = short_run_tokens(FIRST_TOKENS_PER_S)
+    assert admitted.predicted_s == pytest.approx((layer_tokens + 3 + 10) / FIRST_TOKENS_PER_S)
 
 
 def test_a_full_queue_of_queries_refuses_the_next_one_and_no_bulk(bench: Bench):

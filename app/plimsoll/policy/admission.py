@@ -17,7 +17,7 @@ from plimsoll.policy.breaker import Admittance
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.lines import FALLBACK_RATIO, OPEN_RATIO, admission_ratio
 from plimsoll.policy.priority import Priority, WaitingTokens
-from plimsoll.policy.runs import long_run_tokens
+from plimsoll.policy.runs import short_run_tokens
 
 # What the drain rate is taken for until runs have been measured.
 FIRST_TOKENS_PER_S = 200.0
@@ -290,8 +290,8 @@ class Admission:
 
     def tokens_before(self, priority: Priority, n_tokens: int = 0) -> int:
         """Waiting tokens that run before the last of so many of a class that come now."""
-        run_tokens = long_run_tokens(self.tokens_per_s)
-        return self.waiting_tokens.before(priority, n_tokens, bulk_run_tokens=run_tokens)
+        layer_tokens = short_run_tokens(self.tokens_per_s)
+        return self.waiting_tokens.before(priority, n_tokens, layer_tokens=layer_tokens)
 
     def has_place(self, priority: Priority) -> bool:
         """Whether one more request of a class would get its turn in good time."""

@@ -40,14 +40,14 @@ class WaitingTokens:
         """Of both classes."""
         return self.interactive + self.bulk
 
-    def before(self, priority: Priority, n_tokens: int, *, bulk_run_tokens: int) -> int:
+    def before(self, priority: Priority, n_tokens: int, *, layer_tokens: int) -> int:
         """How many of them run before the last of `n_tokens` that come now, at most.
 
-        Those of its own class, and of the other what its share lets pass meanwhile. A run of bulk
-        may be under way or due besides, of `bulk_run_tokens`.
+        Those of its own class, and of the other what its share lets pass meanwhile. A layer of bulk
+        may be under way or due besides, that takes as long as `layer_tokens` through all layers.
         """
         if priority is Priority.INTERACTIVE:
             passing = (self.interactive + n_tokens) * BULK_SHARE / (1 - BULK_SHARE)
-            return self.interactive + min(self.bulk, round(passing) + bulk_run_tokens)
+            return self.interactive + min(self.bulk, round(passing) + layer_tokens)
         passing = (self.bulk + n_tokens) * (1 - BULK_SHARE) / BULK_SHARE
         return self.bulk + min(self.interactive, round(passing))

@@ -129,11 +129,6 @@ def short_run_tokens(tokens_per_s: float) -> int:
     return max(LEAST_RUN_TOKENS, n_steps * RUN_STEP_TOKENS)
 
 
-def long_run_tokens(tokens_per_s: float) -> int:
-    """Tokens of a run that hardly any short text will wait for."""
-    return LONG_RUN_RATIO * short_run_tokens(tokens_per_s)
-
-
 def n_texts_of_run(
     lengths: Sequence[int], limits: RunLimits, predict: Predict, *, drops_pages: bool
 ) -> int:

@@ -20,7 +20,6 @@ from plimsoll.policy.priority import BULK_SHARE, Priority
 from plimsoll.policy.runs import LEAST_RUN_TOKENS, MOST_TEXTS, RunLimits, n_texts_of_run
 from plimsoll.policy.turns import T, Turns
 
-
 RunBytes = Callable[[T, Sequence[int], RunLimits], int]
 """Bytes of a run of texts of these lengths on the model of the first text."""
 
