@@ -138,7 +138,8 @@ def test_a_list_of_hundreds_does_not_starve_a_single_text():
 
 def test_a_query_waits_for_a_layer_of_a_list_and_not_for_its_run():
     """As on the server: a run of the list takes two seconds here, one of its twelve layers 0.2."""
-    report = simulate([Arrival(0.0, [100] * 200), Arrival(3.05, [10])], machine(tokens_per_s=800))
+    events = [Arrival(0.0, [100] * 200), Arrival(3.05, [10])]
+    report = simulate(events, machine(2000, tokens_per_s=800))
 
     many, single = (request.answered_s for request in report.requests)
     assert single < 0.2 + 10 / 800

@@ -67,7 +67,8 @@ class SimulatedMachine:
     def compute_s(self, n_tokens: int, plan: Plan, cores_left: float) -> float:
         """How long tokens take with the threads of a plan, on the cores that are left for them."""
         most_threads = min(self.n_threads, FULL_PARALLELISM)
-        return n_tokens / self.tokens_per_s * most_threads / min(plan.engine_threads, cores_left)
+        n_threads = min(plan.engine_threads, most_threads, cores_left)
+        return n_tokens / self.tokens_per_s * most_threads / n_threads
 
 
 class Timeline(Protocol):
