@@ -173,6 +173,17 @@ def test_arguments_come_before_the_environment(
         assert embedder.traits.name == "all-MiniLM-L6-v2"
 
 
+def test_a_setting_that_has_no_effect_any_more_is_told(
+    monkeypatch: pytest.MonkeyPatch, model_cache: Path, tmp_path: Path
+):
+    """The next release refuses it, and a program that no one has changed would stop then."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLIMSOLL_CACHE_DIR", str(model_cache))
+    monkeypatch.setenv("PLIMSOLL_EXACT", "true")
+    with pytest.warns(FutureWarning, match="PLIMSOLL_EXACT has no effect any more"):
+        Embedder("builtin").close()
+
+
 def test_an_alias_of_the_settings_is_a_model(
     monkeypatch: pytest.MonkeyPatch, model_cache: Path, tmp_path: Path
 ):

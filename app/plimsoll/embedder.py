@@ -77,12 +77,18 @@ class Embedder:
         settings: all of them at once. Without it they are read as the command line reads them;
             what is given here comes before the environment.
         progress: told bytes done, bytes in all and the phase, from another thread.
+        Warns of settings that have no effect any more.
         Raises SettingsError, ModelErrors, GGUFErrors and CacheErrors.
         """
         given = {"model": model, "threads": threads, "memory_budget": memory_budget}
         if settings is not None and any(value is not None for value in given.values()):
             raise TypeError("give settings, or model, threads and memory_budget, not both")
-        self._settings = settings or load_settings(given, given_by=ARGUMENT).settings
+        if settings is None:
+            loaded = load_settings(given, given_by=ARGUMENT)
+            for message in loaded.warnings:
+                warnings.warn(message, FutureWarning, stacklevel=2)
+            settings = loaded.settings
+        self._settings = settings
         self._progress = progress
         self._is_closed = False
         self._opened: Future[Traits] = Future()

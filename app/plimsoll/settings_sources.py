@@ -26,6 +26,11 @@ ENV_FILE = ".env"
 TOML_FILE = "plimsoll.toml"
 DEFAULT = "default"
 
+EXACT_HAS_GONE = (
+    "PLIMSOLL_EXACT has no effect any more, and the next release will refuse it: a vector's bits "
+    "never depend on the texts beside it"
+)
+
 # Kubernetes puts the addresses of a Service named "plimsoll" (or "plimsoll-…") into the environment
 # of every pod beside it: PLIMSOLL_PORT=tcp://10.0.0.7:80, PLIMSOLL_SERVICE_HOST, …
 _SERVICE_VARIABLE = re.compile(
@@ -40,11 +45,18 @@ class LoadedSettings:
     sources: field → "command line", "argument", "environment", ".env", the TOML file's name,
         "XDG_CACHE_HOME" or "default".
     ignored: environment variables with our prefix that Kubernetes set about a Service.
+    toml_file: the file that was read, None where there is none.
     """
 
     settings: Settings
     sources: Mapping[str, str]
     ignored: tuple[str, ...] = ()
+    toml_file: Path | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to tell of settings that are taken and have no effect."""
+        return (EXACT_HAS_GONE,) if self.settings.exact else ()
 
 
 def load_settings(
@@ -74,7 +86,8 @@ def load_settings(
         (ENV_FILE, _own_fields(_read_env_file(directory / ENV_FILE))),
     ]
     chosen = next((layer["config"] for _, layer in layers if "config" in layer), None)
-    layers.append(_read_toml_file(directory, chosen))
+    place, toml_file = _find_toml_file(directory, chosen)
+    layers.append((place, _read_toml_file(place, toml_file)))
     layers.append(("XDG_CACHE_HOME", _xdg_cache_dir(environ)))
 
     values: dict[str, object] = {}
@@ -92,7 +105,7 @@ def load_settings(
         problems += [_explain_invalid(error, sources) for error in invalid.errors()]
     if problems:  # raised out here, so that no traceback carries pydantic's copy of the values
         raise SettingsError("\n".join(problems))
-    return LoadedSettings(settings, sources, tuple(sorted(links)))
+    return LoadedSettings(settings, sources, tuple(sorted(links)), toml_file)
 
 
 def _own_fields(variables: Mapping[str, str]) -> dict[str, str]:
@@ -125,19 +138,26 @@ def _line(binding: Binding) -> int:
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
-def _read_toml_file(directory: Path, chosen: object) -> tuple[str, dict[str, object]]:
-    """Return the TOML file's name and its keys: the chosen one, else plimsoll.toml if present."""
+def _find_toml_file(directory: Path, chosen: object) -> tuple[str, Path | None]:
+    """Return the TOML file's name and path: the chosen one, else plimsoll.toml if present."""
     name = TOML_FILE if chosen is None else str(chosen)
     try:
         path = directory / Path(name).expanduser()
-        if chosen is None and not path.is_file():
-            return name, {}
+        return name, path if chosen is not None or path.is_file() else None
+    except (OSError, RuntimeError) as unreadable:
+        raise SettingsError(f"settings file {name} cannot be read: {unreadable}") from unreadable
+
+
+def _read_toml_file(name: str, path: Path | None) -> dict[str, object]:
+    if path is None:
+        return {}
+    try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RuntimeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as unreadable:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as unreadable:
         raise SettingsError(f"settings file {name} cannot be read: {unreadable}") from unreadable
     if "config" in values:
         raise SettingsError(f"config ({name}) is not allowed there: one file cannot name another")
-    return name, values
+    return values
 
 
 def _xdg_cache_dir(environ: Mapping[str, str]) -> dict[str, Path]:

@@ -48,6 +48,26 @@ def test_what_a_value_leaves_open_is_worked_out(run: Commands):
     assert told("port") == (8080, 8080)
 
 
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_the_settings_file_is_the_one_that_was_read(
+    run: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_chosen: bool
+):
+    """Whether it was named, with a home folder's sign, or lay where the command was started."""
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    name = "~/mine.toml" if is_chosen else None
+    path = tmp_path.parent / "mine.toml" if is_chosen else tmp_path / "plimsoll.toml"
+    path.write_text("port = 81\n", encoding="utf-8")
+    found = json.loads(run("config", "--json", *(("--config", name) if name else ())).stdout)
+
+    assert found["config"] == {
+        "value": str(path) if name else None,
+        "effective": str(path),
+        "source": "command line" if name else "default",
+        "variable": "PLIMSOLL_CONFIG",
+    }
+    assert found["port"]["effective"] == 81
+
+
 def test_the_budget_is_what_counts_and_not_what_was_asked_for(run: Commands):
     """A budget above the machine's memory is not what the server keeps to."""
     found = json.loads(run("config", "--json", "--memory-budget", "8T").stdout)

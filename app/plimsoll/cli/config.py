@@ -29,7 +29,7 @@ def config(as_json: bool, **overrides: Any) -> None:
     loaded = load(overrides)
     names = [name for group in GROUPS.values() for name in group]
     values = {name: getattr(loaded.settings, name) for name in names}
-    used = values | effective_values(loaded.settings)
+    used = values | effective_values(loaded)
     if as_json:
         found = {
             name: {

@@ -92,9 +92,6 @@ def load(overrides: Mapping[str, Any], **fixed: Any) -> LoadedSettings:
     configure(loaded.settings.log_level, loaded.settings.log_format)
     for name in loaded.ignored:
         log.info("ignoring %s: a container platform set it for a service of that name", name)
-    if loaded.settings.exact:
-        log.warning(
-            "PLIMSOLL_EXACT has no effect any more, and the next release will refuse it: a "
-            "vector's bits never depend on the texts beside it"
-        )
+    for warning in loaded.warnings:
+        log.warning("%s", warning)
     return loaded
