@@ -1,19 +1,24 @@
 """A request's body on its way in: admitted before it is read, counted as it streams in, timed.
 
-A compressed body is decoded on its way, and counts by what it becomes.
+A compressed body is decoded on its way, and counts by what it becomes. After the body the client has
+nothing more to say but that it hangs up, which ends the work for it.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
 from plimsoll.api.edge.content_encoding import BodyDecoder, decoder_of
 from plimsoll.errors import BodyTooLargeError, PlimsollError, SlowBodyError
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.gate import RequestPermit
+
+T = TypeVar("T")
 
 GATE_FROM_BYTES = 64 << 10  # a smaller body is not worth asking for
 GROW_BYTES = 256 << 10  # steps of a body that does not say its length
@@ -62,6 +67,7 @@ class IncomingBody:
         self._decoder: BodyDecoder | None = None
         self._decoded_bytes = 0
         self._given_whole = False  # the application has all of it
+        self._gone: asyncio.Future[Message] | None = None  # what comes once the client hangs up
         self.refused = False
 
     async def receive(self) -> Message:
@@ -107,6 +113,39 @@ class IncomingBody:
             decoder.finish()
         self._decoded_bytes += len(piece)
         return {"type": "http.request", "body": piece, "more_body": bool(piece)}
+
+    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, whose body has been read, and cancel it when the client hangs up.
+
+        Raises ClientDisconnect where it does: there is no client left to answer. The work stays in
+        this task, and the watch goes on beside the answer, to its end in `close`: both would be
+        turns of the event loop more before every answer.
+        """
+        serving, gone = asyncio.current_task(), asyncio.ensure_future(self.receive())
+        self._gone = gone
+        has_ended = has_hung_up = False
+
+        def hang_up(_: object) -> None:
+            nonlocal has_hung_up
+            if serving is not None and not has_ended:
+                has_hung_up = serving.cancel()
+
+        gone.add_done_callback(hang_up)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            # Where it was cancelled besides, that goes first.
+            if serving is None or not has_hung_up or serving.uncancel():
+                raise
+            raise ClientDisconnect from None
+        finally:
+            has_ended = True
+
+    async def close(self) -> None:
+        """End the watch for a client that hangs up."""
+        if self._gone is not None:
+            self._gone.cancel()
+            await asyncio.wait((self._gone,))
 
     def refuse(self) -> None:
         """Have what the client still sends dropped: its request is answered without it."""

@@ -1,6 +1,5 @@
 """Read a JSON body and parse it, inside limits and with its memory reserved first."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -8,10 +7,8 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
 
-from plimsoll.api.edge.body import permit_of
+from plimsoll.api.edge.body import IncomingBody, permit_of
 from plimsoll.api.edge.json_cost import JSONCost, json_cost
 from plimsoll.errors import BodyTooLargeError, InvalidRequestError
 from plimsoll.serving.threads import run_in
@@ -49,7 +46,8 @@ class StrictJSONRoute(APIRoute):
             async with aclosing(request.stream()) as chunks:
                 async for chunk in chunks:
                     body += chunk
-            return await _while_connected(request.receive, answer(request, body))
+            incoming: IncomingBody = request.state.incoming
+            return await incoming.while_connected(answer(request, body))
 
         return handle
 
@@ -68,34 +66,6 @@ class _ParsedRequest(Request):
     async def json(self) -> Any:
         """What the body said."""
         return self._parsed
-
-
-async def _while_connected(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
-    """Await `work`, whose request has been read, and cancel it when the client hangs up.
-
-    Raises ClientDisconnect where it does: there is no client left to answer. The work stays in this
-    task: a task of its own would be several turns of the event loop more before every answer.
-    """
-    serving, gone = asyncio.current_task(), asyncio.ensure_future(receive())
-    has_ended = has_hung_up = False
-
-    def hang_up(_: object) -> None:
-        nonlocal has_hung_up
-        if serving is not None and not has_ended:
-            has_hung_up = serving.cancel()
-
-    gone.add_done_callback(hang_up)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        # Where it was cancelled besides, that goes first.
-        if serving is None or not has_hung_up or serving.uncancel():
-            raise
-        raise ClientDisconnect from None
-    finally:
-        has_ended = True
-        gone.cancel()
-        await asyncio.wait((gone,))
 
 
 async def _parse(request: Request, body: bytearray) -> Any:

@@ -129,6 +129,7 @@ class Edge:
             permit.leave()
             path = getattr(asked.get("route"), "path", None)
             self._finish(request, trace, scope, path, answer.status, perf_counter() - start)
+            await body.close()
         if body.refused:
             await body.discard()
             await send({"type": "http.response.body", "body": b""})
