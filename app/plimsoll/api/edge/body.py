@@ -1,6 +1,6 @@
 """A request's body on its way in: admitted before it is read, counted as it streams in, timed.
 
-A compressed body is decoded on its way, and counts by what it becomes. After the body the client has
+A compressed body is decoded on its way, and counts by what it becomes. After the body a client has
 nothing more to say but that it hangs up, which ends the work for it.
 """
 
