@@ -413,6 +413,7 @@ def test_a_run_that_is_ended_leaves_no_process_behind(tmp_path: Path, number: si
     """A server that went on would slow down whatever is measured next."""
     script = tmp_path / "run.py"
     script.write_text(f"""
+import os
 from contextlib import closing
 from plimsoll.bench.comparison.processes import ended_by_signals
 from plimsoll.bench.peers.measure import run_workload
@@ -421,7 +422,7 @@ from plimsoll.bench.peers.workloads import Workload
 ask = ServerPeer.embed
 def embed(peer, texts):
     if texts == ["wait"]:
-        print(peer.watch.pid, flush=True)
+        os.write(1, b"%d\\n" % peer.watch.pid)  # whole, though two threads write
     ask(peer, texts)
 ServerPeer.embed = embed
 with ended_by_signals(), closing(ServerPeer({SERVER!r}, {{}}, "m")) as peer:

@@ -42,6 +42,7 @@ class ServerPeer:
             folder = opened.enter_context(tempfile.TemporaryDirectory())
             self._log = Path(folder) / "log"
             log = opened.enter_context(self._log.open("wb"))
+            opened.callback(self._close_connections)  # once those who read from them have ended
             started = group_of(
                 [*command, "--port", str(self._port)],
                 env=dict(variables),
@@ -53,7 +54,6 @@ class ServerPeer:
             self._process = opened.enter_context(started)
             self.watch = MemoryWatch(self._process.pid)
             opened.callback(self.watch.stop)
-            opened.callback(self._close_connections)
             self._wait_for_first_vector()
             self._opened = opened.pop_all()
 
