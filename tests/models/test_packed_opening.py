@@ -1,6 +1,7 @@
 """Opening over packed weights, and what happens where they cannot be had or are damaged."""
 
 import logging
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from plimsoll import files
 from plimsoll.composition.models import open_model, prepare_model
 from plimsoll.encoder.backends import packing
 from plimsoll.encoder.backends.packed_weights import PackedWeights
-from plimsoll.errors import CacheCorruptError, CacheSpaceError, PackingError
+from plimsoll.errors import CacheCorruptError, CacheError, CacheSpaceError, PackingError
 from plimsoll.settings import Settings
+from plimsoll.sidecar import packed
 from plimsoll.sidecar.cache import list_sidecars, verify
 from plimsoll.sidecar.loader import unreported
 from plimsoll.sidecar.packed import PACKED_NAME, PackedFile, packed_folders
+from plimsoll.sidecar.sidecar import INDEX_NAME
 from tests.small_models import NARROW, opened, small_settings
 from tests.synthetic import write_synthetic
 
@@ -40,6 +43,19 @@ def damage(folder: Path, graph: str) -> None:
     with (folder / PACKED_NAME).open("r+b") as file:
         file.seek(offset + 900)
         file.write(b"damage")
+
+
+def spoiled(settings: Settings, damage: str) -> Path:
+    """The folder of packed weights that do not open."""
+    prepare_model(settings, unreported)
+    (folder,) = packed_of(settings)
+    if damage == "index":
+        (folder / INDEX_NAME).write_bytes(b"{}")
+    elif damage == "size":
+        os.truncate(folder / PACKED_NAME, 4096)
+    else:
+        (folder / PACKED_NAME).unlink()
+    return folder
 
 
 def test_pulling_packs_so_that_the_first_start_is_warm(settings: Settings):
@@ -126,8 +142,51 @@ def test_verifying_the_cache_finds_it_too(settings: Settings):
 
     (found,) = verify(entry)
 
-    assert found.tensor.endswith("0.project")
+    assert "0.project" in found.place
     assert packed_of(settings) == []
+
+
+@pytest.mark.parametrize("damage", ["index", "size", "missing"])
+def test_a_packed_file_that_does_not_open_is_made_again(
+    settings: Settings, damage: str, caplog: pytest.LogCaptureFixture
+):
+    """A crash, or a hand in the cache folder, would keep the model from opening for ever."""
+    folder = spoiled(settings, damage)
+
+    with caplog.at_level(logging.WARNING), opened(settings) as model:
+        assert np.isfinite(model.encode(TEXTS)).all()
+        assert str(folder) in Path("/proc/self/maps").read_text()
+
+    assert f"packed weights are not taken: {folder / PACKED_NAME}" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["index", "size", "missing"])
+def test_verifying_the_cache_says_why_a_packed_file_does_not_open(settings: Settings, damage: str):
+    """And goes on to the next one."""
+    folder = spoiled(settings, damage)
+    (entry,) = list_sidecars(settings.cache_dir)
+
+    (found,) = verify(entry)
+
+    assert found.place == folder.name
+    assert str(folder / PACKED_NAME) in found.fault
+    assert packed_of(settings) == []
+
+
+def test_a_packed_file_that_the_system_refuses_is_done_without(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The slower road serves, and the log says why."""
+    prepare_model(settings, unreported)
+
+    def refuse(*given: object, **options: object) -> None:
+        raise CacheError("too many open files")
+
+    monkeypatch.setattr(packed, "IndexedFile", refuse)
+    with caplog.at_level(logging.WARNING), opened(settings) as model:
+        assert np.isfinite(model.encode(TEXTS)).all()
+
+    assert "packed at every call: packed weights cannot be opened: too many open" in caplog.text
 
 
 def test_an_open_model_is_closed_with_nothing_mapped(settings: Settings):

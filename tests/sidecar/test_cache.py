@@ -150,8 +150,11 @@ class TestVerify:
             for place in places:
                 file.seek(chunk_bounds(place, 1)[0])
                 file.write(b"damage")
-        found = {(damage.tensor, damage.start_byte) for damage in verify(only(cache))}
-        assert found == {(place.name, chunk_bounds(place, 1)[0]) for place in places}
+        found = {(damage.place, damage.fault) for damage in verify(only(cache))}
+        bounds = {place.name: chunk_bounds(place, 1) for place in places}
+        assert found == {
+            (name, f"bytes {start} to {stop}") for name, (start, stop) in bounds.items()
+        }
 
     def test_a_damaged_one_is_built_again_by_the_next_load(self, cache, source, folder):
         """To run the check is enough: the operator has to remove nothing else."""

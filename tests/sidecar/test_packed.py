@@ -1,5 +1,6 @@
 """Packed weights on disk: made once, checked, put aside, removed with what they came from."""
 
+import errno
 import json
 import os
 from contextlib import closing
@@ -9,7 +10,7 @@ import pytest
 
 from plimsoll import files
 from plimsoll.errors import CacheCorruptError, CacheError
-from plimsoll.sidecar import packed
+from plimsoll.sidecar import checked_file, packed
 from plimsoll.sidecar.index import CHUNK_BYTES
 from plimsoll.sidecar.packed import PACKED_NAME, PackedFile, PackedWriter
 from plimsoll.sidecar.sidecar import INDEX_NAME
@@ -66,9 +67,10 @@ def test_a_damaged_blob_is_found_and_the_folder_made_anew(parent: Path):
     with closing(PackedFile(folder)) as file:
         blob = file.index.blobs[1]
         flip(file.path, blob.offset + CHUNK_BYTES + 1)
-        assert [(b.key, stop - start) for b, start, stop in file.damaged_chunks()] == [
-            ("b", CHUNK_BYTES)
-        ]
+        with closing(packed.open_file(folder)) as again:
+            assert list(again.damages()) == [
+                (blob.name, blob.offset + CHUNK_BYTES, blob.offset + 2 * CHUNK_BYTES)
+            ]
         file.verify(["1.project"])
         with pytest.raises(CacheCorruptError, match=r"damaged in 0\.project"):
             file.verify(["0.project"])
@@ -81,8 +83,8 @@ def test_a_damaged_blob_is_found_and_the_folder_made_anew(parent: Path):
 
 
 @pytest.mark.parametrize("damage", ["index", "size", "gone"])
-def test_what_cannot_be_opened_is_said_to_be_damaged(parent: Path, damage: str):
-    """The opener then makes it again; no file of ours may end in a traceback."""
+def test_what_cannot_be_opened_is_put_aside_and_made_again(parent: Path, damage: str):
+    """Left in its place, it would keep the model from opening for ever."""
     folder = written(parent)
     if damage == "index":
         flip(folder / INDEX_NAME, 40)
@@ -92,6 +94,27 @@ def test_what_cannot_be_opened_is_said_to_be_damaged(parent: Path, damage: str):
         (folder / PACKED_NAME).unlink()
     with pytest.raises(CacheCorruptError):
         PackedFile(folder)
+
+    with closing(PackedFile(written(parent))) as file:
+        file.verify(["0.project", "1.project"])
+
+
+def test_what_the_system_refuses_to_open_is_not_put_aside(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Too many open files, or no memory for a map, say nothing of what is in the file."""
+    folder = written(parent)
+
+    def refuse(*given: object, **options: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checked_file.mmap, "mmap", refuse)
+        with pytest.raises(CacheError, match="cannot be opened") as caught:
+            PackedFile(folder)
+
+    assert not isinstance(caught.value, CacheCorruptError)
+    PackedFile(folder).close()
 
 
 def test_a_newer_format_is_left_alone(parent: Path):
@@ -135,7 +158,7 @@ def test_what_other_versions_packed_goes_unless_it_is_open(parent: Path):
     int8 = packed.folder_of(parent, "int8", "old")
     int8.mkdir()
     with closing(PackedFile(used)):
-        packed.remove_others(parent, "float32", new)
+        packed.remove(parent, "float32", kept=new)
         assert [path.exists() for path in (old, used, new, int8)] == [False, True, True, True]
 
 

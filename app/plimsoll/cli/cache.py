@@ -95,6 +95,4 @@ def _faults(entry: CacheEntry) -> list[str]:
             damages = verify(entry, lambda done, total: progress(done, total, "check"))
     except CacheError as error:
         return [str(error)]
-    return [
-        f"{damage.tensor}, bytes {damage.start_byte} to {damage.stop_byte}" for damage in damages
-    ]
+    return [f"{damage.place}, {damage.fault}" for damage in damages]

@@ -11,12 +11,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from plimsoll import files
 from plimsoll.errors import CacheCorruptError, CacheError
 from plimsoll.sidecar.index import SidecarIndex, SourceRecord, parse_index
-from plimsoll.sidecar.packed import PackedFile, packed_folders
+from plimsoll.sidecar.indexed_file import IndexedFile
+from plimsoll.sidecar.packed import open_file, packed_folders
 from plimsoll.sidecar.sidecar import INDEX_NAME, Sidecar
 
 
@@ -57,11 +60,10 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes of a weights file that are not what was written."""
+    """What is not as it was written: a tensor, or a file beside the weights or a part of it."""
 
-    tensor: str
-    start_byte: int
-    stop_byte: int
+    place: str
+    fault: str  # which bytes of the file, or why it cannot be opened
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,27 @@ def verify(
         done_bytes = 0
         damages: list[Damage] = []
         for place in places:
-            damages += [
-                Damage(place.name, *bounds) for bounds in sidecar.damaged_chunks(place.name)
-            ]
+            found = sidecar.damaged_chunks(place.name)
+            damages += [Damage(place.name, _bytes_words(*bounds)) for bounds in found]
             done_bytes += place.n_bytes
             progress(done_bytes, total_bytes)
         if damages:
             sidecar.put_aside()
-    return damages + _damages_of_packed(entry.folder)
+    for folder in packed_folders(entry.folder):
+        damages += verify_file(folder.name, partial(open_file, folder))
+    return damages
+
+
+def verify_file(name: str, opening: Callable[[], IndexedFile[Any]]) -> list[Damage]:
+    """Compare every byte of a file with its index; what is damaged is put aside."""
+    try:
+        with closing(opening()) as file:
+            found = list(file.damages())
+            if found:
+                file.put_aside()
+    except CacheError as error:
+        return [Damage(name, str(error))]
+    return [Damage(f"{name} {place}", _bytes_words(start, stop)) for place, start, stop in found]
 
 
 def evict(
@@ -148,19 +163,8 @@ def evict(
     return Eviction(tuple(removed), tuple(in_use))
 
 
-def _damages_of_packed(sidecar_folder: Path) -> list[Damage]:
-    """Raises CacheCorruptError for an index that is damaged."""
-    damages: list[Damage] = []
-    for folder in packed_folders(sidecar_folder):
-        with closing(PackedFile(folder)) as packed:
-            found = [
-                Damage(f"{folder.name} {blob.graph}", start, stop)
-                for blob, start, stop in packed.damaged_chunks()
-            ]
-            if found:
-                packed.put_aside()
-            damages += found
-    return damages
+def _bytes_words(start: int, stop: int) -> str:
+    return f"bytes {start} to {stop}"
 
 
 def _files_bytes(folder: Path) -> int:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
 
-from plimsoll.errors import CacheCorruptError, GGUFError
+from plimsoll.errors import CacheCorruptError, CacheError, GGUFError, GGUFTruncatedError
 from plimsoll.gguf.sources import FileSource
 from plimsoll.sidecar.index import (
     CHUNK_BYTES,
@@ -33,16 +33,23 @@ class CheckedFile:
     """
 
     def __init__(
-        self, file: BufferedReader, places: Mapping[str, Place], put_aside: Callable[[], None]
+        self,
+        file: BufferedReader,
+        places: Mapping[str, Place],
+        put_aside: Callable[[], None],
+        *,
+        is_cheap: bool = True,
     ) -> None:
         """Map a file that has been opened by its path, and that this object closes.
 
-        put_aside: makes the next load build the file again. Raises OSError.
+        put_aside: makes the next load build the file again. is_cheap: that takes a moment, so what
+        the disk cannot read counts as damaged. Raises OSError.
         """
         self.path = Path(file.name)
         self.fd = file.fileno()
         self._places = places
         self._put_aside = put_aside
+        self._is_cheap = is_cheap
         with ExitStack() as opened:
             opened.enter_context(file)
             self._file = opened.enter_context(FileSource(self.fd))
@@ -53,7 +60,8 @@ class CheckedFile:
     def verify(self, name: str, start_byte: int = 0, stop_byte: int | None = None) -> None:
         """Compare the chunks that hold these bytes of a place with their checksums, once.
 
-        Raises CacheCorruptError; the caller closes this file and loads the model anew.
+        Raises CacheCorruptError; the caller closes this file and loads the model anew. CacheError
+        for what cannot be read now and is dear to make again.
         """
         place = self._places[name]
         done = self._verified[name]
@@ -125,6 +133,10 @@ class CheckedFile:
         data = memoryview(buffer)[: end - start]
         try:
             self._file.readinto_at(start, data)
-        except GGUFError:  # the disk failed, or the file has become shorter
+        except GGUFTruncatedError:
             return False
+        except GGUFError as error:  # the disk failed
+            if self._is_cheap:
+                return False
+            raise CacheError(f"{self.path} cannot be read now: {error}") from error
         return checksum(data) == chunk_checksum(place, chunk)

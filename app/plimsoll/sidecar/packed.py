@@ -11,26 +11,23 @@ it is damaged its index is removed, and the next load makes it anew. What a blob
 backend's matter; here are bytes.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from plimsoll import files
-from plimsoll.errors import CacheCorruptError
-from plimsoll.sidecar.checked_file import CheckedFile
-from plimsoll.sidecar.index import (
-    CHUNK_BYTES,
-    LAYER_ALIGNMENT,
-    checksum,
-    sealed,
-    unsealed,
-)
-from plimsoll.sidecar.sidecar import INDEX_NAME, open_failures
+from plimsoll.errors import CacheError
+from plimsoll.sidecar.index import CHUNK_BYTES, LAYER_ALIGNMENT, checksum, sealed
+from plimsoll.sidecar.indexed_file import IndexedFile
+from plimsoll.sidecar.sidecar import INDEX_NAME
 from plimsoll.sidecar.sinks import FileSink
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 FOLDER_PREFIX = "packed-"
@@ -63,6 +60,11 @@ class PackedIndex:
     n_bytes: int
     blobs: tuple[Blob, ...]
 
+    @property
+    def places(self) -> tuple[Blob, ...]:
+        """The blobs, as what has checksums."""
+        return self.blobs
+
     def to_json(self) -> str:
         """Serialize; checksums as hexadecimal."""
         blobs = [asdict(blob) | {"checksums": blob.checksums.hex()} for blob in self.blobs]
@@ -77,28 +79,20 @@ def _index(fields: dict[str, Any]) -> PackedIndex:
     return PackedIndex(**(fields | {"blobs": tuple(blobs)}))
 
 
-class PackedFile:
-    """An open packed file. Owns its own mapping and the lock that keeps it from being evicted.
+def open_file(folder: Path) -> IndexedFile[PackedIndex]:
+    """The file of a folder, as bytes. Raises CacheError as `IndexedFile` does."""
+    return IndexedFile(folder / INDEX_NAME, folder / PACKED_NAME, FORMAT_VERSION, _index)
 
-    The backend maps the file once more, as it likes.
-    """
+
+class PackedFile:
+    """An open packed file. The backend maps it once more, as it likes."""
 
     def __init__(self, folder: Path) -> None:
-        """Open. Raises CacheCorruptError when it is missing or damaged, CacheError otherwise."""
+        """Open. Raises CacheError as `IndexedFile` does."""
         self.folder = folder
-        with ExitStack() as opened, open_failures(folder):
-            self._mark = opened.enter_context((folder / INDEX_NAME).open("rb"))
-            if not files.share(self._mark.fileno(), folder / INDEX_NAME):
-                raise CacheCorruptError(f"{folder} was removed while it was being opened")
-            self.index = unsealed(self._mark.read(), FORMAT_VERSION, str(folder), _index)
-            file = opened.enter_context((folder / PACKED_NAME).open("rb"))
-            found_bytes = os.fstat(file.fileno()).st_size
-            if found_bytes != self.index.n_bytes:
-                raise CacheCorruptError(f"{file.name} has {found_bytes} bytes")
-            self._file = CheckedFile(
-                file, {blob.name: blob for blob in self.index.blobs}, self.put_aside
-            )
-            self._opened = opened.pop_all()
+        self._file = open_file(folder)
+        self.index = self._file.contents
+        self._data = self._file.data
         self._by_graph: dict[str, list[Blob]] = {}
         for blob in self.index.blobs:
             self._by_graph.setdefault(blob.graph, []).append(blob)
@@ -106,7 +100,7 @@ class PackedFile:
     @property
     def path(self) -> Path:
         """The file of blobs."""
-        return self._file.path
+        return self._data.path
 
     def blobs(self, graph: str) -> Sequence[Blob]:
         """Those of one graph, in the order they were written in."""
@@ -115,41 +109,23 @@ class PackedFile:
     def verify(self, graphs: Sequence[str]) -> None:
         """Compare these graphs' blobs with their checksums, once. Raises CacheCorruptError."""
         for name in self._names(graphs):
-            self._file.verify(name)
-
-    def damaged_chunks(self) -> Iterator[tuple[Blob, int, int]]:
-        """Read everything; blobs, and bytes of the file, that are not as written."""
-        for blob in self.index.blobs:
-            for start, stop in self._file.damaged_chunks(blob.name):
-                yield blob, start, stop
+            self._data.verify(name)
 
     def advise(self, graphs: Sequence[str], advice: int) -> None:
         """madvise our own map of these graphs' blobs; the backend's map shares the file cache."""
-        self._file.advise(self._names(graphs), advice)
+        self._data.advise(self._names(graphs), advice)
 
     def evict(self, graphs: Sequence[str]) -> None:
         """Take these graphs' pages out of the file cache, where no process has them mapped."""
-        self._file.evict(self._names(graphs))
+        self._data.evict(self._names(graphs))
 
     def runs(self, graphs: Sequence[str]) -> Iterator[tuple[int, int]]:
         """First and last byte of these graphs' blobs, those side by side as one."""
-        return self._file.runs(self._names(graphs))
-
-    def put_aside(self) -> None:
-        """Make the next load, in any process, pack these weights again."""
-        try:
-            if files.is_at(self._mark.fileno(), self.folder / INDEX_NAME):
-                (self.folder / INDEX_NAME).unlink(missing_ok=True)
-        except OSError as error:
-            raise CacheCorruptError(
-                f"{self.path} is damaged and cannot be put aside ({error.strerror}): "
-                f"remove {self.folder}"
-            ) from error
+        return self._data.runs(self._names(graphs))
 
     def close(self) -> None:
         """Unmap and unlock."""
         self._file.close()
-        self._opened.close()
 
     def _names(self, graphs: Sequence[str]) -> list[str]:
         return [blob.name for graph in graphs for blob in self.blobs(graph)]
@@ -229,12 +205,15 @@ def make(folder: Path, made_by: str, write: Callable[[PackedWriter, Path], None]
             raise
 
 
-def remove_others(sidecar_folder: Path, compute: str, kept: Path) -> None:
-    """Remove what other versions and machines have packed, unless a process has it open."""
+def remove(sidecar_folder: Path, compute: str, *, kept: Path | None = None) -> None:
+    """Remove what is packed for a compute, but what is kept and what a process has open."""
     for folder in _folders(sidecar_folder, f"{FOLDER_PREFIX}{compute}-"):
-        if folder != kept and not files.in_use(folder / INDEX_NAME):
-            (folder / INDEX_NAME).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if folder != kept and not files.in_use(folder / INDEX_NAME):
+                (folder / INDEX_NAME).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+        except (OSError, CacheError) as error:  # it only takes room
+            log.warning("%s cannot be removed: %s", folder, error)
 
 
 def _folders(sidecar_folder: Path, prefix: str) -> list[Path]:

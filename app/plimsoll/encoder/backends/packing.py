@@ -6,6 +6,7 @@ memory, packed once.
 """
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ from plimsoll.sidecar import packed
 from plimsoll.sidecar.packed import PackedFile, PackedWriter
 from plimsoll.sidecar.sidecar import INDEX_NAME, Sidecar
 
+log = logging.getLogger(__name__)
+
 MODEL_NAME, EXTERNAL_NAME = "model.onnx", "model.bin"
 # Large enough to be told from what else the process allocates at the time.
 PROBE_ARCHITECTURE = Architecture(
@@ -67,17 +70,39 @@ def open_packed(
     """The packed weights of a sidecar and codes for this machine, made first where there are none.
 
     layers: views of the weights and codes. Raises PackingError where they cannot be had, and
-    CacheCorruptError for damage.
+    CacheCorruptError for weights that are damaged themselves.
     """
     compute = "int8" if codes else sidecar.index.compute
     named = [made_by(), codes.index.sha256] if codes else [made_by()]
     key = hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
     folder = packed.folder_of(sidecar.folder, compute, key)
     plain = _plain_weights(sidecar, architecture, codes)
-    if not (folder / INDEX_NAME).exists():
+    file = _find(folder)
+    if file is None:
         pack(folder, architecture, layers, plain)
-        packed.remove_others(sidecar.folder, compute, folder)
-    return PackedWeights(PackedFile(folder), plain)
+        file = _open(folder)
+        packed.remove(sidecar.folder, compute, kept=folder)
+    return PackedWeights(file, plain)
+
+
+def _find(folder: Path) -> PackedFile | None:
+    """What is packed in a folder; None where nothing is that can be opened."""
+    if not (folder / INDEX_NAME).exists():
+        return None
+    try:
+        return PackedFile(folder)
+    except CacheError as error:  # what is damaged has been put aside, and is made again
+        # As words: a log record would keep the error, its frames, and their views of weights.
+        log.warning("packed weights are not taken: %s", str(error))
+        return None
+
+
+def _open(folder: Path) -> PackedFile:
+    """What has just been packed."""
+    try:
+        return PackedFile(folder)
+    except CacheError as error:
+        raise PackingError(f"packed weights cannot be opened: {error}") from error
 
 
 def _plain_weights(
