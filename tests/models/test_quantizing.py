@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -121,6 +120,22 @@ def test_inspect_knows_the_figures(folder: Path, model: EmbeddingModel):
     assert inspect_gguf(file, n_threads=1, machine=machine, cache_dir=folder / "none").int8 is None
 
 
+def test_inspect_says_of_damaged_codes_what_to_do(tiny: Path):
+    """It is what operators ask when something is wrong: no traceback, and all else is told."""
+    sidecar = prepare_model(int8_settings(tiny, compute="float32"), unreported)
+    (sidecar / codes_file.INDEX_NAME).write_text("{}")
+    machine = describe_machine(MemoryMonitor(None), CPUMonitor())
+
+    report = inspect_gguf(
+        str(tiny / "model.gguf"), n_threads=1, machine=machine, cache_dir=tiny / "cache"
+    )
+
+    assert report.int8 is None
+    (warning,) = report.warnings
+    assert "int8 codes cannot be read" in warning
+    assert "`plimsoll pull --compute int8` makes them again" in warning
+
+
 def refuse_to_make(*given: object) -> None:
     pytest.fail("made again")
 
@@ -160,14 +175,15 @@ def test_the_fingerprint_is_of_codes_scales_and_what_stays_in_float32(
         other = dataclasses.replace(model.traits, content_sha256="other").fingerprint()
     else:
         (source,) = (folder / "cache" / "sidecars").iterdir()
-        place = model.traits.codes.places[0]
-        data = bytearray((source / codes_file.CODES_NAME).read_bytes())
-        data[place.codes_offset if part == "codes" else place.scales_offset] ^= 1
-        writer = CodesWriter(tmp_path / codes_file.CODES_NAME)
-        os.pwrite(writer._fd, data, 0)
         index = model.traits.codes
-        writer.finish(tmp_path / codes_file.INDEX_NAME, index.choice, index.content_sha256)
-        writer.close()
+        with closing(CodesWriter(tmp_path / codes_file.CODES_NAME)) as writer:
+            for layer in range(SHAPE.n_layers):
+                codes = codes_of(source, layer)
+                if layer == 1:
+                    changed = codes["ffn_up"]
+                    (changed.codes[0] if part == "codes" else changed.scales)[0] += 1
+                writer.add(codes)
+            writer.finish(tmp_path / codes_file.INDEX_NAME, index.choice, index.content_sha256)
         index = codes_file.read_index(tmp_path / codes_file.INDEX_NAME)
         other = dataclasses.replace(model.traits, codes=index).fingerprint()
 
@@ -204,7 +220,7 @@ def test_codes_are_packed_ahead_and_another_choice_of_them_anew(tmp_path: Path, 
     shorter = dataclasses.replace(index.choice, short_tokens=16)
     with closing(CodesWriter(tmp_path / "again.codes")) as writer:
         for layer in range(SHAPE.n_layers):
-            writer.add(layer, codes_of(folder, layer))
+            writer.add(codes_of(folder, layer))
         (tmp_path / "again.codes").replace(folder / codes_file.CODES_NAME)
         writer.finish(folder / codes_file.INDEX_NAME, shorter, index.content_sha256)
 

@@ -61,7 +61,11 @@ def cache_verify(**overrides: Any) -> None:
         click.echo(f"{entry.key}  {'damaged: ' + '; '.join(faults) if faults else 'whole'}")
         n_damaged += bool(faults)
     if n_damaged:
-        click.echo("plimsoll: `plimsoll cache evict --stale` or their KEYs removes them", err=True)
+        click.echo(
+            "plimsoll: the next load makes it again; `plimsoll cache evict --stale` or "
+            "their KEYs removes it",
+            err=True,
+        )
         sys.exit(1)
 
 
@@ -88,11 +92,14 @@ def cache_evict(keys: tuple[str, ...], everything: bool, stale: bool, **override
 
 
 def _faults(entry: CacheEntry) -> list[str]:
+    from plimsoll.encoder.quantization.codes_file import verify_codes
+
     if entry.fault:
         return [entry.fault]
     try:
         with progress_of(entry.key) as progress:
             damages = verify(entry, lambda done, total: progress(done, total, "check"))
+            damages += verify_codes(entry.folder)
     except CacheError as error:
         return [str(error)]
     return [f"{damage.place}, {damage.fault}" for damage in damages]

@@ -114,6 +114,8 @@ class Weights:
                 self._codes.advise(following, mmap.MADV_WILLNEED)
         for name in self._layer_names[layer]:
             self._sidecar.verify(name)
+        if self._codes is not None:
+            self._codes.verify(layer)
 
     def drop_layer(self, layer: int, *, evict: bool) -> None:
         """Give a block's pages back to the kernel; they are read again at the next use.

@@ -13,7 +13,7 @@ from plimsoll.encoder.catalog import describe
 from plimsoll.encoder.description import Description, read_description
 from plimsoll.encoder.quantization import codes_file
 from plimsoll.encoder.quantization.gate import Int8Figures
-from plimsoll.errors import ModelNotFoundError, ModelUnsupportedError
+from plimsoll.errors import CacheError, ModelNotFoundError, ModelUnsupportedError
 from plimsoll.gguf.dequantize import SUPPORTED
 from plimsoll.gguf.reader import GGUFHeader, read_header
 from plimsoll.gguf.sources import FileSource
@@ -24,6 +24,7 @@ from plimsoll.sidecar.cache import SourceState, list_sidecars
 MIB = 1 << 20
 # Interpreter, libraries and web layer, without any model.
 BASE_BYTES = 80 * MIB
+CODES_REMEDY = "`plimsoll pull --compute int8` makes them again"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def inspect_gguf(
             found = _inspect(file, read_header(source), n_threads, machine)
     except OSError as error:
         raise ModelNotFoundError(f"cannot open {file}: {error.strerror}") from error
-    return replace(found, int8=_int8(Path(file), cache_dir)) if cache_dir else found
+    return _with_codes(found, Path(file), cache_dir) if cache_dir else found
 
 
 def _int8_rows(figures: Int8Figures) -> list[tuple[str, str]]:
@@ -173,13 +174,18 @@ def _int8_rows(figures: Int8Figures) -> list[tuple[str, str]]:
     ]
 
 
-def _int8(file: Path, cache_dir: Path) -> Int8Figures | None:
-    """What is known of the file's codes in the cache."""
+def _with_codes(found: Inspection, file: Path, cache_dir: Path) -> Inspection:
+    """The report with what is known of the file's codes in the cache."""
     for entry in list_sidecars(cache_dir):
         same = entry.source_path == file.resolve() and entry.source_state is SourceState.UNCHANGED
         if same and codes_file.has_codes(entry.folder):
-            return codes_file.read_index(entry.folder / codes_file.INDEX_NAME).choice.figures()
-    return None
+            index = entry.folder / codes_file.INDEX_NAME
+            try:
+                return replace(found, int8=codes_file.read_index(index).choice.figures())
+            except (OSError, CacheError) as error:
+                warning = f"its int8 codes cannot be read: {error}; {CODES_REMEDY}"
+                return replace(found, warnings=(*found.warnings, warning))
+    return found
 
 
 def _inspect(file: str, header: GGUFHeader, n_threads: int, machine: Machine) -> Inspection:

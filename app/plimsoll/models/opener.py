@@ -96,7 +96,8 @@ class ModelOpener:
         """Fetch, convert and open; blocks. Makes damaged weights anew. Raises PlimsollError."""
         try:
             return self._open(progress)
-        except CacheCorruptError:  # found while opening; it has put itself aside
+        except CacheCorruptError as error:  # found while opening; it has put itself aside
+            log.warning("%s is made again: %s", self._spec.name, str(error))
             return self._open(progress)
 
     def prepare(self, progress: Progress) -> Sidecar:
@@ -197,7 +198,7 @@ class ModelOpener:
             codes = quantizer.open_codes(progress)
             ratio = speed_ratio(folder, codes.index.sha256, self._open_over)
             reason = f"int8 is {ratio:.2f} times as fast as float32 here"
-        except CacheCorruptError:  # of the sidecar, which is made again
+        except CacheCorruptError:  # which is made again
             raise
         except (QuantizationError, CacheError) as error:
             ratio, reason = 0.0, str(error)

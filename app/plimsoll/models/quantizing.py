@@ -24,7 +24,7 @@ from plimsoll.encoder.quantization.gate import Choice, Verdict
 from plimsoll.encoder.quantization.linears import DOWN, linear_names
 from plimsoll.encoder.quantization.samples import Samples, draw_samples
 from plimsoll.encoder.weights import Weights
-from plimsoll.errors import CacheCorruptError, QuantizationError
+from plimsoll.errors import CacheCorruptError, CacheError, QuantizationError
 from plimsoll.machine.instructions import has_int8_products
 from plimsoll.models.failures import closed_on_failure
 from plimsoll.sidecar.loader import Progress
@@ -83,7 +83,7 @@ class Quantizer:
 
     def _found(self) -> CodesFile | None:
         """Codes that are there and pass. Raises QuantizationError where none can."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, CacheError):
             refused = codes_file.read_index(self._folder / REFUSED_NAME)
             if refused.content_sha256 == self._content_sha256:
                 gate.check(refused.choice, self._min_cosine)
@@ -182,7 +182,7 @@ class Quantizer:
                 architecture, weights, backend.open_runner(1), samples.calibration
             )
             for layer, arrays in enumerate(layers):
-                everything.add(layer, calibration.round_layer(arrays))
+                everything.add(calibration.round_layer(arrays))
                 note(layer + 1)
         finally:
             arrays = {}
@@ -195,8 +195,8 @@ class Quantizer:
         """Write the codes of a choice into a folder of their own."""
         (trial / codes_file.INDEX_NAME).unlink(missing_ok=True)
         with closing(CodesWriter(trial / codes_file.CODES_NAME)) as writer:
-            for layer in sorted({place.layer for place in everything.places}):
-                writer.add(layer, everything.layer(layer, choice.linears))
+            for layer in range(everything.n_layers):
+                writer.add(everything.layer(layer, choice.linears))
             writer.finish(trial / codes_file.INDEX_NAME, choice, self._content_sha256)
 
 

@@ -116,9 +116,11 @@ def _plain_weights(
             return codes.path.resolve(), offset
         return sidecar.weights_path.resolve(), sidecar.offset_of(array)
 
-    def verify(layer: int) -> None:  # codes are when they are opened
+    def verify(layer: int) -> None:
         for name in float32_names(architecture, layer, coded):
             sidecar.verify(name)
+        if codes is not None:
+            codes.verify(layer)
 
     return PlainWeights(place_of, verify)
 

@@ -6,16 +6,17 @@ Two files in the sidecar's own folder:
     int8.json      which linears they stand for, where each array lies, how near the vectors are
 
 The index appears last, in one rename. The hash in it names the space: it covers the codes, the
-scales and what stays in float32, and a damaged file is found by it when it is opened.
+scales and what stays in float32. A layer is compared with its checksums before its first use. To
+make codes takes minutes, so only what is damaged or of an older format is put aside.
 """
 
 import hashlib
 import json
-import mmap
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +24,21 @@ from plimsoll import files
 from plimsoll.encoder.quantization.gate import Choice, Verdict
 from plimsoll.encoder.quantization.gptq import Codes
 from plimsoll.encoder.quantization.linears import LayerCodes
-from plimsoll.errors import CacheCorruptError
+from plimsoll.sidecar.cache import Damage, verify_file
+from plimsoll.sidecar.index import (
+    LAYER_ALIGNMENT,
+    TENSOR_ALIGNMENT,
+    chunk_checksums,
+    sealed,
+    unsealed,
+)
+from plimsoll.sidecar.indexed_file import IndexedFile
+from plimsoll.sidecar.sinks import FileSink
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CODES_NAME = "int8.codes"
 INDEX_NAME = "int8.json"
 SCRATCH_NAME = "int8.tmp"
-ALIGNMENT = 64
-LAYER_ALIGNMENT = 4096
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,87 +53,88 @@ class CodesPlace:
 
 
 @dataclass(frozen=True)
+class LayerPlace:
+    """Where all codes and scales of a layer lie."""
+
+    name: str
+    offset: int
+    n_bytes: int
+    checksums: bytes
+
+
+@dataclass(frozen=True)
 class CodesIndex:
     """What the file of codes holds.
 
-    content_sha256: of the tensors that it was made of. sha256: of the file, and of what it is
-    used for.
+    content_sha256: of the tensors that it was made of. sha256: of codes and scales, and of what
+    they are used for. places: of the layers, in their order. linears: of what is in them.
     """
 
     choice: Choice
     content_sha256: str
     sha256: str = ""
-    places: tuple[CodesPlace, ...] = ()
+    n_bytes: int = 0
+    places: tuple[LayerPlace, ...] = ()
+    linears: tuple[CodesPlace, ...] = ()
+
+    def to_json(self) -> str:
+        """Serialize; checksums as hexadecimal."""
+        places = [asdict(place) | {"checksums": place.checksums.hex()} for place in self.places]
+        return sealed(asdict(self) | {"places": places}, FORMAT_VERSION)
 
 
 class CodesFile:
     """Open codes, mapped read-only. Arrays must be dropped before `close`."""
 
     def __init__(self, folder: Path) -> None:
-        """Open. Raises CacheCorruptError for what is damaged, after it has been put aside."""
-        self._path = folder / CODES_NAME
-        try:
-            self.index = read_index(folder / INDEX_NAME)
-            with self._path.open("rb") as file:
-                if _space_sha256(file.fileno(), self.index.choice) != self.index.sha256:
-                    raise ValueError("its hash is not the one in the index")
-                self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            with suppress(OSError):  # a folder that is only read
-                (folder / INDEX_NAME).unlink(missing_ok=True)
-            raise CacheCorruptError(f"{self._path} is damaged: {error}") from error
+        """Open. Raises CacheError as `IndexedFile` does."""
+        self._file = open_file(folder)
+        self._data = self._file.data
+        self.index = self._file.contents
 
     def arrays(self, layer: int) -> dict[str, np.ndarray]:
-        """Views of a layer's codes and scales, by the names of the graphs' inputs."""
+        """Views of a layer's codes and scales, by the names of the graphs' inputs; not verified."""
         found: dict[str, np.ndarray] = {}
-        for place in self.index.places:
+        for place in self.index.linears:
             if place.layer == layer:
                 n_in, n_out = place.shape
-                codes = np.frombuffer(self._map, np.int8, n_in * n_out, place.codes_offset)
+                codes = np.frombuffer(self._data.map, np.int8, n_in * n_out, place.codes_offset)
                 found[f"{place.name}.codes"] = codes.reshape(place.shape)
-                scales = np.frombuffer(self._map, np.float32, n_out, place.scales_offset)
+                scales = np.frombuffer(self._data.map, np.float32, n_out, place.scales_offset)
                 found[f"{place.name}.scales"] = scales
         return found
 
     @property
     def path(self) -> Path:
         """The file of codes."""
-        return self._path
+        return self._data.path
 
     def offset_of(self, array: np.ndarray) -> int | None:
         """Where in the file a view of its map begins; None for an array that is none."""
-        start = np.frombuffer(self._map, np.uint8, 1).ctypes.data
+        start = np.frombuffer(self._data.map, np.uint8, 1).ctypes.data
         offset = int(array.ctypes.data - start)
-        return offset if 0 <= offset < len(self._map) else None
+        return offset if 0 <= offset < self.n_bytes else None
 
     @property
     def n_bytes(self) -> int:
         """Bytes of codes and scales."""
-        return len(self._map)
+        return self.index.n_bytes
+
+    def verify(self, layer: int) -> None:
+        """Compare a layer with its checksums, once. Raises CacheCorruptError."""
+        self._data.verify(self.index.places[layer].name)
 
     def advise(self, layer: int, advice: int) -> None:
         """madvise the pages of a layer's codes."""
-        start, stop = self._range(layer)
-        self._map.madvise(advice, start, stop - start)
+        self._data.advise([self.index.places[layer].name], advice)
 
     def evict(self, layer: int) -> None:
         """Take a layer's pages out of the file cache, where no process has them mapped."""
-        if hasattr(os, "posix_fadvise"):
-            start, stop = self._range(layer)
-            with self._path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
-
-    def _range(self, layer: int) -> tuple[int, int]:
-        """First byte of a layer, and the last before the next one's first, on whole pages."""
-        starts = [p.codes_offset for p in self.index.places if p.layer == layer]
-        following = [p.codes_offset for p in self.index.places if p.layer > layer]
-        stop = min(following, default=len(self._map))
-        start = min(starts)
-        return start - start % mmap.PAGESIZE, stop - stop % mmap.PAGESIZE
+        self._data.evict([self.index.places[layer].name])
 
     def close(self) -> None:
         """Unmap. Raises BufferError when arrays are still alive."""
-        self._map.close()
+        self._file.close()
 
 
 class CodesWriter:
@@ -134,23 +142,41 @@ class CodesWriter:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._sink = FileSink(self._fd)
         self._end = 0
-        self.places: list[CodesPlace] = []
+        self._digest = hashlib.sha256()
+        self._places: list[LayerPlace] = []
+        self._linears: list[CodesPlace] = []
 
-    def add(self, layer: int, codes: LayerCodes) -> None:
-        """Write the codes of one layer."""
-        self._align(LAYER_ALIGNMENT)
+    @property
+    def n_layers(self) -> int:
+        """How many have been written."""
+        return len(self._places)
+
+    def add(self, codes: LayerCodes) -> None:
+        """Write the codes of the next layer."""
+        layer, data = len(self._places), bytearray()
+
+        def place(array: np.ndarray) -> int:
+            data.extend(bytes(-len(data) % TENSOR_ALIGNMENT))
+            offset = self._end + len(data)
+            data.extend(array.data.cast("B"))
+            return offset
+
         for name, found in codes.items():
             n_out, n_in = found.codes.shape
-            codes_offset = self._write(np.ascontiguousarray(found.codes.T))
-            scales_offset = self._write(found.scales)
-            place = CodesPlace(layer, name, (n_in, n_out), codes_offset, scales_offset)
-            self.places.append(place)
+            offsets = place(np.ascontiguousarray(found.codes.T)), place(found.scales)
+            self._linears.append(CodesPlace(layer, name, (n_in, n_out), *offsets))
+        self._sink.write_at(self._end, memoryview(data))
+        self._digest.update(data)
+        checksums = b"".join(chunk_checksums(memoryview(data)))
+        self._places.append(LayerPlace(f"layer {layer}", self._end, len(data), checksums))
+        self._end += len(data) + -len(data) % LAYER_ALIGNMENT
 
     def layer(self, layer: int, names: tuple[str, ...]) -> dict[str, Codes]:
         """Codes of these linears of a layer that has been written."""
         found = {}
-        for place in self.places:
+        for place in self._linears:
             if place.layer == layer and place.name in names:
                 n_in, n_out = place.shape
                 data = os.pread(self._fd, n_in * n_out, place.codes_offset)
@@ -161,25 +187,22 @@ class CodesWriter:
 
     def finish(self, index: Path, choice: Choice, content_sha256: str) -> None:
         """Make the file durable, and write its index, which makes it count."""
+        os.truncate(self._fd, self._end)
         os.fsync(self._fd)
-        sha256 = _space_sha256(self._fd, choice)
-        write_index(index, CodesIndex(choice, content_sha256, sha256, tuple(self.places)))
+        self._digest.update(json.dumps([choice.linears, choice.short_tokens]).encode())
+        contents = CodesIndex(
+            choice=choice,
+            content_sha256=content_sha256,
+            sha256=self._digest.hexdigest(),
+            n_bytes=self._end,
+            places=tuple(self._places),
+            linears=tuple(self._linears),
+        )
+        write_index(index, contents)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
-
-    def _write(self, array: np.ndarray) -> int:
-        self._align(ALIGNMENT)
-        offset = self._end
-        data = array.data.cast("B")
-        while data:
-            written = os.pwrite(self._fd, data, self._end)
-            data, self._end = data[written:], self._end + written
-        return offset
-
-    def _align(self, alignment: int) -> None:
-        self._end += -self._end % alignment
 
 
 def has_codes(folder: Path) -> bool:
@@ -187,38 +210,46 @@ def has_codes(folder: Path) -> bool:
     return (folder / INDEX_NAME).exists()
 
 
+def open_file(folder: Path) -> IndexedFile[CodesIndex]:
+    """The file of a folder, as bytes. Raises CacheError as `IndexedFile` does."""
+    index, data = folder / INDEX_NAME, folder / CODES_NAME
+    return IndexedFile(index, data, FORMAT_VERSION, _index, is_cheap=False)
+
+
+def verify_codes(folder: Path) -> list[Damage]:
+    """Compare every byte of a folder's codes with their index; what is damaged is put aside."""
+    return verify_file(CODES_NAME, partial(open_file, folder)) if has_codes(folder) else []
+
+
 def write_index(path: Path, index: CodesIndex) -> None:
     """Write an index in place of an older one."""
-    document = {"format_version": FORMAT_VERSION, **asdict(index)}
     temporary = files.temporary_of(path)
     temporary.unlink(missing_ok=True)
-    files.write_durably(temporary, json.dumps(document, indent=1).encode())
+    files.write_durably(temporary, index.to_json().encode())
     files.publish(temporary, path)
 
 
 def read_index(path: Path) -> CodesIndex:
-    """Read an index. Raises OSError, ValueError, KeyError or TypeError for one that is damaged."""
-    document = json.loads(path.read_bytes())
-    if document["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"its format is {document['format_version']}")
-    choice = document["choice"]
-    return CodesIndex(
-        choice=Choice(
+    """Read an index. Raises OSError, CacheCorruptError for what is damaged or of an older format,
+    and CacheError for a newer one.
+    """
+    return unsealed(path.read_bytes(), FORMAT_VERSION, str(path), _index)
+
+
+def _index(fields: dict[str, Any]) -> CodesIndex:
+    choice = fields["choice"]
+    places = (
+        LayerPlace(**(entry | {"checksums": bytes.fromhex(entry["checksums"])}))
+        for entry in fields["places"]
+    )
+    linears = (
+        CodesPlace(**(entry | {"shape": tuple(entry["shape"])})) for entry in fields["linears"]
+    )
+    given = fields | {
+        "choice": Choice(
             tuple(choice["linears"]), choice["short_tokens"], Verdict(**choice["verdict"])
         ),
-        content_sha256=document["content_sha256"],
-        sha256=document["sha256"],
-        places=tuple(
-            CodesPlace(**(place | {"shape": tuple(place["shape"])})) for place in document["places"]
-        ),
-    )
-
-
-def _space_sha256(fd: int, choice: Choice) -> str:
-    """Hash of the codes and scales, and of what they are used for."""
-    digest = hashlib.sha256(json.dumps([choice.linears, choice.short_tokens]).encode())
-    offset = 0
-    while data := os.pread(fd, READ_BYTES, offset):
-        digest.update(data)
-        offset += len(data)
-    return digest.hexdigest()
+        "places": tuple(places),
+        "linears": tuple(linears),
+    }
+    return CodesIndex(**given)
