@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from plimsoll.composition.models import prepare_model
+from plimsoll.encoder.quantization.codes_file import CodesFile
 from plimsoll.machine.instructions import has_int8_products
 from plimsoll.models import int8_speed
 from plimsoll.models.int8_speed import SPEED_NAME
 from plimsoll.settings import Settings
 from plimsoll.sidecar.loader import unreported
+from plimsoll.sidecar.packed import packed_folders
 from tests.small_models import TINY, opened, small_settings
 from tests.synthetic import write_synthetic
 
@@ -64,11 +67,20 @@ def test_auto_takes_what_is_faster_here(
     assert f"is computed in {compute}: int8 is {ratio:.2f} times as fast" in caplog.text
 
 
-def test_both_are_measured(folder: Path):
-    """The measurement itself, beside the rule that is made of it."""
-    found = json.loads((folder / SPEED_NAME).read_bytes())
+@pytest.mark.parametrize(("ratio", "served"), [(1.5, "int8"), (0.5, "float32")])
+def test_the_ratio_is_of_float32_to_int8_and_the_slower_one_leaves_nothing_packed(
+    settings: Settings, folder: Path, ratio: float, served: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Upside down, `auto` would take the slower one; and packed weights are half a gigabyte."""
+    seconds = {"float32": 6.0 * ratio, "int8": 6.0}
+    monkeypatch.setattr(int8_speed, "_seconds", lambda model, texts: seconds[model.traits.compute])
+    (folder / SPEED_NAME).unlink()
 
-    assert 0.01 < found["ratio"] < 100
+    with opened(settings) as model:
+        assert model.traits.compute == served
+
+    assert json.loads((folder / SPEED_NAME).read_bytes())["ratio"] == ratio
+    assert [path.name.split("-")[1] for path in packed_folders(folder)] == [served]
 
 
 def test_another_machine_measures_anew(
@@ -93,5 +105,7 @@ def test_a_folder_that_is_only_read_is_measured_in_again(
     monkeypatch.setattr(int8_speed, "_measure", lambda *given: 1.5)
     monkeypatch.setattr(int8_speed.files, "write_durably", fail)
 
-    assert int8_speed.speed_ratio(folder, "of other codes", lambda *given: None) == 1.5
+    (folder / SPEED_NAME).unlink()
+    with closing(CodesFile(folder)) as codes:
+        assert int8_speed.speed_ratio(codes, lambda *given: None) == 1.5
     assert "measured at every opening" in caplog.text

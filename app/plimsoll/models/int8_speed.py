@@ -13,7 +13,9 @@ from plimsoll import files
 from plimsoll.encoder.backends.onnx_runtime import runtime_version
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.quantization.codes_file import CodesFile
+from plimsoll.encoder.roads import road_plan
 from plimsoll.machine.instructions import instruction_set
+from plimsoll.sidecar import packed
 from plimsoll.sidecar.sidecar import Sidecar
 
 log = logging.getLogger(__name__)
@@ -25,18 +27,23 @@ N_ROUNDS = 5
 OpenModel = Callable[[Sidecar, CodesFile | None], EmbeddingModel]
 
 
-def speed_ratio(folder: Path, codes_sha256: str, open_model: OpenModel) -> float:
+def speed_ratio(codes: CodesFile, open_model: OpenModel) -> float:
     """How many times as fast int8 is here as float32.
 
-    folder: of the sidecar and its codes. open_model: opens them as they are served.
+    codes: beside their sidecar. open_model: opens both as they are served; what it packs is removed
+    where it turns out to be the slower.
     """
-    measured = [runtime_version(), instruction_set(), codes_sha256]
+    folder = codes.path.parent
+    measured = [runtime_version(), instruction_set(), codes.index.sha256]
     path = folder / SPEED_NAME
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(path.read_bytes())
         if found["measured"] == measured:
             return float(found["ratio"])
     ratio = _measure(folder, open_model)
+    served = road_plan(codes if is_faster(ratio) else None)
+    for compute in {"float32", "int8"} - {"int8" if own else "float32" for _, own in served}:
+        packed.remove(folder, compute)  # half a gigabyte, for a model of 137 million parameters
     try:
         temporary = files.temporary_of(path)
         temporary.unlink(missing_ok=True)
@@ -45,6 +52,11 @@ def speed_ratio(folder: Path, codes_sha256: str, open_model: OpenModel) -> float
     except OSError as error:
         log.warning("the speed of int8 is measured at every opening: %s", error)
     return ratio
+
+
+def is_faster(ratio: float) -> bool:
+    """Whether int8 is worth its name, by its speed ratio."""
+    return ratio > 1
 
 
 def _measure(folder: Path, open_model: OpenModel) -> float:

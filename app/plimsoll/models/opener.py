@@ -32,7 +32,7 @@ from plimsoll.errors import (
 )
 from plimsoll.models.failures import closed_on_failure
 from plimsoll.models.hub import check_can_fetch, fetch, local_file
-from plimsoll.models.int8_speed import speed_ratio
+from plimsoll.models.int8_speed import is_faster, speed_ratio
 from plimsoll.models.quantizing import Quantizer
 from plimsoll.sidecar.loader import Progress, StreamingGGUFLoader, unreported
 from plimsoll.sidecar.sidecar import Sidecar
@@ -107,7 +107,7 @@ class ModelOpener:
         """
         sidecar = self._sidecar(progress)
         with closed_on_failure(sidecar):
-            codes, _ = self._choose(sidecar.folder, progress)
+            codes, _ = self._choose(sidecar, progress)
             with closed_on_failure(codes):
                 try:
                     with ExitStack() as opened:
@@ -121,7 +121,7 @@ class ModelOpener:
     def _open(self, progress: Progress) -> EmbeddingModel:
         sidecar = self._sidecar(progress)
         with closed_on_failure(sidecar):
-            codes, reason = self._choose(sidecar.folder, progress)
+            codes, reason = self._choose(sidecar, progress)
         return self._open_over(sidecar, codes, reason)
 
     def _open_over(
@@ -183,11 +183,11 @@ class ModelOpener:
         traceback.clear_frames(error.__traceback__)  # of views of maps, which close later
         log.warning("%s computes with weights packed at every call: %s", self._spec.name, error)
 
-    def _choose(self, folder: Path, progress: Progress) -> tuple[CodesFile | None, str | None]:
+    def _choose(self, sidecar: Sidecar, progress: Progress) -> tuple[CodesFile | None, str | None]:
         """Codes to compute with, None where that is to be float32; and why, where `auto` chose."""
         if self._compute == "float32":
             return None, None
-        quantizer = Quantizer(folder, min_cosine=self._min_cosine, n_threads=self._n_threads)
+        quantizer = Quantizer(sidecar, min_cosine=self._min_cosine, n_threads=self._n_threads)
         if self._compute == "int8":
             try:
                 return quantizer.open_codes(progress), None
@@ -196,13 +196,14 @@ class ModelOpener:
         codes = None
         try:
             codes = quantizer.open_codes(progress)
-            ratio = speed_ratio(folder, codes.index.sha256, self._open_over)
+            with closed_on_failure(codes):
+                ratio = speed_ratio(codes, self._open_over)
             reason = f"int8 is {ratio:.2f} times as fast as float32 here"
         except CacheCorruptError:  # which is made again
             raise
         except (QuantizationError, CacheError) as error:
             ratio, reason = 0.0, str(error)
-        if codes is not None and ratio <= 1:
+        if codes is not None and not is_faster(ratio):
             codes.close()
             codes = None
         taken = "int8" if codes else "float32"

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from plimsoll import files
+from plimsoll.encoder.architecture import read_architecture
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
-from plimsoll.encoder.description import read_description
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.quantization import codes_file, gate
 from plimsoll.encoder.quantization.calibration import Calibration
@@ -44,19 +44,18 @@ class Quantizer:
 
     def __init__(
         self,
-        folder: Path,
+        sidecar: Sidecar,
         *,
         min_cosine: float,
         n_threads: int,
     ) -> None:
-        """min_cosine: that the worst text must have to float32."""
-        self._folder = folder
+        """min_cosine: that the worst text must have to float32. sidecar: only read here."""
+        self._folder = sidecar.folder
         self._min_cosine = min_cosine
         self._n_threads = n_threads
-        with closing(Sidecar(folder)) as sidecar:
-            self._architecture = read_description(sidecar.header).architecture
-            self._content_sha256 = sidecar.index.content_sha256
-            self._weights_bytes = sidecar.index.weights_bytes
+        self._architecture = read_architecture(sidecar.header)
+        self._content_sha256 = sidecar.index.content_sha256
+        self._weights_bytes = sidecar.index.weights_bytes
 
     def open_codes(self, progress: Progress) -> CodesFile:
         """The model's codes, made first where there are none that pass.
@@ -82,11 +81,16 @@ class Quantizer:
             return CodesFile(self._folder)
 
     def _found(self) -> CodesFile | None:
-        """Codes that are there and pass. Raises QuantizationError where none can."""
-        with suppress(OSError, CacheError):
-            refused = codes_file.read_index(self._folder / REFUSED_NAME)
-            if refused.content_sha256 == self._content_sha256:
-                gate.check(refused.choice, self._min_cosine)
+        """Codes that are there and pass. Raises QuantizationError where making them is in vain."""
+        codes = self._good_codes()
+        if codes is None:
+            with suppress(OSError, CacheError):
+                refused = codes_file.read_index(self._folder / REFUSED_NAME)
+                if refused.content_sha256 == self._content_sha256:
+                    gate.check(refused.choice, self._min_cosine)
+        return codes
+
+    def _good_codes(self) -> CodesFile | None:
         if not codes_file.has_codes(self._folder):
             return None
         try:
