@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -10,15 +11,22 @@ import pytest
 
 from plimsoll import files
 from plimsoll.composition.models import open_model, prepare_model
-from plimsoll.encoder.backends import packing
+from plimsoll.encoder.backends import onnx_runtime, packed_weights, packing
 from plimsoll.encoder.backends.packed_weights import PackedWeights
-from plimsoll.errors import CacheCorruptError, CacheError, CacheSpaceError, PackingError
+from plimsoll.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheSpaceError,
+    EncodeMemoryError,
+    PackingError,
+)
 from plimsoll.settings import Settings
 from plimsoll.sidecar import packed
 from plimsoll.sidecar.cache import list_sidecars, verify
+from plimsoll.sidecar.checked_file import CheckedFile
 from plimsoll.sidecar.loader import unreported
 from plimsoll.sidecar.packed import PACKED_NAME, PackedFile, packed_folders
-from plimsoll.sidecar.sidecar import INDEX_NAME
+from plimsoll.sidecar.sidecar import INDEX_NAME, Sidecar
 from tests.small_models import NARROW, opened, small_settings
 from tests.synthetic import write_synthetic
 
@@ -132,6 +140,25 @@ def test_damage_that_is_found_while_opening_is_mended_at_once(settings: Settings
         assert np.isfinite(model.encode(TEXTS)).all()
 
 
+def test_damage_that_is_found_while_packing_is_mended_at_once(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+):
+    """The damaged map has to be closed first, under an error whose frames were reading it."""
+    prepare_model(settings, unreported)
+    (folder,) = packed_of(settings)
+    shutil.rmtree(folder)
+    with closing(Sidecar(folder.parent)) as sidecar:
+        path, place = sidecar.weights_path, sidecar.index.tensors["blk.1.ffn_up.weight"]
+    with path.open("r+b") as file:
+        file.seek(place.offset)
+        file.write(b"damage")
+
+    with opened(settings) as model:
+        assert np.isfinite(model.encode(TEXTS)).all()
+
+    assert "model is made again" in caplog.text
+
+
 def test_verifying_the_cache_finds_it_too(settings: Settings):
     """`plimsoll cache verify` reads every byte of either file."""
     prepare_model(settings, unreported)
@@ -187,6 +214,49 @@ def test_a_packed_file_that_the_system_refuses_is_done_without(
         assert np.isfinite(model.encode(TEXTS)).all()
 
     assert "packed at every call: packed weights cannot be opened: too many open" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["packing", "opening", "opening without packed weights"])
+def test_refused_memory_is_told_as_such_and_changes_no_road(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    caplog: pytest.LogCaptureFixture,
+):
+    """A moment's want must not make the model slow until it is closed; it is tried again."""
+
+    def fail(*given: object, **options: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : Exception during initialization: std::bad_alloc")
+
+    with monkeypatch.context() as patched:
+        if where == "packing":
+            patched.setattr(packing.ort, "InferenceSession", fail)
+        elif where == "opening":
+            prepare_model(settings, unreported)
+            patched.setattr(packed_weights, "open_session", fail)
+        else:
+            patched.setattr(packing, "EXTERNAL_NAME", "no/such/folder")
+            patched.setattr(onnx_runtime, "open_session", fail)
+        with pytest.raises(EncodeMemoryError, match=r"no memory to open model with: .*bad_alloc"):
+            open_model(settings, unreported)
+
+    assert ("packed at every call" in caplog.text) == (where == "opening without packed weights")
+    with opened(settings) as model:
+        assert np.isfinite(model.encode(TEXTS)).all()
+
+
+@pytest.mark.parametrize("road", ["packed", "inputs"])
+def test_what_has_been_verified_is_not_gone_over_by_every_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, road: str
+):
+    """That took a short text's run a quarter of a millisecond."""
+    if road == "inputs":
+        monkeypatch.setattr(packing, "EXTERNAL_NAME", "no/such/folder")
+    with opened(settings) as model:
+        model.encode(TEXTS)
+        monkeypatch.setattr(CheckedFile, "verify", lambda *given: pytest.fail("gone over again"))
+
+        model.encode(TEXTS)
 
 
 def test_an_open_model_is_closed_with_nothing_mapped(settings: Settings):

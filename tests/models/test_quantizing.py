@@ -143,6 +143,7 @@ def refuse_to_make(*given: object) -> None:
 def test_codes_are_made_once(folder: Path, model: EmbeddingModel, monkeypatch: pytest.MonkeyPatch):
     """Minutes for a large model; and a server that starts again must not change its space."""
     monkeypatch.setattr(quantizing.Quantizer, "_make", refuse_to_make)
+    monkeypatch.setattr(quantizing, "Sidecar", refuse_to_make)  # it is open already
 
     with opened(int8_settings(folder)) as again:
         assert again.traits.fingerprint() == model.traits.fingerprint()
@@ -225,6 +226,8 @@ def test_codes_are_packed_ahead_and_another_choice_of_them_anew(tmp_path: Path, 
         writer.finish(folder / codes_file.INDEX_NAME, shorter, index.content_sha256)
 
     with opened(settings) as model, opened(int8_settings(tmp_path, compute="float32")) as plain:
+        # Short texts read all of the float32 weights: memory is planned for both.
+        assert model.weights_bytes > plain.weights_bytes
         np.testing.assert_array_equal(model.encode([text(40)]), found)
         np.testing.assert_array_equal(model.encode([text(9)]), plain.encode([text(9)]))
     now = packed_folders(folder)
@@ -324,6 +327,23 @@ def test_a_refusal_is_remembered_until_the_line_is_lower(
         with pytest.raises(QuantizationError):
             open_model(strict, unreported)
     with opened(int8_settings(tiny, min_cosine=0)) as model:
+        assert model.traits.compute == "int8"
+
+
+def test_good_codes_that_come_later_win_over_a_refusal(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of another machine, which rounds a little differently, were copied here."""
+    strict = int8_settings(tiny, min_cosine=0.9999999)
+    with pytest.raises(QuantizationError):
+        open_model(strict, unreported)
+    open_model(int8_settings(tiny, min_cosine=0), unreported).close()
+    (path,) = tiny.rglob(codes_file.INDEX_NAME)
+    index = codes_file.read_index(path)
+    verdict = dataclasses.replace(index.choice.verdict, worst_cosine=1.0)
+    choice = dataclasses.replace(index.choice, verdict=verdict)
+    codes_file.write_index(path, dataclasses.replace(index, choice=choice))
+    monkeypatch.setattr(quantizing.Quantizer, "_make", refuse_to_make)
+
+    with opened(strict) as model:
         assert model.traits.compute == "int8"
 
 

@@ -7,9 +7,8 @@ Matryoshka cut and the norm in `finish`, so that one run can serve any number of
 import hashlib
 import json
 import logging
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import RLock
@@ -24,10 +23,11 @@ from plimsoll.encoder.description import read_description
 from plimsoll.encoder.known_models import KnownModel
 from plimsoll.encoder.layout import FLOAT_BYTES, PACK_TOKENS, run_bytes
 from plimsoll.encoder.quantization.codes_file import CodesFile, CodesIndex
+from plimsoll.encoder.refused_memory import refused_memory_named
 from plimsoll.encoder.roads import open_roads
 from plimsoll.encoder.token_limit import token_limit
 from plimsoll.encoder.tokenizer import TokenizedText, WordPieceTokenizer
-from plimsoll.errors import EncodeMemoryError, InvalidRequestError
+from plimsoll.errors import InvalidRequestError
 from plimsoll.machine import allocator
 from plimsoll.sidecar.sidecar import Sidecar
 
@@ -206,7 +206,9 @@ class EmbeddingModel:
         )
         self.weights_bytes = sidecar.index.weights_bytes
         if codes is not None:
-            self.weights_bytes += codes.n_bytes - self._roads[0].weights.coded_bytes
+            self.weights_bytes += codes.n_bytes
+            if len(self._roads) == 1:  # no other reads in float32 what codes stand for
+                self.weights_bytes -= self._roads[0].weights.coded_bytes
         self._n_empty_tokens: dict[str | None, int] = {}  # by input type
         # One run at a time, with those between its layers, and no unmapping under it.
         self._computing = RLock()
@@ -330,22 +332,5 @@ class EmbeddingModel:
                     vectors[index] = pooling.pool(rows, how)
         return vectors
 
-    @contextmanager
-    def _refused_memory_named(self) -> Iterator[None]:
-        """Turn a refused allocation, NumPy's or the backend's, into EncodeMemoryError."""
-        try:
-            yield
-        except Exception as error:
-            refused = isinstance(error, MemoryError) or self._backend.is_allocation_failure(error)
-            if not refused:
-                raise
-            _empty_frames(error)
-            first_line = str(error).partition("\n")[0]
-            raise EncodeMemoryError(f"no memory to compute with: {first_line}") from None
-
-
-def _empty_frames(error: BaseException | None) -> None:
-    """Let go of what an error's frames hold: the failed run's arrays, while memory is short."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
+    def _refused_memory_named(self) -> AbstractContextManager[None]:
+        return refused_memory_named(self._backend.is_allocation_failure, "to compute")

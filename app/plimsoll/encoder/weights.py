@@ -39,6 +39,8 @@ class Weights:
         self._layer_names = [
             _names(architecture, layer, codes) for layer in range(architecture.n_layers)
         ]
+        self._verified_layers: set[int] = set()
+        self._verified_tokens = np.zeros(architecture.vocabulary, bool)
         self._tokens = sidecar.array("token_embd.weight")
         self._token_type = (
             sidecar.array("token_types.weight")[0] if architecture.token_types else None
@@ -101,9 +103,11 @@ class Weights:
 
     def verify_tokens(self, texts: Sequence[np.ndarray]) -> None:
         """Check the rows of the vocabulary table that a run of these texts reads."""
-        row_bytes = 4 * self._architecture.hidden
-        for token in np.unique(np.concatenate(texts)):
+        ids = np.concatenate(texts)
+        row_bytes = FLOAT_BYTES * self._architecture.hidden
+        for token in np.unique(ids[~self._verified_tokens[ids]]).tolist():
             self._sidecar.verify("token_embd.weight", token * row_bytes, (token + 1) * row_bytes)
+            self._verified_tokens[token] = True
 
     def enter_layer(self, layer: int, *, prefetch: bool) -> None:
         """Check a block before its first use; with `prefetch`, start reading the next one."""
@@ -112,10 +116,12 @@ class Weights:
             self._sidecar.advise(self._layer_names[following], mmap.MADV_WILLNEED)
             if self._codes is not None:
                 self._codes.advise(following, mmap.MADV_WILLNEED)
-        for name in self._layer_names[layer]:
-            self._sidecar.verify(name)
-        if self._codes is not None:
-            self._codes.verify(layer)
+        if layer not in self._verified_layers:  # every run asks; going over names takes its time
+            for name in self._layer_names[layer]:
+                self._sidecar.verify(name)
+            if self._codes is not None:
+                self._codes.verify(layer)
+            self._verified_layers.add(layer)
 
     def drop_layer(self, layer: int, *, evict: bool) -> None:
         """Give a block's pages back to the kernel; they are read again at the next use.

@@ -8,7 +8,7 @@ packed weights; where they cannot be had, the model is opened without them, and 
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from plimsoll.encoder.catalog import ModelSpec
 from plimsoll.encoder.description import read_description
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.quantization.codes_file import CodesFile
+from plimsoll.encoder.refused_memory import refused_memory_named
 from plimsoll.encoder.roads import road_plan
 from plimsoll.encoder.weights import layer_arrays
 from plimsoll.errors import (
@@ -94,17 +95,22 @@ class ModelOpener:
 
     def open(self, progress: Progress) -> EmbeddingModel:
         """Fetch, convert and open; blocks. Makes damaged weights anew. Raises PlimsollError."""
-        try:
-            return self._open(progress)
-        except CacheCorruptError as error:  # found while opening; it has put itself aside
-            log.warning("%s is made again: %s", self._spec.name, str(error))
-            return self._open(progress)
+        with self._refused_memory_named():
+            try:
+                return self._open(progress)
+            except CacheCorruptError as error:  # found while opening; it has put itself aside
+                log.warning("%s is made again: %s", self._spec.name, str(error))
+                return self._open(progress)
 
     def prepare(self, progress: Progress) -> Sidecar:
         """Fetch, convert, round and pack; map the sidecar without opening a model over it.
 
         Raises ModelUnsupportedError for a file that would not open, and leaves nothing of it.
         """
+        with self._refused_memory_named():
+            return self._prepare(progress)
+
+    def _prepare(self, progress: Progress) -> Sidecar:
         sidecar = self._sidecar(progress)
         with closed_on_failure(sidecar):
             codes, _ = self._choose(sidecar, progress)
@@ -178,6 +184,10 @@ class ModelOpener:
             codes=codes,
             compute_reason=reason,
         )
+
+    def _refused_memory_named(self) -> AbstractContextManager[None]:
+        what_for = f"to open {self._spec.name}"
+        return refused_memory_named(OnnxBackend.is_allocation_failure, what_for)
 
     def _note(self, error: PackingError) -> None:
         traceback.clear_frames(error.__traceback__)  # of views of maps, which close later

@@ -17,12 +17,11 @@ from plimsoll.encoder.backends.onnx_runtime import (
     as_value,
     build_graphs,
     build_whole_graph,
+    is_allocation_failure,
 )
 from plimsoll.encoder.backends.packed_runners import SharedRunner, WholeModelRunner
 from plimsoll.encoder.backends.packed_weights import PackedWeights
 from plimsoll.encoder.backends.protocol import Arrays, LayerRunner, int8_linears
-
-REFUSED_WORDS = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 
 class OnnxBackend:
@@ -94,10 +93,7 @@ class OnnxBackend:
         self._arena_keeper.shrink_arena()
         self._arena_tokens = 0
 
-    @staticmethod
-    def is_allocation_failure(error: Exception) -> bool:
-        """By its words: ONNX Runtime has no exception of its own for refused memory."""
-        return any(word in str(error) for word in REFUSED_WORDS)
+    is_allocation_failure = staticmethod(is_allocation_failure)
 
     def close(self) -> None:
         """Drop runners, sessions, and all views of the weights."""

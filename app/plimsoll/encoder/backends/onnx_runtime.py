@@ -24,12 +24,19 @@ from plimsoll.encoder.backends.int8_graphs import int8_linear
 from plimsoll.encoder.backends.onnx_constants import ROOT
 from plimsoll.encoder.backends.protocol import Rotation
 
+REFUSED_WORDS = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+
 Tensors = Mapping[str, "ort.OrtValue"]
 
 
 def runtime_version() -> str:
     """Version of the library that multiplies."""
     return str(ort.__version__)
+
+
+def is_allocation_failure(error: Exception) -> bool:
+    """By its words: ONNX Runtime has no exception of its own for refused memory."""
+    return any(word in str(error) for word in REFUSED_WORDS)
 
 
 def as_value(array: np.ndarray) -> "ort.OrtValue":

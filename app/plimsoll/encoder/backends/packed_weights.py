@@ -8,13 +8,19 @@ silence; so the process's memory is looked at after the first set has opened.
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
 
 from plimsoll.encoder.backends.layer_sessions import MOST_OPENING, LayerPair, LazyLayers
 from plimsoll.encoder.backends.onnx_constants import PlainWeights, with_constants
-from plimsoll.encoder.backends.onnx_runtime import LayerGraphs, LayerSessions, open_session
+from plimsoll.encoder.backends.onnx_runtime import (
+    LayerGraphs,
+    LayerSessions,
+    is_allocation_failure,
+    open_session,
+)
 from plimsoll.encoder.backends.protocol import Arrays
 from plimsoll.errors import PackingError
 from plimsoll.machine import allocator, mappings
@@ -51,7 +57,7 @@ class PackedWeights:
         self._path = file.path.resolve()  # as the kernel's list of mappings has it
         self._layers: LazyLayers | None = None
         self._n_layers = 0
-        self._verified: set[int] = set()  # layers
+        self._verified: set[int] = set()
 
     def open_layers(self, graphs: LayerGraphs, layers: Sequence[Arrays]) -> LayerSessions:
         """A session for each layer and operation, of one thread each; the first opens now.
@@ -59,16 +65,8 @@ class PackedWeights:
         Raises PackingError where its blobs were not found, and CacheCorruptError for damage.
         """
         self._n_layers = len(layers)
-
-        def open_layer(layer: int) -> LayerPair:
-            project, transform = (
-                open_session(self._model(model, layers[layer], self._file.blobs(name)), 1)
-                for name, model in zip(
-                    graph_names(layer), (graphs.project, graphs.transform), strict=True
-                )
-            )
-            return project, transform
-
+        # No closure: frames of an error that are cleared still hold their function, and so views.
+        open_layer = partial(self._open_layer, graphs, layers)
         self._verify(0)
         first = self._open_first(open_layer)
         self._layers = LazyLayers(first, len(layers), self.verify_all, open_layer)
@@ -127,10 +125,20 @@ class PackedWeights:
         A plain weight that is damaged has a packed form that is not there: it would be packed on
         the heap, and its vectors would look like any others.
         """
-        if layer not in self._verified:  # every run asks
+        if layer not in self._verified:  # every run asks; going over the names takes its time
             self._plain.verify(layer)
             self._file.verify(graph_names(layer))
             self._verified.add(layer)
+
+    def _open_layer(self, graphs: LayerGraphs, layers: Sequence[Arrays], layer: int) -> LayerPair:
+        project, transform = graph_names(layer)
+        return (
+            self._open_graph(project, graphs.project, layers[layer]),
+            self._open_graph(transform, graphs.transform, layers[layer]),
+        )
+
+    def _open_graph(self, name: str, model: bytes, weights: Arrays) -> ort.InferenceSession:
+        return open_session(self._model(model, weights, self._file.blobs(name)), 1)
 
     def _model(
         self, model: bytes, weights: Mapping[str, np.ndarray], blobs: Sequence[Blob]
@@ -146,6 +154,8 @@ class PackedWeights:
             try:
                 first = open_layer(0)
             except Exception as error:  # ONNX Runtime's own classes, one for each status
+                if is_allocation_failure(error):
+                    raise
                 raise PackingError(f"ONNX Runtime does not take packed weights: {error}") from error
             allocator.release()
             grown = own_anonymous_bytes() - before

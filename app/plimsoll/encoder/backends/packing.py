@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,12 +27,18 @@ from plimsoll.encoder.backends.onnx_constants import (
     read_blobs,
     with_constants,
 )
-from plimsoll.encoder.backends.onnx_runtime import build_graphs, session_options
+from plimsoll.encoder.backends.onnx_runtime import (
+    LayerGraphs,
+    build_graphs,
+    is_allocation_failure,
+    session_options,
+)
 from plimsoll.encoder.backends.packed_weights import PackedWeights, graph_names
 from plimsoll.encoder.backends.protocol import Arrays, int8_linears
 from plimsoll.encoder.quantization.codes_file import CodesFile
 from plimsoll.encoder.quantization.linears import float32_names
-from plimsoll.errors import CacheCorruptError, CacheError, PackingError
+from plimsoll.encoder.refused_memory import refused_memory_named
+from plimsoll.errors import CacheCorruptError, CacheError, EncodeMemoryError, PackingError
 from plimsoll.machine.instructions import instruction_set
 from plimsoll.sidecar import packed
 from plimsoll.sidecar.packed import PackedFile, PackedWriter
@@ -133,14 +139,8 @@ def pack(
     Raises PackingError where that cannot be done, and CacheCorruptError for damage.
     """
     graphs = build_graphs(architecture, int8_linears(layers[0]))
-
-    def write(writer: PackedWriter, scratch: Path) -> None:
-        for layer, arrays in enumerate(layers):
-            plain.verify(layer)
-            models = (graphs.project, graphs.transform)
-            for name, model in zip(graph_names(layer), models, strict=True):
-                _pack_graph(writer, name, with_constants(model, arrays, plain), scratch)
-
+    # No closure: frames of an error that are cleared still hold their function, and so the views.
+    write = partial(_write, graphs, layers, plain)
     try:
         files.check_space(
             folder.parent, sum(array.nbytes for arrays in layers for array in arrays.values())
@@ -152,6 +152,20 @@ def pack(
         raise PackingError(f"packed weights cannot be written: {error}") from error
 
 
+def _write(
+    graphs: LayerGraphs,
+    layers: Sequence[Arrays],
+    plain: PlainWeights,
+    writer: PackedWriter,
+    scratch: Path,
+) -> None:
+    for layer, arrays in enumerate(layers):
+        plain.verify(layer)
+        models = (graphs.project, graphs.transform)
+        for name, model in zip(graph_names(layer), models, strict=True):
+            _pack_graph(writer, name, with_constants(model, arrays, plain), scratch)
+
+
 @cache
 def packing_status() -> str | None:
     """Why weights cannot be packed into a file on this machine; None where they can.
@@ -161,8 +175,9 @@ def packing_status() -> str | None:
     """
     with TemporaryDirectory(prefix="plimsoll-packing-") as name:
         try:
-            _try_out(Path(name).resolve())
-        except (PackingError, OSError) as error:
+            with refused_memory_named(is_allocation_failure, "to pack weights"):
+                _try_out(Path(name).resolve())
+        except (PackingError, EncodeMemoryError, OSError) as error:
             return str(error)
     return None
 
@@ -202,6 +217,8 @@ def _pack_graph(writer: PackedWriter, name: str, model: bytes, scratch: Path) ->
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         blobs = list(read_blobs(scratch / MODEL_NAME))
     except Exception as error:  # ONNX Runtime's own classes, one for each status
+        if is_allocation_failure(error):
+            raise
         raise PackingError(f"ONNX Runtime {ort.__version__} packs no weights: {error}") from error
     external = scratch / EXTERNAL_NAME
     if external.exists():
