@@ -11,6 +11,7 @@ import pytest
 
 from plimsoll.encoder.architecture import Architecture, read_architecture
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
+from plimsoll.encoder.backends.packed_weights import PackedWeights
 from plimsoll.encoder.backends.packing import open_packed
 from plimsoll.encoder.backends.protocol import Backend, OpenBackend
 from plimsoll.encoder.engine import Engine
@@ -104,15 +105,34 @@ def test_a_lone_text_passes_the_whole_model_at_once_with_the_bits_of_the_layers(
         assert at_once.tobytes() == by_layers.tobytes()
 
 
-def test_a_change_of_threads_replaces_the_session_over_the_whole_model(folder: Path):
-    """Each has a pool of threads of its own, and what it maps."""
+def test_parallelism_that_goes_to_and_fro_opens_nothing_again(folder: Path):
+    """To open a session over the whole model packs all its weights in passing."""
     with engine_over(folder, None, n_threads=2) as (engine, backend):
-        first = backend.open_whole(2)
-        assert backend.open_whole(2) is first
+        two, one = backend.open_whole(2), backend.open_whole(1)
+        assert one is not two
         states = engine.encode(texts([9]), n_threads=1)[0]
-
-        assert backend.open_whole(1) is not first
         assert states.tobytes() == engine.encode(texts([9]), n_threads=2)[0].tobytes()
+        assert (backend.open_whole(2), backend.open_whole(1)) == (two, one)
+
+        backend.open_whole(3)
+
+        assert backend.open_whole(1) is one
+        assert backend.open_whole(2) is not two  # of many numbers of threads not all stay
+
+
+def test_where_memory_to_open_is_refused_a_session_with_other_threads_serves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run's last try has one thread, and comes when memory is short already."""
+    with engine_over(folder, None, n_threads=2) as (engine, _):
+        expected = engine.encode(texts([9]))[0]
+
+        def refuse(*given: object) -> None:
+            raise RuntimeError("[ONNXRuntimeError] : std::bad_alloc")
+
+        monkeypatch.setattr(PackedWeights, "open_whole", refuse)
+
+        assert engine.encode(texts([9]), n_threads=1)[0].tobytes() == expected.tobytes()
 
 
 class WatchedBackend(NumpyBackend):

@@ -23,6 +23,9 @@ from plimsoll.encoder.backends.packed_runners import SharedRunner, WholeModelRun
 from plimsoll.encoder.backends.packed_weights import PackedWeights
 from plimsoll.encoder.backends.protocol import Arrays, LayerRunner, int8_linears
 
+# Sessions over the whole model that stay open, of about 1 MiB each: parallelism goes to and fro.
+MOST_WHOLE = 2
+
 
 class OnnxBackend:
     """Owns sessions, runners, the values over the weights, and the packed weights.
@@ -54,7 +57,7 @@ class OnnxBackend:
         else:
             self._sessions[1] = packed.open_layers(self._graphs, layers)
         self._runners: list[Runner | SharedRunner] = []
-        self._whole: WholeModelRunner | None = None
+        self._whole: dict[int, WholeModelRunner] = {}  # by threads, the oldest first
         self._arena_keeper = self._runner(1)
         self._arena_tokens = 0  # largest slice since the arena was emptied
 
@@ -68,16 +71,24 @@ class OnnxBackend:
         return runner
 
     def open_whole(self, n_threads: int) -> WholeModelRunner | None:
-        """A runner over the whole model; none where weights are inputs."""
+        """A runner over the whole model; none where weights are inputs.
+
+        Where memory to open one is refused, one with other threads that is open serves: a run's
+        last try, with one thread, is made when memory is short.
+        """
         if self.pages is None:
             return None
-        if self._whole is None or self._whole.n_threads != n_threads:
-            self._close_whole()
-            self.pages.verify_all()
-            model = build_whole_graph(self._architecture, self._int8)
-            session = self.pages.open_whole(model, self._arrays, n_threads)
-            self._whole = WholeModelRunner(session, n_threads)
-        return self._whole
+        if n_threads not in self._whole:
+            try:
+                opened = self._open_whole(self.pages, n_threads)
+            except Exception as error:  # ONNX Runtime's own classes, one for each status
+                if not self._whole or not is_allocation_failure(error):
+                    raise
+                return next(iter(self._whole.values()))
+            if len(self._whole) == MOST_WHOLE:
+                self._whole.pop(next(iter(self._whole))).close()
+            self._whole[n_threads] = opened
+        return self._whole[n_threads]
 
     def prepare(self, slice_tokens: int) -> None:
         """Empty the arena before slices larger than those it has grown to.
@@ -99,7 +110,9 @@ class OnnxBackend:
         """Drop runners, sessions, and all views of the weights."""
         for runner in self._runners:
             runner.close()
-        self._close_whole()
+        for whole in self._whole.values():
+            whole.close()
+        self._whole.clear()
         self._runners.clear()
         self._sessions.clear()
         self._layers.clear()
@@ -108,10 +121,10 @@ class OnnxBackend:
         if self.pages is not None:
             self.pages.close()
 
-    def _close_whole(self) -> None:
-        if self._whole is not None:
-            self._whole.close()
-            self._whole = None
+    def _open_whole(self, pages: PackedWeights, n_threads: int) -> WholeModelRunner:
+        pages.verify_all()
+        model = build_whole_graph(self._architecture, self._int8)
+        return WholeModelRunner(pages.open_whole(model, self._arrays, n_threads))
 
     def _runner(self, n_threads: int) -> Runner:
         if n_threads not in self._sessions:

@@ -92,8 +92,7 @@ class SharedRunner:
 class WholeModelRunner:
     """Takes a lone text through one session over all layers: a WholeRunner."""
 
-    def __init__(self, session: ort.InferenceSession, n_threads: int) -> None:
-        self.n_threads = n_threads
+    def __init__(self, session: ort.InferenceSession) -> None:
         self._session: ort.InferenceSession | None = session
         self._binding: ort.IOBinding | None = session.io_binding()
 

@@ -101,7 +101,7 @@ class Backend(Protocol):
     def open_whole(self, n_threads: int) -> WholeRunner | None:
         """A runner for a lone text, with so many threads; None where the backend has none.
 
-        There is one at a time: opening another closes it.
+        For one run: opening another may close it.
         """
 
     def prepare(self, slice_tokens: int) -> None:
