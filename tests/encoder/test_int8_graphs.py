@@ -5,7 +5,7 @@ import pytest
 
 from plimsoll.encoder.architecture import Architecture
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
-from plimsoll.encoder.quantization.gptq import CODE_MAX, round_to_nearest
+from plimsoll.encoder.quantization.gptq import CODE_MAX
 from plimsoll.encoder.quantization.hadamard import rotate
 from plimsoll.encoder.quantization.linears import (
     DOWN,
@@ -15,7 +15,7 @@ from plimsoll.encoder.quantization.linears import (
     rotated_weight,
 )
 from tests.encoder.numpy_backend import NumpyBackend
-from tests.encoder.quantization.shapes import ARCHITECTURE, layer_arrays
+from tests.encoder.quantization.shapes import ARCHITECTURE, layer_arrays, round_to_nearest
 
 NAMES = [name for names in linear_names(ARCHITECTURE).values() for name in names]
 N_TOKENS = 9

@@ -12,14 +12,13 @@ from pathlib import Path
 MAPS = Path("/proc/self/maps")
 
 
-def drop_pages(file: Path, start: int, stop: int, maps: Path = MAPS) -> int:
+def drop_pages(file: Path, start: int, stop: int, maps: Path = MAPS) -> None:
     """Drop the pages that lie wholly in these bytes of a file from every mapping of it.
 
     file: its path without symbolic links. By path, for on some file systems (overlayfs, btrfs)
         the list shows another device than stat does.
-    Returns the bytes of address space that were given up; they are read again when next used.
+    They are read again when next used.
     """
-    dropped_bytes = 0
     for address, offset, n_bytes in _mappings(file, maps):
         first = max(start + -start % mmap.PAGESIZE, offset)
         length = min(stop, offset + n_bytes) - first
@@ -27,8 +26,6 @@ def drop_pages(file: Path, start: int, stop: int, maps: Path = MAPS) -> int:
         if length > 0:
             place = ctypes.c_void_p(address + first - offset)
             _libc().madvise(place, ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-            dropped_bytes += length
-    return dropped_bytes
 
 
 def _mappings(file: Path, maps: Path) -> Iterator[tuple[int, int, int]]:

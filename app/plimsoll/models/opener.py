@@ -55,9 +55,9 @@ class ModelOpener:
         make_loader: Callable[[Progress], StreamingGGUFLoader],
         *,
         n_threads: int,
-        allow_memory_backed: bool = False,
-        compute: str = "float32",
-        min_cosine: float = 0.999,
+        allow_memory_backed: bool,
+        compute: str,
+        min_cosine: float,
     ) -> None:
         """compute: float32, int8, or auto, which is the faster of both where int8 passes.
 

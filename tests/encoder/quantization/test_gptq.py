@@ -11,9 +11,9 @@ from plimsoll.encoder.quantization.gptq import (
     SecondMoments,
     coupling,
     round_for_products,
-    round_to_nearest,
     row_scales,
 )
+from tests.encoder.quantization.shapes import round_to_nearest
 
 WIDTH = BLOCK_COLUMNS + 40  # more than a block, and not a multiple
 

@@ -20,6 +20,9 @@ def make_opener(model: str, cache_dir: Path, *, n_threads: int) -> ModelOpener:
         cache_dir,
         lambda progress: StreamingGGUFLoader(cache_dir, progress=progress),
         n_threads=n_threads,
+        allow_memory_backed=False,
+        compute="float32",
+        min_cosine=1.0,  # of int8 alone
     )
 
 

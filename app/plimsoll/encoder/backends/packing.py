@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -20,17 +21,19 @@ import numpy as np
 import onnxruntime as ort
 
 from plimsoll import files
-from plimsoll.encoder.architecture import Architecture, Pooling, layer_tensor_shapes
+from plimsoll.encoder.architecture import Architecture, layer_tensor_shapes
 from plimsoll.encoder.backends.onnx_constants import (
     INLINE_BYTES,
     PlainWeights,
     read_blobs,
     with_constants,
 )
+from plimsoll.encoder.backends.onnx_probe import PROBE_ARCHITECTURE
 from plimsoll.encoder.backends.onnx_runtime import (
     LayerGraphs,
     build_graphs,
     is_allocation_failure,
+    runtime_version,
     session_options,
 )
 from plimsoll.encoder.backends.packed_weights import PackedWeights, graph_names
@@ -48,23 +51,12 @@ log = logging.getLogger(__name__)
 
 MODEL_NAME, EXTERNAL_NAME = "model.onnx", "model.bin"
 # Large enough to be told from what else the process allocates at the time.
-PROBE_ARCHITECTURE = Architecture(
-    name="bert",
-    n_layers=1,
-    hidden=1024,
-    ffn=1024,
-    n_heads=16,
-    vocabulary=1,
-    context_tokens=1,
-    layer_norm_eps=1e-12,
-    pooling=Pooling.MEAN,
-    rope_base=None,
-)
+WIDE_ARCHITECTURE = replace(PROBE_ARCHITECTURE, hidden=1024, ffn=1024)
 
 
 def made_by() -> str:
     """What packed forms depend on, in words: library, processor, and how we write them."""
-    return f"ONNX Runtime {ort.__version__}, format {packed.FORMAT_VERSION}, {instruction_set()}"
+    return f"ONNX Runtime {runtime_version()}, format {packed.FORMAT_VERSION}, {instruction_set()}"
 
 
 def open_packed(
@@ -183,7 +175,7 @@ def packing_status() -> str | None:
 
 
 def _try_out(folder: Path) -> None:
-    sizes = layer_tensor_shapes(PROBE_ARCHITECTURE, 0)
+    sizes = layer_tensor_shapes(WIDE_ARCHITECTURE, 0)
     ends = list(accumulate(math.prod(shape) for shape in sizes.values()))
     flat = np.random.default_rng(0).standard_normal(ends[-1], np.float32)
     parts = np.split(flat, ends[:-1])
@@ -195,9 +187,9 @@ def _try_out(folder: Path) -> None:
     flat.tofile(path)
     plain = PlainWeights(lambda array: (path, array.ctypes.data - flat.ctypes.data))
     target = packed.folder_of(folder, "probe", "0")
-    pack(target, PROBE_ARCHITECTURE, [arrays], plain)
+    pack(target, WIDE_ARCHITECTURE, [arrays], plain)
     with closing(PackedWeights(PackedFile(target), plain)) as weights:
-        weights.open_layers(build_graphs(PROBE_ARCHITECTURE), [arrays])
+        weights.open_layers(build_graphs(WIDE_ARCHITECTURE), [arrays])
 
 
 def _pack_graph(writer: PackedWriter, name: str, model: bytes, scratch: Path) -> None:
@@ -219,7 +211,7 @@ def _pack_graph(writer: PackedWriter, name: str, model: bytes, scratch: Path) ->
     except Exception as error:  # ONNX Runtime's own classes, one for each status
         if is_allocation_failure(error):
             raise
-        raise PackingError(f"ONNX Runtime {ort.__version__} packs no weights: {error}") from error
+        raise PackingError(f"ONNX Runtime {runtime_version()} packs no weights: {error}") from error
     external = scratch / EXTERNAL_NAME
     if external.exists():
         fd = os.open(external, os.O_RDONLY | os.O_CLOEXEC)

@@ -56,12 +56,6 @@ def row_scales(weight: np.ndarray) -> np.ndarray:
     return np.where(largest > 0, largest / CODE_MAX, 1).astype(np.float32)
 
 
-def round_to_nearest(weight: np.ndarray) -> Codes:
-    """Round without regard to products."""
-    scales = row_scales(weight)
-    return Codes(_rounded(weight / scales[:, np.newaxis]).astype(np.int8), scales)
-
-
 def coupling(moments: np.ndarray) -> np.ndarray:
     """M of XᵀX = M D Mᵀ, damped; written over `moments`, block by block from the last one on."""
     diagonal = np.einsum("ii->i", moments)
