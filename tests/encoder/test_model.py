@@ -59,7 +59,7 @@ def open_held(folder: Path, error: Exception | None = None) -> tuple[EmbeddingMo
         backends.append(HeldBackend(*opened, error=error))
         return backends[-1]
 
-    model = EmbeddingModel("tiny", sidecar, open_backend, n_threads=1)
+    model = EmbeddingModel("tiny", sidecar, [open_backend], n_threads=1)
     return model, backends[-1]
 
 

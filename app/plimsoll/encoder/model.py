@@ -168,7 +168,7 @@ class EmbeddingModel:
         self,
         name: str,
         sidecar: Sidecar,
-        open_backend: OpenBackend,
+        open_backends: Sequence[OpenBackend],
         *,
         n_threads: int,
         codes: CodesFile | None = None,
@@ -176,7 +176,7 @@ class EmbeddingModel:
     ) -> None:
         """Open over a sidecar and codes, which `close` closes; where opening fails they stay open.
 
-        codes: compute in int8 what they stand for.
+        open_backends: one for each road of `road_plan`. codes: compute in int8 what they stand for.
         Raises ModelUnsupportedError when the file is not an encoder that Plimsoll builds.
         """
         described = read_description(sidecar.header)
@@ -187,7 +187,7 @@ class EmbeddingModel:
         self._sidecar = sidecar
         self._codes = codes
         self._n_threads = n_threads
-        self._roads = open_roads(architecture, sidecar, codes, open_backend, n_threads=n_threads)
+        self._roads = open_roads(architecture, sidecar, codes, open_backends, n_threads=n_threads)
         self._backend = self._roads[0].backend
         self.traits = Traits(
             name=name,

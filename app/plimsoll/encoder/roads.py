@@ -3,6 +3,7 @@
 Weights, backend and engine of a road go together; a text takes one road by its number of tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plimsoll.encoder.architecture import Architecture
@@ -39,14 +40,18 @@ def open_roads(
     architecture: Architecture,
     sidecar: Sidecar,
     codes: CodesFile | None,
-    open_backend: OpenBackend,
+    open_backends: Sequence[OpenBackend],
     *,
     n_threads: int,
 ) -> list[Road]:
-    """Open every road over a sidecar and codes, which are closed after them."""
+    """Open every road over a sidecar and codes, which are closed after them.
+
+    open_backends: one for each road of `road_plan`, in its order.
+    """
     roads: list[Road] = []
     try:
-        for least_tokens, own_codes in road_plan(codes):
+        plan = road_plan(codes)
+        for (least_tokens, own_codes), open_backend in zip(plan, open_backends, strict=True):
             weights = Weights(architecture, sidecar, own_codes)
             backend = open_backend(architecture, weights.embedding(), weights.layers())
             engine = Engine(architecture, weights, backend, n_threads=n_threads)

@@ -9,14 +9,15 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from plimsoll.encoder.architecture import Architecture, read_architecture
+from plimsoll.encoder.architecture import read_architecture
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
 from plimsoll.encoder.backends.packed_weights import PackedWeights
 from plimsoll.encoder.backends.packing import open_packed
-from plimsoll.encoder.backends.protocol import Arrays, OpenBackend, int8_linears
+from plimsoll.encoder.backends.protocol import OpenBackend
 from plimsoll.encoder.catalog import ModelSpec
 from plimsoll.encoder.description import read_description
 from plimsoll.encoder.model import EmbeddingModel
@@ -139,47 +140,41 @@ class ModelOpener:
                 return self._open_packed(sidecar, codes, reason)
             except PackingError as error:
                 self._note(error)
-            return self._model(sidecar, OnnxBackend, codes, reason)
+            return self._model(sidecar, [OnnxBackend] * len(road_plan(codes)), codes, reason)
 
     def _open_packed(
         self, sidecar: Sidecar, codes: CodesFile | None, reason: str | None
     ) -> EmbeddingModel:
         with ExitStack() as opened:
             packed = self._pack(sidecar, codes, opened)
-
-            def open_backend(
-                architecture: Architecture, embedding: Arrays, layers: Sequence[Arrays]
-            ) -> OnnxBackend:
-                own = packed[bool(int8_linears(layers[0]))]
-                return OnnxBackend(architecture, embedding, layers, own)
-
-            model = self._model(sidecar, open_backend, codes, reason)
+            open_backends = [partial(OnnxBackend, packed=own) for own in packed]
+            model = self._model(sidecar, open_backends, codes, reason)
             opened.pop_all()  # the model's backends close them
             return model
 
     def _pack(
         self, sidecar: Sidecar, codes: CodesFile | None, opened: ExitStack
-    ) -> dict[bool, PackedWeights]:
-        """Packed weights of each road of the model, by whether it has codes."""
+    ) -> list[PackedWeights]:
+        """Packed weights of each road of the model."""
         architecture = read_architecture(sidecar.header)
-        packed = {}
+        packed = []
         for _, own in road_plan(codes):
             layers = layer_arrays(architecture, sidecar, own)
             weights = open_packed(sidecar, architecture, layers, own)
-            packed[own is not None] = opened.enter_context(closing(weights))
+            packed.append(opened.enter_context(closing(weights)))
         return packed
 
     def _model(
         self,
         sidecar: Sidecar,
-        open_backend: OpenBackend,
+        open_backends: Sequence[OpenBackend],
         codes: CodesFile | None,
         reason: str | None,
     ) -> EmbeddingModel:
         return EmbeddingModel(
             self._spec.name,
             sidecar,
-            open_backend,
+            open_backends,
             n_threads=self._n_threads,
             codes=codes,
             compute_reason=reason,

@@ -170,7 +170,7 @@ class Quantizer:
         sidecar = Sidecar(self._folder)
         with closed_on_failure(codes, sidecar):
             return EmbeddingModel(
-                "int8", sidecar, OnnxBackend, n_threads=self._n_threads, codes=codes
+                "int8", sidecar, [OnnxBackend], n_threads=self._n_threads, codes=codes
             )
 
     def _round(
