@@ -10,6 +10,7 @@ import pytest
 
 from plimsoll.cli import checks, model_checks
 from plimsoll.cli.findings import State
+from plimsoll.encoder.backends import gpu
 from plimsoll.errors import SettingsError
 from plimsoll.machine.memory import MemoryMonitor
 from tests.cli.conftest import Commands
@@ -30,7 +31,23 @@ def test_a_sound_machine_fails_nothing(run: Commands, stored: Path):
     assert found["model"]["state"] == "ok"
     assert found["disk speed"]["found"].startswith("reads ")
     assert found["packing"]["state"] == "ok"
+    assert found["provider"]["found"] == "the CPU computes"
     assert "offline by HF_HUB_OFFLINE" in found["hub"]["found"]
+
+
+def test_a_gpus_library_that_does_not_serve_is_told(
+    run: Commands, stored: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It was installed for something, and the CPU takes its place in silence."""
+    monkeypatch.setattr(gpu.ort, "get_available_providers", lambda: [gpu.GPU_PROVIDER])
+    monkeypatch.setattr(gpu, "device_bytes", lambda: None)
+    gpu.gpu_status.cache_clear()
+
+    _, found = findings(run, "--model", str(stored), "--port", "0")
+    gpu.gpu_status.cache_clear()
+
+    assert found["provider"]["state"] == "warn"
+    assert "finds no device" in found["provider"]["found"]
 
 
 def test_every_line_that_is_not_ok_says_what_to_do_next(run: Commands):

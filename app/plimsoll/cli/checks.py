@@ -18,13 +18,14 @@ from plimsoll import __version__, files
 from plimsoll.cli import model_checks
 from plimsoll.cli.findings import Finding, State, finding_of, mib, nearest
 from plimsoll.composition.application import make_access
+from plimsoll.encoder.backends.onnx_runtime import runtime_version
 from plimsoll.errors import CacheUnsafeError
 from plimsoll.machine.cpu import CPUMonitor
 from plimsoll.machine.groups import read_text
 from plimsoll.server import check_reach
 from plimsoll.settings import Settings
 
-LIBRARIES = ("onnxruntime", "numpy", "tokenizers", "huggingface_hub", "fastapi", "uvicorn")
+LIBRARIES = ("numpy", "tokenizers", "huggingface_hub", "fastapi", "uvicorn")
 # What speeds up which arithmetic; the words of /proc/cpuinfo on x86 and Arm.
 CPU_FEATURES = {
     "avx512f": "AVX-512 (float32)",
@@ -59,6 +60,7 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         yield finding_of(
             "disk speed", model_checks.TO_READ, partial(model_checks.disk_speed, sought.path)
         )
+    yield model_checks.provider()
     yield model_checks.packing()
     yield _hub(is_needed=sought.needs_hub)
     yield finding_of("access", "set it, or PLIMSOLL_HOST=127.0.0.1", partial(_access, settings))
@@ -67,6 +69,7 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
 
 def _versions() -> Finding:
     found = [f"Plimsoll {__version__}", f"Python {platform.python_version()}"]
+    found.append(f"onnxruntime {runtime_version()}")  # of onnxruntime or onnxruntime-gpu
     found += [f"{name} {version(name)}" for name in LIBRARIES]
     return Finding("versions", State.OK, ", ".join(found))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from plimsoll import files
 from plimsoll.cli.findings import Finding, State, finding_of, mib, nearest, words_of
 from plimsoll.composition.models import engine_threads, spec_of
+from plimsoll.encoder.backends.gpu import gpu_status
 from plimsoll.encoder.backends.packing import packing_status
 from plimsoll.encoder.catalog import ModelSpec, resolve
 from plimsoll.encoder.known_models import BuiltinSource
@@ -140,6 +141,15 @@ def packing() -> Finding:
         return Finding("packing", State.OK, "weights are packed once, into the cache folder")
     remedy = "lone texts are slower; report it with the output of `plimsoll doctor`"
     return Finding("packing", State.WARN, f"weights are packed at every call: {reason}", remedy)
+
+
+def provider() -> Finding:
+    """Whether the CPU or a GPU multiplies."""
+    status = gpu_status()
+    if status.is_missed:
+        remedy = "see the CUDA and cuDNN that this onnxruntime-gpu wants, or install onnxruntime"
+        return Finding("provider", State.WARN, status.found, remedy)
+    return Finding("provider", State.OK, status.found)
 
 
 def disk_speed(path: Path) -> Finding:

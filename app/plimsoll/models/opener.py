@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from plimsoll.encoder.architecture import read_architecture
+from plimsoll.encoder.backends.gpu import gpu_status
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
 from plimsoll.encoder.backends.packed_weights import PackedWeights
 from plimsoll.encoder.backends.packing import open_packed
@@ -136,6 +137,11 @@ class ModelOpener:
     ) -> EmbeddingModel:
         """Open over a sidecar and codes: the model closes them, and this call where it fails."""
         with closed_on_failure(codes, sidecar):
+            gpu_bytes = gpu_status().session_bytes(sidecar.index.weights_bytes)
+            if gpu_bytes and codes is None:
+                log.info("%s: %s", self._spec.name, gpu_status().found)
+                on_gpu = partial(OnnxBackend, gpu_bytes=gpu_bytes)
+                return self._model(sidecar, [on_gpu], codes, reason)
             try:
                 return self._open_packed(sidecar, codes, reason)
             except PackingError as error:

@@ -39,21 +39,25 @@ class OnnxBackend:
         embedding: Arrays,
         layers: Sequence[Arrays],
         packed: PackedWeights | None = None,
+        gpu_bytes: int = 0,
     ) -> None:
-        """Open. Raises PackingError where the packed weights are not taken as they are."""
+        """Open. Raises PackingError where the packed weights are not taken as they are.
+
+        gpu_bytes: of a GPU's memory that each session may take, and then the weights, which are
+        not packed, are copied there.
+        """
         self.attention_is_linear = attention_is_linear()
         self.pages = packed
         self._architecture = architecture
         self._arrays = layers
-        self._embedding = {name: as_value(array) for name, array in embedding.items()}
+        self._gpu_bytes = gpu_bytes
+        self._embedding = self._values(embedding)
         self._int8 = int8_linears(layers[0])
         self._graphs = build_graphs(architecture, self._int8)
         self._sessions: dict[int, LayerSessions] = {}  # by threads inside an operator
         self._layers: list[dict[str, object]] = []
         if packed is None:
-            self._layers = [
-                {name: as_value(array) for name, array in arrays.items()} for arrays in layers
-            ]
+            self._layers = [self._values(arrays) for arrays in layers]
         else:
             self._sessions[1] = packed.open_layers(self._graphs, layers)
         self._runners: list[Runner | SharedRunner] = []
@@ -126,7 +130,13 @@ class OnnxBackend:
         model = build_whole_graph(self._architecture, self._int8)
         return WholeModelRunner(pages.open_whole(model, self._arrays, n_threads))
 
+    def _values(self, arrays: Arrays) -> dict[str, object]:
+        on_gpu = self._gpu_bytes > 0
+        return {name: as_value(array, on_gpu=on_gpu) for name, array in arrays.items()}
+
     def _runner(self, n_threads: int) -> Runner:
+        if self._gpu_bytes:  # its threads are not ours; each set of sessions takes its memory
+            n_threads = 1
         if n_threads not in self._sessions:
             self._sessions[n_threads] = self._open_sessions(n_threads)
         runner = Runner(self._sessions[n_threads], self._layers, self._embedding)
@@ -136,5 +146,5 @@ class OnnxBackend:
     def _open_sessions(self, n_threads: int) -> LayerSessions:
         if self.pages is None:
             n_layers = self._architecture.n_layers
-            return LayerSessions.over_inputs(self._graphs, n_layers, n_threads)
+            return LayerSessions.over_inputs(self._graphs, n_layers, n_threads, self._gpu_bytes)
         return LayerSessions.with_layers(self._graphs, n_threads)

@@ -24,7 +24,8 @@ from plimsoll.encoder.backends.int8_graphs import int8_linear
 from plimsoll.encoder.backends.onnx_constants import ROOT
 from plimsoll.encoder.backends.protocol import Rotation
 
-REFUSED_WORDS = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+GPU_PROVIDER = "CUDAExecutionProvider"
+REFUSED_WORDS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 Tensors = Mapping[str, "ort.OrtValue"]
 
@@ -39,9 +40,9 @@ def is_allocation_failure(error: Exception) -> bool:
     return any(word in str(error) for word in REFUSED_WORDS)
 
 
-def as_value(array: np.ndarray) -> "ort.OrtValue":
-    """Wrap a contiguous array, uncopied; the array must outlive the value."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
+def as_value(array: np.ndarray, *, on_gpu: bool = False) -> "ort.OrtValue":
+    """Wrap a contiguous array, uncopied, and it must outlive the value; or copy it to the GPU."""
+    return ort.OrtValue.ortvalue_from_numpy(array, "cuda" if on_gpu else "cpu", 0)
 
 
 @cache
@@ -81,10 +82,20 @@ def session_options(n_threads: int, *, bounded: bool) -> ort.SessionOptions:
     return options
 
 
-def open_session(model: bytes, n_threads: int, *, bounded: bool = True) -> ort.InferenceSession:
-    """Open a graph with so many threads inside an operator."""
+def open_session(
+    model: bytes, n_threads: int, *, bounded: bool = True, gpu_bytes: int = 0
+) -> ort.InferenceSession:
+    """Open a graph with so many threads inside an operator.
+
+    gpu_bytes: of a GPU's memory that it may take, and then it computes there.
+    """
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+    if gpu_bytes:
+        limits = {"gpu_mem_limit": str(gpu_bytes), "arena_extend_strategy": "kSameAsRequested"}
+        # TF32 keeps 10 bits of a float32's 23.
+        providers.insert(0, (GPU_PROVIDER, limits | {"use_tf32": "0"}))
     options = session_options(n_threads, bounded=bounded)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=providers)
 
 
 @dataclass(frozen=True)
@@ -126,13 +137,19 @@ class LayerSessions:
     transform: Sequence[ort.InferenceSession]
 
     @classmethod
-    def over_inputs(cls, graphs: LayerGraphs, n_layers: int, n_threads: int) -> "LayerSessions":
-        """Sessions that take their weights as inputs, and serve every layer."""
+    def over_inputs(
+        cls, graphs: LayerGraphs, n_layers: int, n_threads: int, gpu_bytes: int = 0
+    ) -> "LayerSessions":
+        """Sessions that take their weights as inputs, and serve every layer.
+
+        gpu_bytes: of a GPU's memory that each of them may take; 0 for the CPU.
+        """
         return cls.with_layers(
             graphs,
             n_threads,
-            [open_session(graphs.project, n_threads)] * n_layers,
-            [open_session(graphs.transform, n_threads)] * n_layers,
+            [open_session(graphs.project, n_threads, gpu_bytes=gpu_bytes)] * n_layers,
+            [open_session(graphs.transform, n_threads, gpu_bytes=gpu_bytes)] * n_layers,
+            gpu_bytes,
         )
 
     @classmethod
@@ -142,12 +159,13 @@ class LayerSessions:
         n_threads: int,
         project: Sequence[ort.InferenceSession] = (),
         transform: Sequence[ort.InferenceSession] = (),
+        gpu_bytes: int = 0,
     ) -> "LayerSessions":
         """A set over these layers' sessions."""
         return cls(
-            embed_norm=open_session(graphs.embed_norm, n_threads),
+            embed_norm=open_session(graphs.embed_norm, n_threads, gpu_bytes=gpu_bytes),
             # Attention sees whole texts, whose buffers would stay in the arena.
-            attend=open_session(graphs.attend, n_threads, bounded=False),
+            attend=open_session(graphs.attend, n_threads, bounded=False, gpu_bytes=gpu_bytes),
             project=project,
             transform=transform,
         )
