@@ -183,7 +183,7 @@ class Quantizer:
         backend = OnnxBackend(architecture, weights.embedding(), layers)
         try:
             calibration = Calibration(
-                architecture, weights, backend.open_runner(1), samples.calibration
+                architecture, weights, backend.open_seen_runner(), samples.calibration
             )
             for layer, arrays in enumerate(layers):
                 everything.add(calibration.round_layer(arrays))

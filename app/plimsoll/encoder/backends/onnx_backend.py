@@ -21,7 +21,7 @@ from plimsoll.encoder.backends.onnx_runtime import (
 )
 from plimsoll.encoder.backends.packed_runners import SharedRunner, WholeModelRunner
 from plimsoll.encoder.backends.packed_weights import PackedWeights
-from plimsoll.encoder.backends.protocol import Arrays, LayerRunner, int8_linears
+from plimsoll.encoder.backends.protocol import Arrays, LayerRunner, SeenRunner, int8_linears
 
 # Sessions over the whole model that stay open, of about 1 MiB each: parallelism goes to and fro.
 MOST_WHOLE = 2
@@ -71,6 +71,12 @@ class OnnxBackend:
             return self._runner(n_threads)
         parts = [self._runner(1) for _ in range(n_threads)]
         runner = SharedRunner(self._runner(n_threads), parts)
+        self._runners.append(runner)
+        return runner
+
+    def open_seen_runner(self) -> SeenRunner:
+        """A runner that tells what products take, where weights are inputs in float32."""
+        runner = Runner(LayerSessions.seen(self._architecture), self._layers, self._embedding)
         self._runners.append(runner)
         return runner
 

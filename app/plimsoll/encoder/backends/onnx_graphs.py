@@ -8,7 +8,7 @@ Weights stay in GGUF's order, (n_out, n_in). How a product is computed is `linea
 function is given: as it is, by `gemm`, or over codes, by `int8_graphs`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -135,12 +135,17 @@ def attend_graph(architecture: Architecture) -> bytes:
     return graph.to_bytes("attend", {"context": 3})
 
 
-def transform_graph(architecture: Architecture, linear: Linear = gemm) -> bytes:
-    """`states` and `context` (tokens, hidden) → `new_states`: the rest of the layer."""
+def transform_graph(
+    architecture: Architecture, linear: Linear = gemm, seen: Sequence[str] = ()
+) -> bytes:
+    """`states` and `context` (tokens, hidden) → `new_states`: the rest of the layer.
+
+    seen: values on the way that are outputs too.
+    """
     graph = Graph(linear)
     states, context = graph.input("states", 2), graph.input("context", 2)
     _transform(graph, architecture, states, context, "new_states")
-    return graph.to_bytes("transform", {"new_states": 2})
+    return graph.to_bytes("transform", dict.fromkeys(("new_states", *seen), 2))
 
 
 def whole_graph(architecture: Architecture, linear: Linear = gemm) -> bytes:

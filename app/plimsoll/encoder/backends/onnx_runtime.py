@@ -9,7 +9,7 @@ except in a matrix of a single row, which takes another path in the library.
 
 import os
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -153,6 +153,13 @@ class LayerSessions:
         )
 
     @classmethod
+    def seen(cls, architecture: Architecture) -> "LayerSessions":
+        """Sessions over inputs for a runner that is asked for what the products take."""
+        found = cls.over_inputs(build_graphs(architecture), architecture.n_layers, 1)
+        model = graph.transform_graph(architecture, seen=("middle", "active"))
+        return replace(found, transform=[open_session(model, 1)] * architecture.n_layers)
+
+    @classmethod
     def with_layers(
         cls,
         graphs: LayerGraphs,
@@ -231,6 +238,20 @@ class Runner:
         bind_input(binding, "context", context)
         bind_output(binding, "new_states", states)
         self._sessions.transform[layer].run_with_iobinding(binding)
+
+    def transform_seen(
+        self,
+        layer: int,
+        states: np.ndarray,
+        context: np.ndarray,
+        middle: np.ndarray,
+        active: np.ndarray,
+    ) -> None:
+        """`transform` over sessions that also give what their products take: a SeenRunner."""
+        binding = self._binding("transform", layer)
+        bind_output(binding, "middle", middle)
+        bind_output(binding, "active", active)
+        self.transform(layer, states, context)
 
     def shrink_arena(self) -> None:
         """Give back what the shared arena holds and no operation uses."""

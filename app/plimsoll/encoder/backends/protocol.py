@@ -63,6 +63,23 @@ class LayerRunner(Protocol):
         """The rest of the layer, written over `states`."""
 
 
+class SeenRunner(LayerRunner, Protocol):
+    """A LayerRunner that tells what the products of `transform` take."""
+
+    def transform_seen(
+        self,
+        layer: int,
+        states: np.ndarray,
+        context: np.ndarray,
+        middle: np.ndarray,
+        active: np.ndarray,
+    ) -> None:
+        """`transform`, which also writes what feed-forward takes, and its last product.
+
+        middle: (tokens, hidden). active: (tokens, ffn).
+        """
+
+
 class WholeRunner(Protocol):
     """Takes one whole text through every layer at once, with the bits of the operations."""
 
