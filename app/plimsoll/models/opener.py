@@ -138,7 +138,7 @@ class ModelOpener:
         """Open over a sidecar and codes: the model closes them, and this call where it fails."""
         with closed_on_failure(codes, sidecar):
             gpu_bytes = gpu_status().session_bytes(sidecar.index.weights_bytes)
-            if gpu_bytes and codes is None:
+            if gpu_bytes and codes is None:  # packed weights and codes are for the CPU's kernels
                 log.info("%s: %s", self._spec.name, gpu_status().found)
                 on_gpu = partial(OnnxBackend, gpu_bytes=gpu_bytes)
                 return self._model(sidecar, [on_gpu], codes, reason)
@@ -192,7 +192,8 @@ class ModelOpener:
 
     def _note(self, error: PackingError) -> None:
         traceback.clear_frames(error.__traceback__)  # of views of maps, which close later
-        log.warning("%s computes with weights packed at every call: %s", self._spec.name, error)
+        what = "%s computes with weights packed at every call: %s"
+        log.warning(what, self._spec.name, str(error))  # a record would keep the error itself
 
     def _choose(self, sidecar: Sidecar, progress: Progress) -> tuple[CodesFile | None, str | None]:
         """Codes to compute with, None where that is to be float32; and why, where `auto` chose."""

@@ -57,7 +57,7 @@ class PackedWeights:
         self._path = file.path.resolve()  # as the kernel's list of mappings has it
         self._layers: LazyLayers | None = None
         self._n_layers = 0
-        self._verified: set[int] = set()
+        self._verified: set[int] = set()  # layers
 
     def open_layers(self, graphs: LayerGraphs, layers: Sequence[Arrays]) -> LayerSessions:
         """A session for each layer and operation, of one thread each; the first opens now.
@@ -125,7 +125,7 @@ class PackedWeights:
         A plain weight that is damaged has a packed form that is not there: it would be packed on
         the heap, and its vectors would look like any others.
         """
-        if layer not in self._verified:  # every run asks; going over the names takes its time
+        if layer not in self._verified:  # every run asks
             self._plain.verify(layer)
             self._file.verify(graph_names(layer))
             self._verified.add(layer)
