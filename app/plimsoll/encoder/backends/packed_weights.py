@@ -130,6 +130,11 @@ class PackedWeights:
             self._file.verify(graph_names(layer))
             self._verified.add(layer)
 
+    def _model(
+        self, model: bytes, weights: Mapping[str, np.ndarray], blobs: Sequence[Blob]
+    ) -> bytes:
+        return with_constants(model, weights, self._plain, self._path, blobs)
+
     def _open_layer(self, graphs: LayerGraphs, layers: Sequence[Arrays], layer: int) -> LayerPair:
         project, transform = graph_names(layer)
         return (
@@ -139,11 +144,6 @@ class PackedWeights:
 
     def _open_graph(self, name: str, model: bytes, weights: Arrays) -> ort.InferenceSession:
         return open_session(self._model(model, weights, self._file.blobs(name)), 1)
-
-    def _model(
-        self, model: bytes, weights: Mapping[str, np.ndarray], blobs: Sequence[Blob]
-    ) -> bytes:
-        return with_constants(model, weights, self._plain, self._path, blobs)
 
     def _open_first(self, open_layer: Callable[[int], LayerPair]) -> LayerPair:
         """Open the first layer, and see that its blobs were mapped and not made on the heap."""
