@@ -20,12 +20,14 @@ PlimsollError
 │   ├── CacheSpaceError         not enough room for what is to be written
 │   ├── CacheUnsafeError        wrong owner, a symbolic link, memory-backed
 │   └── PackingError            weights cannot be packed ahead here; they are packed at every call
+├── StoreError                the file of collections cannot be used
 ├── RequestError              what a client sent cannot be answered as asked
 │   ├── InvalidRequestError     shape, type or value of a field
 │   ├── UnsupportedEncodingError  a body with an encoding that is not read here
 │   ├── EmptyTextError          a text without a token
 │   ├── TextTooLongError        over the token limit with truncation off
 │   ├── UnknownModelError       a model that this server does not serve
+│   ├── UnknownCollectionError  a collection that is not there
 │   ├── MediaTypeError          a request that may change something and is not sent as JSON
 │   ├── MissingKeyError         no key where one is needed
 │   ├── InvalidKeyError         a key that is none of this server's
@@ -122,6 +124,10 @@ class CacheUnsafeError(CacheError):
     """Wrong owner or mode, a symbolic link, or a memory-backed file system."""
 
 
+class StoreError(PlimsollError):
+    """The file of collections cannot be read or written."""
+
+
 class RequestError(PlimsollError):
     """What a client sent cannot be answered as asked; `param` names the field."""
 
@@ -158,6 +164,10 @@ class UnknownModelError(RequestError):
     """A model that this server does not serve."""
 
     code = "model_not_found"
+
+
+class UnknownCollectionError(RequestError):
+    """A collection that is not there."""
 
 
 class MediaTypeError(RequestError):

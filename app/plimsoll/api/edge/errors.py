@@ -36,6 +36,7 @@ STATUS_AND_CODE: dict[type[errors.PlimsollError], tuple[int, str]] = {
     errors.ModelError: (503, "model_unavailable"),
     errors.GGUFError: (503, "model_unavailable"),
     errors.CacheError: (503, "model_unavailable"),
+    errors.StoreError: INTERNAL,
     errors.EncodeMemoryError: (503, "out_of_memory"),
     errors.EncodeError: INTERNAL,
     errors.QueueFullError: (429, errors.QueueFullError.code),

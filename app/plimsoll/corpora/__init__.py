@@ -1,0 +1,1 @@
+"""Collections of documents in one SQLite file, and search in them."""

@@ -1,0 +1,159 @@
+"""The file of collections: its connections, its one writer, and what keeps it safe.
+
+Owns the connections. One transaction writes at a time; each reader sees the file as it was when it
+began, and waits for no writer. Everything here blocks, and runs in threads. What is in the tables
+is the matter of the modules beside this one, which take a connection: whoever holds a transaction
+decides what commits together.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from plimsoll.corpora.schema import bring_up_to_date
+from plimsoll.errors import StoreError
+
+FILE_NAME = "collections.sqlite3"
+# Five vectors of 768 values fill a page; with SQLite's own 4 KiB a quarter of each is empty.
+PAGE_BYTES = 16 << 10
+PAGE_CACHE_KIB = 2048  # of each connection
+# Another process, such as one that makes a copy, holds the file for moments only.
+BUSY_TIMEOUT_S = 10.0
+BACKUP_PAGES = 256  # copied between two looks at the writers
+
+
+class Database:
+    """Owns the file at `path`, which is made and brought up to date at its first use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writing = Lock()
+        self._opening = Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._idle_readers: list[sqlite3.Connection] = []
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that commits at the block's end, and never happened where that raises.
+
+        One at a time: not to be nested. Raises StoreError where the file refuses.
+        """
+        with self._refusals(), self._writing, _transaction(self._open()) as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The file as it is now, for the length of a block. Raises StoreError."""
+        with self._refusals():
+            self._open()
+            connection = self._idle_readers.pop() if self._idle_readers else self._connect()
+            try:
+                connection.execute("BEGIN")
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                self._idle_readers.append(connection)
+
+    def check(self) -> list[str]:
+        """What is wrong with the file, as SQLite finds it; reads all of it."""
+        with self.reading() as connection:
+            try:
+                found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
+                found += [
+                    f"{table} refers to a row of {parent} that is not there"
+                    for table, _, parent, _ in connection.execute("PRAGMA foreign_key_check")
+                ]
+            except sqlite3.DatabaseError as error:  # damage that ends even the looking
+                return [str(error)]
+        return [fault for fault in found if fault != "ok"]
+
+    def back_up(self, target: Path) -> None:
+        """Write a copy of the file as it is at one moment, while it is in use."""
+        with self._refusals():
+            self._open()
+            source, copy = self._connect(), sqlite3.connect(target)
+            try:
+                source.backup(copy, pages=BACKUP_PAGES)
+            finally:
+                source.close()
+                copy.close()
+
+    def close(self) -> None:
+        """Close every connection; no transaction may be open."""
+        with self._opening:
+            connections = [*self._idle_readers]
+            if self._writer is not None:
+                connections.append(self._writer)
+            self._idle_readers, self._writer = [], None
+            for connection in connections:
+                connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        """The writer's connection, having made what is not there yet."""
+        with self._opening:
+            if self._writer is None:
+                self._make_folder()
+                connection = self._connect()
+                try:
+                    connection.execute("PRAGMA journal_mode = WAL")
+                    with _transaction(connection):
+                        bring_up_to_date(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+                self._writer = connection
+            return self._writer
+
+    def _make_folder(self) -> None:
+        folder = self.path.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the folder of collections, {folder}: {error.strerror or error}; set "
+                "PLIMSOLL_DATA_DIR to a folder on a disk that this user may write to"
+            ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,  # transactions begin and end as written here
+            check_same_thread=False,  # a connection is lent to one thread at a time
+        )
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file that is made now
+        connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
+        connection.execute("PRAGMA synchronous = FULL")  # what was answered survives a power cut
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        return connection
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Say which file it was, and what SQLite or the system says of it."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"the file of collections, {self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # a mistake of ours
+                raise
+            raise StoreError(
+                f"the file of collections, {self.path}, is damaged: {error}; put a copy in its "
+                "place, or take it away to begin anew"
+            ) from error
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite ends it by itself where the disk is full
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,161 @@
+"""Documents of a collection: put, found, listed in their order, deleted.
+
+Functions over a connection that is in a transaction, which the caller holds. Words for BM25 and
+vectors are kept in step here: a text that changes or goes takes its vectors of every version along.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from plimsoll.corpora import vectors, versions
+from plimsoll.corpora.records import Document, StoredDocument
+from plimsoll.corpora.schema import documents_table, words_table
+
+_COLUMNS = "row, id, text, metadata, text_sha256"
+
+
+def text_sha256(text: str) -> bytes:
+    """What a text is known by."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def as_json(metadata: Mapping[str, Any]) -> str:
+    """Metadata in the one form that is stored, so that equal ones are equal strings."""
+    return json.dumps(metadata, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def put(
+    connection: sqlite3.Connection, collection: int, documents: Sequence[Document]
+) -> list[int]:
+    """Add documents, or change those whose id is there; returns their rows, in order.
+
+    A changed document keeps its row. Where its text is another, its vectors go.
+    """
+    rows, stale = list[int](), list[int]()
+    for document in documents:
+        digest = text_sha256(document.text)
+        before = get(connection, collection, document.id)
+        if before is None:
+            rows.append(_insert(connection, collection, document, digest))
+            continue
+        rows.append(before.row)
+        _update(connection, collection, before, document, digest)
+        if before.text_sha256 != digest:
+            stale.append(before.row)
+    _delete_vectors(connection, collection, stale)
+    return rows
+
+
+def delete(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> int:
+    """Delete documents with their vectors of every version; returns how many there were."""
+    query = f"DELETE FROM {documents_table(collection)} WHERE id = ? RETURNING row, text"
+    rows = list[int]()
+    for document_id in ids:
+        found = connection.execute(query, (document_id,)).fetchone()
+        if found is not None:
+            _take_out_words(connection, collection, *found)
+            rows.append(found[0])
+    _delete_vectors(connection, collection, rows)
+    return len(rows)
+
+
+def get(connection: sqlite3.Connection, collection: int, document_id: str) -> StoredDocument | None:
+    """The document of this id."""
+    found = connection.execute(
+        f"SELECT {_COLUMNS} FROM {documents_table(collection)} WHERE id = ?", (document_id,)
+    ).fetchone()
+    return None if found is None else _document(found)
+
+
+def of_rows(
+    connection: sqlite3.Connection, collection: int, rows: Sequence[int]
+) -> list[StoredDocument]:
+    """The documents in these rows, in the order asked for; those that are gone are left out."""
+    query = f"SELECT {_COLUMNS} FROM {documents_table(collection)} WHERE row = ?"
+    found = (connection.execute(query, (row,)).fetchone() for row in rows)
+    return [_document(values) for values in found if values is not None]
+
+
+def of_ids(
+    connection: sqlite3.Connection, collection: int, ids: Iterable[str]
+) -> dict[str, StoredDocument]:
+    """Those of these documents that are there."""
+    found = (get(connection, collection, document_id) for document_id in ids)
+    return {document.id: document for document in found if document is not None}
+
+
+def after(
+    connection: sqlite3.Connection, collection: int, row: int, most: int
+) -> list[StoredDocument]:
+    """Up to `most` documents in the rows after `row`, in their order; 0 begins at the first."""
+    return [
+        _document(values)
+        for values in connection.execute(
+            f"""SELECT {_COLUMNS} FROM {documents_table(collection)}
+            WHERE row > ? ORDER BY row LIMIT ?""",
+            (row, most),
+        )
+    ]
+
+
+def count(connection: sqlite3.Connection, collection: int) -> int:
+    """How many there are."""
+    (n,) = connection.execute(f"SELECT count(*) FROM {documents_table(collection)}").fetchone()
+    return int(n)
+
+
+def _insert(
+    connection: sqlite3.Connection, collection: int, document: Document, digest: bytes
+) -> int:
+    (row,) = connection.execute(
+        f"""INSERT INTO {documents_table(collection)} (id, text, metadata, text_sha256)
+        VALUES (?, ?, ?, ?) RETURNING row""",
+        (document.id, document.text, as_json(document.metadata), digest),
+    ).fetchone()
+    _put_in_words(connection, collection, row, document.text)
+    return int(row)
+
+
+def _update(
+    connection: sqlite3.Connection,
+    collection: int,
+    before: StoredDocument,
+    document: Document,
+    digest: bytes,
+) -> None:
+    connection.execute(
+        f"""UPDATE {documents_table(collection)} SET text = ?, metadata = ?, text_sha256 = ?
+        WHERE row = ?""",
+        (document.text, as_json(document.metadata), digest, before.row),
+    )
+    if before.text_sha256 != digest:
+        _take_out_words(connection, collection, before.row, before.text)
+        _put_in_words(connection, collection, before.row, document.text)
+
+
+def _delete_vectors(connection: sqlite3.Connection, collection: int, rows: Sequence[int]) -> None:
+    if rows:
+        for version in versions.of_collection(connection, collection):
+            vectors.delete(connection, version.id, rows)
+
+
+def _put_in_words(connection: sqlite3.Connection, collection: int, row: int, text: str) -> None:
+    connection.execute(
+        f"INSERT INTO {words_table(collection)} (rowid, text) VALUES (?, ?)", (row, text)
+    )
+
+
+def _take_out_words(connection: sqlite3.Connection, collection: int, row: int, text: str) -> None:
+    """FTS5 does not keep the text, and has to be told what it was to take out its words."""
+    words = words_table(collection)
+    connection.execute(
+        f"INSERT INTO {words} ({words}, rowid, text) VALUES ('delete', ?, ?)", (row, text)
+    )
+
+
+def _document(values: tuple[Any, ...]) -> StoredDocument:
+    row, document_id, text, metadata, digest = values
+    return StoredDocument(row, document_id, text, json.loads(metadata), digest)

@@ -1,0 +1,80 @@
+"""What the store takes and gives: plain records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+FOREIGN_PREFIX = "foreign:"
+
+
+class VersionState(Enum):
+    """Whether a version may be searched alone."""
+
+    BUILDING = "building"  # documents without a vector are still to be embedded
+    COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class Space:
+    """A vector space: vectors are compared only where all of it is equal.
+
+    fingerprint: as /embed gives it, or `foreign:NAME` for a space that no model here embeds into.
+    model: name of the served model, None of a foreign space.
+    """
+
+    fingerprint: str
+    dimensions: int
+    model: str | None = None
+
+    @classmethod
+    def foreign(cls, name: str, dimensions: int) -> "Space":
+        """A space known by name alone."""
+        return cls(FOREIGN_PREFIX + name, dimensions)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether no model here embeds into it."""
+        return self.model is None
+
+
+@dataclass(frozen=True)
+class Version:
+    """Vectors of a collection's documents in one space. takes_writes: new documents get one."""
+
+    id: int
+    collection_id: int
+    space: Space
+    state: VersionState
+    takes_writes: bool
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Documents under a name; `active` is the version that searches read."""
+
+    id: int
+    name: str
+    active: Version
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as a client gives it."""
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document in its row: a whole number that stays its own and grows with each new one."""
+
+    row: int
+    id: str
+    text: str
+    metadata: Mapping[str, Any]
+    text_sha256: bytes

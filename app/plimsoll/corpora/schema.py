@@ -1,0 +1,117 @@
+"""The tables of the file of collections, and the steps that brought them about.
+
+`PRAGMA user_version` counts the steps that a file has. A step is never edited once it was
+published: what changes is a further step at the end. Tables of other parts that must commit
+together with documents and vectors are steps here too.
+
+Each collection has tables of its own, named by its number: documents, and their words for BM25,
+whose statistics then are those of the collection alone. Each version has a table of vectors.
+Dropping either is dropping tables, and a scan reads nothing else. They are made in this module.
+"""
+
+import sqlite3
+
+from plimsoll.errors import StoreError
+
+# Each a list of statements.
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE collections (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            name TEXT NOT NULL UNIQUE,
+            active_version INTEGER REFERENCES versions (id),
+            created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+        ) STRICT""",
+        """CREATE TABLE versions (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            collection INTEGER NOT NULL REFERENCES collections (id),
+            fingerprint TEXT NOT NULL,
+            dimensions INTEGER NOT NULL,
+            model TEXT,
+            state TEXT NOT NULL,
+            takes_writes INTEGER NOT NULL,
+            created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+        ) STRICT""",
+        "CREATE INDEX versions_of_collection ON versions (collection)",
+        """CREATE TABLE segments (
+            version INTEGER NOT NULL REFERENCES versions (id),
+            segment INTEGER NOT NULL,
+            n_changes INTEGER NOT NULL,
+            n_vectors INTEGER NOT NULL,
+            PRIMARY KEY (version, segment)
+        ) STRICT, WITHOUT ROWID""",
+    ),
+)
+
+
+def bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Take the steps that the file lacks, all in the transaction that is open.
+
+    Raises StoreError for a file of a later Plimsoll.
+    """
+    (n_taken,) = connection.execute("PRAGMA user_version").fetchone()
+    if n_taken > len(STEPS):
+        raise StoreError(
+            f"the file of collections has schema {n_taken}, and this Plimsoll knows {len(STEPS)}: "
+            "it was written by a later version"
+        )
+    for step in STEPS[n_taken:]:
+        for statement in step:
+            connection.execute(statement)
+    if n_taken < len(STEPS):
+        connection.execute(f"PRAGMA user_version = {len(STEPS):d}")
+
+
+def documents_table(collection: int) -> str:
+    """Name of the table of a collection's documents."""
+    return f"documents_{collection:d}"
+
+
+def words_table(collection: int) -> str:
+    """Name of the full-text index over them."""
+    return f"words_{collection:d}"
+
+
+def vectors_table(version: int) -> str:
+    """Name of the table of a version's vectors."""
+    return f"vectors_{version:d}"
+
+
+def make_collection_tables(connection: sqlite3.Connection, collection: int) -> None:
+    """Make the tables of a new collection. A row's number is its place, and is never used again."""
+    documents = documents_table(collection)
+    connection.execute(
+        f"""CREATE TABLE {documents} (
+            row INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            text TEXT NOT NULL,
+            metadata TEXT NOT NULL,
+            text_sha256 BLOB NOT NULL
+        ) STRICT"""
+    )
+    connection.execute(
+        f"""CREATE VIRTUAL TABLE {words_table(collection)} USING fts5 (
+            text, content='{documents}', content_rowid='row', tokenize='unicode61'
+        )"""
+    )
+
+
+def drop_collection_tables(connection: sqlite3.Connection, collection: int) -> None:
+    """Drop them."""
+    connection.execute(f"DROP TABLE {words_table(collection)}")
+    connection.execute(f"DROP TABLE {documents_table(collection)}")
+
+
+def make_vectors_table(connection: sqlite3.Connection, version: int) -> None:
+    """Make the table of a new version: little-endian float32, by the row of their document."""
+    connection.execute(
+        f"""CREATE TABLE {vectors_table(version)} (
+            row INTEGER PRIMARY KEY,
+            vector BLOB NOT NULL
+        ) STRICT"""
+    )
+
+
+def drop_vectors_table(connection: sqlite3.Connection, version: int) -> None:
+    """Drop it."""
+    connection.execute(f"DROP TABLE {vectors_table(version)}")

@@ -1,0 +1,143 @@
+"""Collections and their versions, as rows: made, found, pointed to, dropped.
+
+Functions over a connection that is in a transaction, which the caller holds.
+"""
+
+import sqlite3
+from typing import Any
+
+from plimsoll.corpora import schema
+from plimsoll.corpora.records import Collection, Space, Version, VersionState
+from plimsoll.errors import UnknownCollectionError
+
+_VERSION = (
+    "versions.id, versions.collection, fingerprint, dimensions, model, state, takes_writes, "
+    "versions.created_at"
+)
+_COLLECTION = f"""
+    SELECT collections.id, name, collections.created_at, {_VERSION}
+    FROM collections JOIN versions ON versions.id = active_version"""
+
+
+def create(connection: sqlite3.Connection, name: str, space: Space) -> Collection:
+    """Make a collection, empty, with one version, which is active and takes writes."""
+    row = connection.execute("INSERT INTO collections (name) VALUES (?) RETURNING id", (name,))
+    (collection,) = row.fetchone()
+    schema.make_collection_tables(connection, collection)
+    version = add(connection, collection, space, VersionState.COMPLETE)
+    connection.execute(
+        "UPDATE collections SET active_version = ? WHERE id = ?", (version.id, collection)
+    )
+    return find(connection, name)
+
+
+def find(connection: sqlite3.Connection, name: str) -> Collection:
+    """The collection of this name. Raises UnknownCollectionError."""
+    row = connection.execute(f"{_COLLECTION} WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise UnknownCollectionError(
+            f"there is no collection {name!r}; see GET /collections", param="name"
+        )
+    return _collection(row)
+
+
+def all_collections(connection: sqlite3.Connection) -> list[Collection]:
+    """Every collection, by name."""
+    return [_collection(row) for row in connection.execute(f"{_COLLECTION} ORDER BY name")]
+
+
+def drop(connection: sqlite3.Connection, collection: Collection) -> None:
+    """Drop a collection with everything in it."""
+    connection.execute(
+        "UPDATE collections SET active_version = NULL WHERE id = ?", (collection.id,)
+    )
+    for version in of_collection(connection, collection.id):
+        _drop_version(connection, version.id)
+    schema.drop_collection_tables(connection, collection.id)
+    connection.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
+
+
+def add(
+    connection: sqlite3.Connection, collection: int, space: Space, state: VersionState
+) -> Version:
+    """Make a further version, without vectors yet, which takes writes from now on."""
+    row = connection.execute(
+        f"""INSERT INTO versions (collection, fingerprint, dimensions, model, state, takes_writes)
+        VALUES (?, ?, ?, ?, ?, 1) RETURNING {_VERSION}""",
+        (collection, space.fingerprint, space.dimensions, space.model, state.value),
+    )
+    version = _version(row.fetchone())
+    schema.make_vectors_table(connection, version.id)
+    return version
+
+
+def of_collection(connection: sqlite3.Connection, collection: int) -> list[Version]:
+    """Its versions, in the order in which they were made."""
+    query = f"SELECT {_VERSION} FROM versions WHERE collection = ? ORDER BY id"
+    return [_version(row) for row in connection.execute(query, (collection,))]
+
+
+def taking_writes(connection: sqlite3.Connection, collection: int) -> list[Version]:
+    """Those that a new document's vectors go to."""
+    return [version for version in of_collection(connection, collection) if version.takes_writes]
+
+
+def activate(connection: sqlite3.Connection, collection: Collection, version: Version) -> None:
+    """Let searches read another version of the collection: the pointer's change, nothing else.
+
+    Raises ValueError for a version that is another collection's or not complete.
+    """
+    changed = connection.execute(
+        """UPDATE collections SET active_version = ?1 WHERE id = ?2 AND EXISTS
+        (SELECT 1 FROM versions WHERE id = ?1 AND collection = ?2 AND state = 'complete')""",
+        (version.id, collection.id),
+    )
+    if changed.rowcount != 1:
+        raise ValueError(f"version {version.id} is no complete one of {collection.name!r}")
+
+
+def set_state(connection: sqlite3.Connection, version: Version, state: VersionState) -> None:
+    """Say whether every document that can have one has a vector of this version."""
+    connection.execute("UPDATE versions SET state = ? WHERE id = ?", (state.value, version.id))
+
+
+def set_takes_writes(
+    connection: sqlite3.Connection, version: Version, *, takes_writes: bool
+) -> None:
+    """Say whether new documents get a vector of this version."""
+    connection.execute(
+        "UPDATE versions SET takes_writes = ? WHERE id = ?", (takes_writes, version.id)
+    )
+
+
+def drop_version(connection: sqlite3.Connection, version: Version) -> None:
+    """Drop a version's vectors. Raises ValueError for the active one."""
+    is_active = connection.execute(
+        "SELECT 1 FROM collections WHERE active_version = ?", (version.id,)
+    ).fetchone()
+    if is_active:
+        raise ValueError(f"version {version.id} is active")
+    _drop_version(connection, version.id)
+
+
+def _drop_version(connection: sqlite3.Connection, version: int) -> None:
+    schema.drop_vectors_table(connection, version)
+    connection.execute("DELETE FROM segments WHERE version = ?", (version,))
+    connection.execute("DELETE FROM versions WHERE id = ?", (version,))
+
+
+def _collection(row: tuple[Any, ...]) -> Collection:
+    number, name, created_at, *version = row
+    return Collection(number, name, _version(tuple(version)), created_at)
+
+
+def _version(row: tuple[Any, ...]) -> Version:
+    number, collection, fingerprint, dimensions, model, state, takes_writes, created_at = row
+    return Version(
+        id=number,
+        collection_id=collection,
+        space=Space(fingerprint, dimensions, model),
+        state=VersionState(state),
+        takes_writes=bool(takes_writes),
+        created_at=created_at,
+    )
