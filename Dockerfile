@@ -46,7 +46,8 @@ LABEL org.opencontainers.image.title="Plimsoll" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/cache/plimsoll \
         --shell /usr/sbin/nologin plimsoll \
-    && install --directory --owner plimsoll --group plimsoll --mode 0700 /var/cache/plimsoll
+    && install --directory --owner plimsoll --group plimsoll --mode 0700 \
+        /var/cache/plimsoll /var/lib/plimsoll
 # The model before the code: its bytes are the same whenever it is made, so this layer stays when
 # the code changes. Sidecars stay behind, as they name the very file that they were made from.
 COPY --from=model --chown=10001:10001 /var/cache/plimsoll/built /var/cache/plimsoll/built
@@ -58,10 +59,11 @@ ENV PATH=/opt/plimsoll/bin:$PATH \
     ORT_DISABLE_TELEMETRY=1 \
     PLIMSOLL_ALLOW_ANONYMOUS=true \
     PLIMSOLL_CACHE_DIR=/var/cache/plimsoll \
+    PLIMSOLL_DATA_DIR=/var/lib/plimsoll \
     PLIMSOLL_HOST=0.0.0.0 \
     PYTHONUNBUFFERED=1
 USER 10001:10001
-VOLUME /var/cache/plimsoll
+VOLUME ["/var/cache/plimsoll", "/var/lib/plimsoll"]
 EXPOSE 8080
 # Straight to this container: a proxy that the environment names cannot reach it.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-I", "-c", "\

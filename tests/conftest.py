@@ -73,9 +73,14 @@ def _default_cache(empty: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def client(model_cache: Path) -> Iterator[TestClient]:
+def client(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """The application with the built-in model, without a socket."""
-    settings = Settings(cache_dir=model_cache, idle_unload_s=0, allowed_hosts=TEST_HOSTS)
+    settings = Settings(
+        cache_dir=model_cache,
+        data_dir=tmp_path_factory.mktemp("data"),
+        idle_unload_s=0,
+        allowed_hosts=TEST_HOSTS,
+    )
     with TestClient(create_app(settings)) as client:
         yield client
 

@@ -7,6 +7,8 @@ text counts its tokens, so two texts differ by what they say, not by whose compa
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from plimsoll.api.application import build_application
 from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.origins import AllowedHosts
+from plimsoll.composition.corpora import build_corpora
 from plimsoll.composition.serving import build_core
 from plimsoll.encoder.architecture import Architecture, Pooling
 from plimsoll.encoder.known_models import KnownModel
@@ -238,9 +241,12 @@ class FakeServer:
             **options,
         )
         self.core.start()
+        self._data = TemporaryDirectory()
+        self.corpora = build_corpora(Path(self._data.name), self.core, self.telemetry)
         self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self.app = build_application(
             self.core,
+            self.corpora,
             self.telemetry,
             parsing=self.parsing,
             body_limit_bytes=body_limit_bytes,
@@ -260,6 +266,8 @@ class FakeServer:
         """End the threads."""
         self.parsing.shutdown()
         self.core.stop()
+        self.corpora.close()
+        self._data.cleanup()
 
 
 def metric(page: str, series: str) -> float:

@@ -22,8 +22,13 @@ TINY = Shape(n_layers=2, hidden=64, ffn=128, heads=4, vocab=2048, context=512)
 
 def small_settings(folder: Path, file: Path, **options: object) -> Settings:
     """Settings that serve `file` with a cache of its own below `folder`."""
-    own: dict[str, object] = {"cache_dir": folder / "cache", "cache_on_tmpfs": True}
-    own |= {"allowed_hosts": TEST_HOSTS, "load_wait_s": LOAD_WAIT_S}
+    own: dict[str, object] = {
+        "cache_dir": folder / "cache",
+        "cache_on_tmpfs": True,
+        "data_dir": folder / "data",
+        "allowed_hosts": TEST_HOSTS,
+        "load_wait_s": LOAD_WAIT_S,
+    }
     return Settings(model=str(file), **(own | options))
 
 

@@ -28,6 +28,9 @@ PlimsollError
 │   ├── TextTooLongError        over the token limit with truncation off
 │   ├── UnknownModelError       a model that this server does not serve
 │   ├── UnknownCollectionError  a collection that is not there
+│   ├── UnknownDocumentError    a document that is not in its collection
+│   ├── CollectionConflictError  a collection that is there, of another model or space
+│   ├── SpaceMismatchError      vectors of two spaces that would have to be compared
 │   ├── MediaTypeError          a request that may change something and is not sent as JSON
 │   ├── MissingKeyError         no key where one is needed
 │   ├── InvalidKeyError         a key that is none of this server's
@@ -40,7 +43,8 @@ PlimsollError
 ├── OverloadError             refused to protect what is under way; retry later
 │   ├── QueueFullError          more tokens wait than drain in good time
 │   ├── MemoryPressureError     no room below the memory line within the wait
-│   └── BreakerOpenError        memory failed or ran high; only the fallback answers
+│   ├── BreakerOpenError        memory failed or ran high; only the fallback answers
+│   └── IngestStoppedError      some documents of a list are stored; send all of them again
 ├── TooLargeError             could never fit this budget, however long one waits
 │   └── BodyTooLargeError       a body over the limit of this route
 ├── SlowBodyError             a body that arrives too slowly
@@ -169,6 +173,26 @@ class UnknownModelError(RequestError):
 class UnknownCollectionError(RequestError):
     """A collection that is not there."""
 
+    code = "collection_not_found"
+
+
+class UnknownDocumentError(RequestError):
+    """A document that is not in its collection."""
+
+    code = "document_not_found"
+
+
+class CollectionConflictError(RequestError):
+    """A collection that is there already, with vectors of another model or space."""
+
+    code = "collection_conflict"
+
+
+class SpaceMismatchError(RequestError):
+    """Vectors of two spaces that would have to be compared or stored side by side."""
+
+    code = "space_mismatch"
+
 
 class MediaTypeError(RequestError):
     """A request that may change something and is not sent as JSON."""
@@ -244,6 +268,12 @@ class BreakerOpenError(OverloadError):
     """The memory breaker is open."""
 
     code = "breaker_open"
+
+
+class IngestStoppedError(OverloadError):
+    """Documents of a list are stored up to some point; sending all of them again is safe."""
+
+    code = "documents_unfinished"
 
 
 class TooLargeError(PlimsollError):

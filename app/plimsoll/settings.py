@@ -144,6 +144,12 @@ class Settings(BaseSettings):
         description="Allow a cache folder in memory (tmpfs); its files count against the memory "
         "budget.",
     )
+    data_dir: Path = Field(
+        Path("~/.local/share/plimsoll"),
+        validate_default=True,
+        description="Folder of the collections, one SQLite file made at their first use; where "
+        "XDG_DATA_HOME is set, its folder plimsoll by default.",
+    )
     vector_cache: Size | None = Field(
         None,
         ge=Size(1 << 20),
@@ -236,7 +242,7 @@ class Settings(BaseSettings):
             raise ValueError("write an address that begins with http:// or https://")
         return address
 
-    @field_validator("cache_dir", "config")
+    @field_validator("cache_dir", "data_dir", "config")
     @classmethod
     def _expanded_path(cls, path: Path | None) -> Path | None:
         if path is None:

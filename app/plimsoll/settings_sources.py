@@ -43,7 +43,7 @@ class LoadedSettings:
     """Settings with the place of each value.
 
     sources: field → "command line", "argument", "environment", ".env", the TOML file's name,
-        "XDG_CACHE_HOME" or "default".
+        "XDG_CACHE_HOME", "XDG_DATA_HOME" or "default".
     ignored: environment variables with our prefix that Kubernetes set about a Service.
     toml_file: the file that was read, None where there is none.
     """
@@ -88,7 +88,10 @@ def load_settings(
     chosen = next((layer["config"] for _, layer in layers if "config" in layer), None)
     place, toml_file = _find_toml_file(directory, chosen)
     layers.append((place, _read_toml_file(place, toml_file)))
-    layers.append(("XDG_CACHE_HOME", _xdg_cache_dir(environ)))
+    layers += [
+        (home, _xdg_folder(environ, home, field))
+        for home, field in (("XDG_CACHE_HOME", "cache_dir"), ("XDG_DATA_HOME", "data_dir"))
+    ]
 
     values: dict[str, object] = {}
     sources = dict.fromkeys(Settings.model_fields, DEFAULT)
@@ -160,10 +163,10 @@ def _read_toml_file(name: str, path: Path | None) -> dict[str, object]:
     return values
 
 
-def _xdg_cache_dir(environ: Mapping[str, str]) -> dict[str, Path]:
+def _xdg_folder(environ: Mapping[str, str], home: str, field: str) -> dict[str, Path]:
     """Follow the XDG Base Directory rules, which ignore a relative folder."""
-    cache_home = Path(environ.get("XDG_CACHE_HOME", ""))
-    return {"cache_dir": cache_home / "plimsoll"} if cache_home.is_absolute() else {}
+    folder = Path(environ.get(home, ""))
+    return {field: folder / "plimsoll"} if folder.is_absolute() else {}
 
 
 def _spell(field: str, place: str) -> str:

@@ -144,6 +144,26 @@ def requests() -> Sequence[Panel]:
     )  # fmt: skip
 
 
+def collections() -> Sequence[Panel]:
+    """What comes into collections, and how fast they are searched."""
+    duration = "plimsoll_search_seconds"
+    return (
+        lines(
+            "Documents per second", "unchanged: sent again, and skipped.", "short",
+            Query(f"sum by (outcome) ({per_second('plimsoll_documents_total')})", "{{outcome}}"),
+        ),
+        lines(
+            "Searches per second", "As they were answered: bm25 also where the model could not.",
+            "reqps",
+            Query(f"sum by (mode) ({per_second(duration + '_count')})", "{{mode}}"),
+        ),
+        lines(
+            "Latency of searches, p99", "Embedding of the query included.", "s",
+            Query(quantile(0.99, duration, by="mode"), "{{mode}}"),
+        ),
+    )  # fmt: skip
+
+
 def models() -> Sequence[Panel]:
     """What each model is asked for, and when models open and close."""
     duration, load = "plimsoll_request_duration_seconds", "plimsoll_model_load_seconds"

@@ -12,8 +12,12 @@ ALL = ".+"
 OBJECTIVES = tuple(str(float(bucket_s)) for bucket_s in BUCKETS_S if bucket_s >= 0.1)
 OBJECTIVE = "10.0"  # that of the alert PlimsollSlow
 OBJECTIVE_RATIO = 0.99  # of the requests, likewise
-# Requests that only look: pages, probes, scrapes, listings, and paths that are no route.
-LOOKING = "/|/health.*|/metrics|/status|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
+# Requests that only look: pages, probes, scrapes, listings, and paths that are no route; and lists
+# of documents, which last as long as their clients send.
+LOOKING = (
+    "/|/collections|/collections/.name.|/collections/.name./documents.*|/health.*|/metrics|/status"
+    "|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
+)
 WORK = f'route!~"{LOOKING}"'
 REJECTED = 'status=~"4..",status!="429"'
 # By code, not by status: a rate does not see the first event of a series that begins with it, and

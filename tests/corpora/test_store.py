@@ -15,6 +15,7 @@ from plimsoll.corpora import documents, schema, vectors, versions
 from plimsoll.corpora.database import FILE_NAME, Database
 from plimsoll.corpora.records import Collection, Document, Space, Version, VersionState
 from plimsoll.errors import StoreError, UnknownCollectionError
+from plimsoll.policy.costs import SEGMENT_ROWS
 
 OLD = Space("v1:old", 2, "small")
 NEW = Space("v1:new", 3, "large")
@@ -68,7 +69,7 @@ def test_a_collection_points_to_its_first_version(database: Database):
     with database.reading() as connection:
         found = versions.find(connection, "ships")
         assert versions.all_collections(connection) == [found]
-        assert versions.taking_writes(connection, found.id) == [found.active]
+        assert versions.taking_writes(connection, found) == [found.active]
     assert found == made
     assert (found.active.space, found.active.state) == (OLD, VersionState.COMPLETE)
 
@@ -107,9 +108,9 @@ def test_writes_go_to_the_versions_that_take_them(database: Database):
     collection = make(database)
     with database.writing() as connection:
         target = versions.add(connection, collection.id, NEW, VersionState.BUILDING)
-        both = versions.taking_writes(connection, collection.id)
+        both = versions.taking_writes(connection, collection)
         versions.set_takes_writes(connection, target, takes_writes=False)
-        one = versions.taking_writes(connection, collection.id)
+        one = versions.taking_writes(connection, collection)
 
     assert [version.id for version in both] == [collection.active.id, target.id]
     assert one == [collection.active]
@@ -267,11 +268,11 @@ def test_every_change_in_a_segment_is_counted(database: Database):
         documents.delete(connection, collection.id, ["b"])
     after_delete = state()
     with database.writing() as connection:
-        vectors.put(connection, version.id, [vectors.SEGMENT_ROWS], ones(1))
+        vectors.put(connection, version.id, [SEGMENT_ROWS], ones(1))
 
     assert [after_put, after_change, after_delete] == [[(0, 1, 2)], [(0, 3, 2)], [(0, 4, 1)]]
     assert state() == [(0, 4, 1), (1, 1, 1)]
-    assert vectors.Segment(1, 1, 1).first_row == vectors.SEGMENT_ROWS
+    assert vectors.Segment(1, 1, 1).first_row == SEGMENT_ROWS
 
 
 # --- transactions and the file --------------------------------------------------------------

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from plimsoll import __version__
-from plimsoll.api.dialects import native, openai, rank
+from plimsoll.api.dialects import collections, documents, native, openai, rank
 from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.install import install
 from plimsoll.api.openapi import DESCRIPTION, TAGS, DocumentedAPI, operation_id
 from plimsoll.api.operations import docs, health, status
 from plimsoll.api.operations.recent import RecentRequests
+from plimsoll.corpora.corpora import Corpora
 from plimsoll.serving.core import ServingCore
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.telemetry.metrics import Telemetry
@@ -27,6 +28,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def build_application(
     core: ServingCore,
+    corpora: Corpora,
     telemetry: Telemetry,
     *,
     parsing: Executor,
@@ -37,7 +39,7 @@ def build_application(
     tracer: "RequestTracer | None" = None,
     new_permit: Callable[[], RequestPermit] | None = None,
 ) -> FastAPI:
-    """Put routes and edge around `core`, whose threads the lifespan starts and stops.
+    """Put routes and edge around `core` and `corpora`; the lifespan starts and stops their threads.
 
     parsing: one thread for the JSON of large bodies and large replies; the caller ends it.
     access: which clients are answered.
@@ -72,6 +74,8 @@ def build_application(
     refusals.register("/v1", openai.ERRORS.render)
     app.include_router(native.router(core.service))
     app.include_router(rank.router(core.ranking))
+    app.include_router(collections.router(corpora.catalog, corpora.search))
+    app.include_router(documents.router(corpora.catalog, corpora.ingest))
     app.include_router(openai.router(core.service, core.models, created=int(time())))
     app.include_router(
         health.router(

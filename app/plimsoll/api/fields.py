@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Header
+from fastapi import Header, Path
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -61,6 +61,17 @@ Count = Annotated[StrictInt, Field(ge=1), BeforeValidator(_as_whole)]
 # Some clients write null for every option that their caller did not set.
 OrDefault = Annotated[T, _NullIsDefault()]
 
+
+# Of a foreign space as of a model.
+MOST_DIMENSIONS = 4096
+CollectionName = Annotated[
+    str,
+    Path(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="A letter or digit, then up to 63 of those and `_`, `.` and `-`.",
+        openapi_examples={"made": {"value": "ships"}},
+    ),
+]
 
 PriorityHeader = Annotated[
     Priority | SkipJsonSchema[None],

@@ -21,6 +21,7 @@ route is answered 404 with the code `http_404`, another method 405 with `http_40
 TAGS = [
     {"name": "embeddings", "description": "Plimsoll's own answer, which leaves nothing out."},
     {"name": "ranking", "description": "The order of documents for a query."},
+    {"name": "collections", "description": "Documents that are kept, and search in them."},
     {"name": "openai", "description": "What clients of OpenAI's API speak."},
     {"name": "operations", "description": "What the server does. None of these opens a model."},
 ]

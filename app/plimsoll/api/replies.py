@@ -13,6 +13,7 @@ from fastapi import Request, Response
 
 from plimsoll.api.edge.json_rendering import render_json
 from plimsoll.api.fields import Encoding
+from plimsoll.corpora.tasks import DegradedSearch, IngestResult, SearchResults
 from plimsoll.serving.tasks import Degraded, Embeddings, Ranking, SparseEmbeddings
 from plimsoll.serving.threads import run_in
 
@@ -23,6 +24,8 @@ from plimsoll.serving.threads import run_in
 THREAD_FROM_NUMBERS = 128 << 10
 # Names, brackets and the record around an item cost as much as so many of its numbers.
 NUMBERS_AN_ITEM = 20
+# Text is quoted as fast as numbers of so many characters are written.
+NUMBER_CHARACTERS = 32
 DEGRADED = "X-Plimsoll-Degraded"
 # For a route's `responses`.
 DEGRADED_HEADERS = {
@@ -75,6 +78,25 @@ async def ranking_response(
     return await _rendered(request, content, headers, n_results, n_results)
 
 
+async def search_response(
+    request: Request, result: SearchResults, content: Callable[[], object]
+) -> Response:
+    """Render what a search has found, likewise."""
+    kind = "sparse" if result.mode == "bm25" else "dense"
+    n_results = len(result.results)
+    _note(request, kind, n_results, result.n_tokens, result.degraded)
+    headers = _degraded_header(result.degraded)
+    n_characters = sum(len(found.document.text) for found in result.results)
+    return await _rendered(request, content, headers, n_results, n_characters // NUMBER_CHARACTERS)
+
+
+def documents_response(request: Request, result: IngestResult) -> Response:
+    """Render what became of documents, likewise."""
+    n_stored = result.added + result.updated + result.unchanged
+    _note(request, "none", n_stored + result.failed, result.n_tokens)
+    return json_response(result)
+
+
 def vector_field(vector: np.ndarray, encoding: Encoding) -> np.ndarray | orjson.Fragment:
     """A float32 vector as a JSON list, or as base64 of its little-endian bytes."""
     if encoding == "base64":
@@ -89,7 +111,7 @@ def _note(
     kind: str,
     n_texts: int,
     n_tokens: int | None,
-    degraded: Degraded | None = None,
+    degraded: Degraded | DegradedSearch | None = None,
 ) -> None:
     """Tell the edge what the answer is."""
     state = request.state
@@ -113,5 +135,5 @@ async def _rendered(
     return Response(body, 200, headers, "application/json")
 
 
-def _degraded_header(degraded: Degraded | None) -> dict[str, str] | None:
+def _degraded_header(degraded: Degraded | DegradedSearch | None) -> dict[str, str] | None:
     return None if degraded is None else {DEGRADED: degraded.reason}

@@ -12,6 +12,7 @@ from plimsoll.api.application import build_application
 from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.keys import Keys
 from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
+from plimsoll.composition.corpora import build_corpora
 from plimsoll.composition.models import engine_threads, make_models
 from plimsoll.composition.serving import make_core
 from plimsoll.errors import SettingsError
@@ -43,6 +44,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
         load_wait_s=settings.load_wait_s,
     )
     core = make_core(settings, models, Monitors(monitor, loads=times), telemetry, drain)
+    corpora = build_corpora(settings.data_dir, core, telemetry)
     parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
     tracer = make_tracer(settings)
 
@@ -61,12 +63,14 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
                     with suppress(asyncio.CancelledError):
                         await preload
                 parsing.shutdown()
+                await asyncio.to_thread(corpora.close)
         await models.close()
         if tracer is not None:
             await asyncio.to_thread(tracer.stop)
 
     app = build_application(
         core,
+        corpora,
         telemetry,
         parsing=parsing,
         body_limit_bytes=settings.body_limit,

@@ -10,7 +10,10 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from plimsoll.corpora import vectors, versions
+from plimsoll.corpora.filters import Condition
 from plimsoll.corpora.records import Document, StoredDocument
 from plimsoll.corpora.schema import documents_table, words_table
 
@@ -134,6 +137,28 @@ def _update(
     if before.text_sha256 != digest:
         _take_out_words(connection, collection, before.row, before.text)
         _put_in_words(connection, collection, before.row, document.text)
+
+
+def n_bytes(connection: sqlite3.Connection, collection: int, rows: Sequence[int]) -> int:
+    """Of the texts and the metadata in these rows, in UTF-8."""
+    query = f"""SELECT length(CAST(text AS BLOB)) + length(CAST(metadata AS BLOB))
+        FROM {documents_table(collection)} WHERE row = ?"""
+    found = (connection.execute(query, (row,)).fetchone() for row in rows)
+    return sum(values[0] for values in found if values is not None)
+
+
+def last_row(connection: sqlite3.Connection, collection: int) -> int:
+    """The row of the newest document, 0 where there is none: no fewer than there are documents."""
+    query = f"SELECT coalesce(max(row), 0) FROM {documents_table(collection)}"
+    (row,) = connection.execute(query).fetchone()
+    return int(row)
+
+
+def fitting(connection: sqlite3.Connection, collection: int, condition: Condition) -> np.ndarray:
+    """Rows of the documents whose metadata fit, int64, ascending."""
+    query = f"SELECT row FROM {documents_table(collection)} WHERE {condition.sql} ORDER BY row"
+    found = connection.execute(query, condition.values)
+    return np.fromiter((row for (row,) in found), np.int64)
 
 
 def _delete_vectors(connection: sqlite3.Connection, collection: int, rows: Sequence[int]) -> None:

@@ -7,14 +7,14 @@ from a segment is known to be behind by that number.
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from plimsoll.corpora.schema import vectors_table
+from plimsoll.policy.costs import SEGMENT_ROWS
 
-SEGMENT_ROWS = 1024
 STORED = np.dtype("<f4")
 
 
@@ -33,9 +33,12 @@ class Segment:
 
 
 def put(
-    connection: sqlite3.Connection, version: int, rows: Sequence[int], vectors: np.ndarray
+    connection: sqlite3.Connection,
+    version: int,
+    rows: Sequence[int],
+    vectors: Iterable[np.ndarray],
 ) -> None:
-    """Store vectors, float32 (n_rows, dimensions), in the place of what the rows have."""
+    """Store a vector a row, float32 (dimensions,), in the place of what the rows have."""
     n_before = _delete(connection, version, rows)
     connection.executemany(
         f"INSERT INTO {vectors_table(version)} (row, vector) VALUES (?, ?)",

@@ -77,9 +77,13 @@ def of_collection(connection: sqlite3.Connection, collection: int) -> list[Versi
     return [_version(row) for row in connection.execute(query, (collection,))]
 
 
-def taking_writes(connection: sqlite3.Connection, collection: int) -> list[Version]:
-    """Those that a new document's vectors go to."""
-    return [version for version in of_collection(connection, collection) if version.takes_writes]
+def taking_writes(connection: sqlite3.Connection, collection: Collection) -> list[Version]:
+    """Those that a new document's vectors go to; the active one always is among them."""
+    return [
+        version
+        for version in of_collection(connection, collection.id)
+        if version.takes_writes or version.id == collection.active.id
+    ]
 
 
 def activate(connection: sqlite3.Connection, collection: Collection, version: Version) -> None:

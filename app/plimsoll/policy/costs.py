@@ -147,3 +147,37 @@ def ranking_demand(query: str, documents: Sequence[str]) -> Demand:
         held_bytes=len(documents) * TEXT_BYTES + RANKING_CHARACTER_BYTES * n_characters,
         is_fallback=True,
     )
+
+
+# A line of documents while it is read, a batch of them, and what the two become when parsed.
+INGEST_BYTES = 8 << 20
+# Pages of the file of collections, and the documents of some words while they are ranked.
+WORD_SEARCH_BYTES = 4 << 20
+# Rows of vectors that a search looks at together: as SQLite gives them, joined, and of unit length.
+SEGMENT_ROWS = 1024
+SEGMENT_COPIES = 4
+# A row that fits a filter, while it is collected.
+FITTING_ROW_BYTES = 48
+# A byte of a document that is found: as text and as JSON of a reply, which may escape it.
+FOUND_BYTES = 8
+
+
+def vector_search_demand(dimensions: int, *, n_filtered_rows: int) -> Demand:
+    """What a search among any number of vectors takes; n_filtered_rows: that may fit its filter."""
+    segment_bytes = SEGMENT_ROWS * dimensions * FLOAT32_BYTES
+    return Demand(
+        n_tokens=0,
+        held_bytes=WORD_SEARCH_BYTES
+        + SEGMENT_COPIES * segment_bytes
+        + FITTING_ROW_BYTES * n_filtered_rows,
+    )
+
+
+def word_search_demand() -> Demand:
+    """What a search by words takes; like BM25's other uses it may pass the memory line."""
+    return Demand(n_tokens=0, held_bytes=WORD_SEARCH_BYTES, is_fallback=True)
+
+
+def found_documents_bytes(n_documents: int, n_bytes: int) -> int:
+    """What documents take that are found, with their reply; n_bytes: as they are stored."""
+    return n_documents * TEXT_BYTES + FOUND_BYTES * n_bytes

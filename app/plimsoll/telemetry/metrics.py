@@ -20,6 +20,7 @@ from prometheus_client import (
 from prometheus_client.metrics import MetricWrapperBase
 
 from plimsoll.telemetry.bottleneck import BottleneckMetrics
+from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.engine import EngineMetrics
 from plimsoll.telemetry.machine import MachineMetrics
 from plimsoll.telemetry.models import ModelMetrics, WeightMetrics
@@ -53,6 +54,7 @@ class Telemetry:
         self.requests = RequestMetrics(self.registry)
         self.engine = EngineMetrics(self.registry)
         self.pressure = PressureMetrics(self.registry)
+        self.corpora = CorpusMetrics(self.registry)
         self.models = ModelMetrics(self.registry)
         self.machine = MachineMetrics(self.registry)
         self.weights = WeightMetrics(self.registry)
@@ -73,6 +75,7 @@ class Telemetry:
             self.requests,
             self.engine,
             self.pressure,
+            self.corpora,
             self.models,
             self.machine,
             self.weights,

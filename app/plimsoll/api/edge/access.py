@@ -42,6 +42,13 @@ def needed_by(route: RouteContext | None) -> Access:
     return declared
 
 
+def methods_at(scope: Scope) -> set[str]:
+    """Every method that the path in `scope` takes."""
+    routes = iter_route_contexts(scope["app"].routes)
+    fitting = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
+    return {method for route in fitting for method in route.methods or ()}
+
+
 def route_of(scope: Scope) -> RouteContext | None:
     """The route that will answer, found as the router finds it; None where there is none."""
     for route in iter_route_contexts(scope["app"].routes):

@@ -68,7 +68,15 @@ class IncomingBody:
         self._decoded_bytes = 0
         self._given_whole = False  # the application has all of it
         self._gone: asyncio.Future[Message] | None = None  # what comes once the client hangs up
+        self._in_parts = False
         self.refused = False
+
+    def read_in_parts(self) -> None:
+        """The route uses up the body as it comes, of any length, and reserves what it keeps of it.
+
+        Each part then has as long to come as a whole body has.
+        """
+        self._in_parts = True
 
     async def receive(self) -> Message:
         """The next message to the application.
@@ -81,7 +89,8 @@ class IncomingBody:
         try:
             if not self._received_bytes:
                 self._decoder = decoder_of(self._headers)
-            if self._declared_bytes >= GATE_FROM_BYTES and not self._received_bytes:
+            is_first = not self._received_bytes and not self._in_parts
+            if self._declared_bytes >= GATE_FROM_BYTES and is_first:
                 self._check(self._declared_bytes)
                 # Until then the client is held back by its own unread bytes.
                 await self._permit.wait_to_keep(self._declared_bytes)
@@ -168,6 +177,8 @@ class IncomingBody:
         return message
 
     async def _next_in_time(self) -> Message:
+        if self._in_parts:
+            self._deadline_s = asyncio.get_running_loop().time() + self._limits.timeout_s
         try:
             async with asyncio.timeout_at(self._deadline_s):
                 return await self._next()
@@ -189,6 +200,8 @@ class IncomingBody:
             self._has_entered = True
 
     def _admit(self, n_bytes: int) -> None:
+        if self._in_parts:
+            return
         self._check(n_bytes)
         if n_bytes < GATE_FROM_BYTES or n_bytes <= self._permit.kept_bytes:
             return

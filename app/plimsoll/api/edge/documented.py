@@ -93,8 +93,62 @@ OF_A_TEXT: Examples = (
     ),
 )
 
+OF_A_PATH: Examples = (
+    errors.InvalidRequestError(
+        "name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$'", param="name"
+    ),
+)
 
-EVERYTHING = (OF_ANY_ROUTE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_TEXT)
+OF_THE_STORE: Examples = (
+    errors.StoreError(
+        "the file of collections, /var/lib/plimsoll/collections.sqlite3: database or disk is full"
+    ),
+)
+
+OF_A_COLLECTION: Examples = (
+    *OF_THE_STORE,
+    errors.UnknownCollectionError(
+        "there is no collection 'ships'; see GET /collections", param="name"
+    ),
+)
+
+OF_A_DOCUMENT: Examples = (
+    *OF_A_COLLECTION,
+    errors.UnknownDocumentError("'ships' has no document '7'", param="id"),
+)
+
+OF_A_CONFLICT: Examples = (
+    errors.CollectionConflictError(
+        "'ships' has vectors by 'all-MiniLM-L6-v2' with 384 values, which are kept", param="model"
+    ),
+)
+
+OF_A_SPACE: Examples = (
+    errors.SpaceMismatchError(
+        "the vectors of 'ships' are of the space 'foreign:ada', into which no model here embeds a "
+        "query; mode bm25 searches by words"
+    ),
+)
+
+OF_DOCUMENTS: Examples = (
+    errors.IngestStoppedError(
+        "512 documents were added, 0 updated, 0 were there and 0 failed before this: memory failed "
+        "or ran high; trying again in 15 s; send all of them again, what is stored is skipped",
+        retry_after_s=15,
+    ),
+)
+
+EVERYTHING = (
+    OF_ANY_ROUTE,
+    OF_AN_OPERATOR,
+    OF_A_BODY,
+    OF_A_MODEL,
+    OF_A_TEXT,
+    OF_A_DOCUMENT,
+    OF_A_CONFLICT,
+    OF_A_SPACE,
+    OF_DOCUMENTS,
+)
 
 
 def documented(shape: ErrorShape, *groups: Examples) -> Responses:

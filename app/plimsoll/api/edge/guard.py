@@ -20,6 +20,10 @@ from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
 from plimsoll.api.edge.refusals import Refusals
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# A page of another site cannot send these without its browser asking first, whatever they hold.
+ASKED_FIRST_METHODS = ("DELETE",)
+# JSON, a value a line.
+LINES_SUBTYPES = ("x-ndjson", "jsonl")
 # What a page of another origin may read of an answer beside its body.
 EXPOSED_HEADERS = (
     "Retry-After", "X-Plimsoll-Degraded", "X-Plimsoll-Fingerprint", "X-Plimsoll-Truncated",
@@ -119,7 +123,8 @@ class Guard:
         headers = Headers(scope=scope)
         self._check_key(needed_by(route), headers)
         content_type = headers.get("content-type", "")
-        if route is None or scope["method"] in SAFE_METHODS or _is_json(content_type):
+        needs_json = scope["method"] not in (*SAFE_METHODS, *ASKED_FIRST_METHODS)
+        if route is None or not needs_json or _is_json(content_type):
             return
         raise errors.MediaTypeError(
             f"send JSON with the header Content-Type: application/json, not {content_type!r}"
@@ -154,4 +159,5 @@ def _sent_keys(headers: Headers) -> list[bytes]:
 
 def _is_json(content_type: str) -> bool:
     kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
-    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+    is_json = subtype in ("json", *LINES_SUBTYPES) or subtype.endswith("+json")
+    return kind == "application" and is_json

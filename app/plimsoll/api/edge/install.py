@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from plimsoll.api.edge.access import methods_at
 from plimsoll.api.edge.body import BodyLimits
 from plimsoll.api.edge.guard import AccessRules, Guard
 from plimsoll.api.edge.middleware import Edge
@@ -53,6 +54,9 @@ def install(
     )
 
     async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            # The framework names the methods of one route, and a path may have several.
+            error.headers = {"Allow": ", ".join(sorted(methods_at(request.scope)))}
         return refusals.answer(error, request.scope)
 
     for kind in (PlimsollError, RequestValidationError, HTTPException):

@@ -77,13 +77,13 @@ async def _parse(request: Request, body: bytearray) -> Any:
     thread = state.parsing if len(body) > THREAD_FROM_BYTES else None
     try:
         with state.telemetry.requests.stage("parse"):
-            cost = await run_in(thread, _bounded_cost, body)
+            cost = await run_in(thread, bounded_cost, body)
             permit, n_bytes = permit_of(request), len(body)
             is_held = permit.kept_bytes > 0  # small bodies are not
             if is_held:
                 await permit.wait_to_keep(n_bytes + cost.parsed_bytes)
                 permit.keep(n_bytes + cost.parsed_bytes)
-            parsed = await run_in(thread, _loads, body)
+            parsed = await run_in(thread, loads, body)
     finally:
         body.clear()  # its bytes go at once, though the callers still have the object
     if is_held:
@@ -93,8 +93,11 @@ async def _parse(request: Request, body: bytearray) -> Any:
     return parsed
 
 
-def _bounded_cost(body: bytearray) -> JSONCost:
-    """What parsing takes. Raises InvalidRequestError and BodyTooLargeError above the limits."""
+def bounded_cost(body: bytes | bytearray, what: str = "the body") -> JSONCost:
+    """What parsing takes; 0 where that is little.
+
+    Raises InvalidRequestError and BodyTooLargeError above the limits.
+    """
     n_bytes = len(body)
     if n_bytes < SCAN_FROM_BYTES and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return JSONCost(0, 0, 0)
@@ -102,11 +105,11 @@ def _bounded_cost(body: bytearray) -> JSONCost:
     cost = json_cost(body, limits)
     if cost.depth > MAX_DEPTH:
         raise InvalidRequestError(
-            f"the body has more than {MAX_DEPTH} lists and objects inside each other"
+            f"{what} has more than {MAX_DEPTH} lists and objects inside each other"
         )
     if cost.exceeds(limits):
         raise BodyTooLargeError(
-            f"the body's JSON is too large to parse: its first {cost.n_values:,} values would take "
+            f"{what}'s JSON is too large to parse: its first {cost.n_values:,} values would take "
             f"{cost.parsed_bytes >> 20} MiB; {MAX_VALUES:,} values and "
             f"{limits.parsed_bytes >> 20} MiB are the most for a body of its size; send fewer "
             "texts at a time"
@@ -114,9 +117,10 @@ def _bounded_cost(body: bytearray) -> JSONCost:
     return cost
 
 
-def _loads(body: bytearray) -> Any:
+def loads(body: bytes | bytearray, what: str = "the body") -> Any:
+    """What a JSON text says. Raises InvalidRequestError."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         problem = error.msg  # the error itself holds the text
-    raise InvalidRequestError(f"the body is not valid JSON: {problem}")
+    raise InvalidRequestError(f"{what} is not valid JSON: {problem}")

@@ -1,0 +1,27 @@
+"""The use cases of collections, and what they share: made and closed together."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from plimsoll.corpora.catalog import CollectionCatalog
+from plimsoll.corpora.database import Database
+from plimsoll.corpora.ingest import DocumentIngest
+from plimsoll.corpora.search import CollectionSearch
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """threads: that of documents, and that of vectors."""
+
+    database: Database
+    catalog: CollectionCatalog
+    ingest: DocumentIngest
+    search: CollectionSearch
+    threads: tuple[ThreadPoolExecutor, ...]
+
+    def close(self) -> None:
+        """Finish what runs, then close the file; blocks."""
+        for thread in self.threads:
+            thread.shutdown()
+        self.search.close()
+        self.database.close()

@@ -1,0 +1,251 @@
+"""The use case of a search: by meaning, by words, or by both, in one collection.
+
+A query is compared with vectors of its own space alone. Where that cannot be, a search that left
+the mode open is answered by words, and says so; one that named its mode is refused.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from sqlite3 import Connection
+from time import perf_counter
+from typing import TypeVar
+
+import numpy as np
+
+from plimsoll.corpora import documents, versions
+from plimsoll.corpora.database import Database
+from plimsoll.corpora.filters import Condition, parse_filter
+from plimsoll.corpora.ranking import Ranked, fused
+from plimsoll.corpora.records import Collection, Space
+from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
+from plimsoll.corpora.vector_copies import VectorCopies
+from plimsoll.corpora.words import search_words
+from plimsoll.errors import InvalidRequestError, SpaceMismatchError, UnknownModelError
+from plimsoll.policy.costs import (
+    Demand,
+    found_documents_bytes,
+    vector_search_demand,
+    word_search_demand,
+)
+from plimsoll.serving.embedding import EmbeddingService
+from plimsoll.serving.fallback import with_fallback
+from plimsoll.serving.gate import RequestPermit
+from plimsoll.serving.tasks import Degraded, Embeddings, EmbedTask, raise_first
+from plimsoll.serving.threads import run_in
+from plimsoll.telemetry.corpora import CorpusMetrics
+from plimsoll.telemetry.pressure import PressureMetrics
+
+T = TypeVar("T")
+
+# Of each of the two orders that a hybrid search makes one of.
+FUSED_DEPTH = 1000
+
+
+class CollectionSearch:
+    """Searches collections. documents_thread: reads the file; vectors_thread: owns the copies."""
+
+    def __init__(
+        self,
+        database: Database,
+        embeddings: EmbeddingService,
+        metrics: CorpusMetrics,
+        pressure: PressureMetrics,
+        documents_thread: Executor,
+        vectors_thread: Executor,
+    ) -> None:
+        self._database = database
+        self._embeddings = embeddings
+        self._metrics = metrics
+        self._pressure = pressure
+        self._thread = documents_thread
+        self._vectors_thread = vectors_thread
+        self._copies = VectorCopies(database.path.parent)
+
+    async def search(self, task: SearchTask, permit: RequestPermit) -> SearchResults:
+        """The `top_k` best documents.
+
+        Raises InvalidRequestError, UnknownCollectionError, SpaceMismatchError, StoreError, and
+        where the mode is not left open what EmbeddingService.embed_dense does.
+        """
+        began_s = perf_counter()
+        condition = None if task.filter is None else parse_filter(task.filter)
+        found = await self._answer(task, condition, permit)
+        self._metrics.searched(found.mode, perf_counter() - began_s)
+        return found
+
+    def close(self) -> None:
+        """Give the copies of vectors back."""
+        self._copies.close()
+
+    async def _answer(
+        self, task: SearchTask, condition: Condition | None, permit: RequestPermit
+    ) -> SearchResults:
+        if task.mode == "bm25":
+            return await self._by_words(task, condition, permit, None)
+        try:
+            return await with_fallback(
+                "bm25" if task.mode == "auto" else "none",
+                permit,
+                self._pressure,
+                lambda: self._by_meaning(task, condition, permit),
+                lambda degraded: self._by_words(task, condition, permit, _degraded(degraded)),
+            )
+        except SpaceMismatchError as error:
+            if task.mode != "auto":
+                raise
+            mismatch = DegradedSearch(error.code, str(error), None)
+        permit.drop()
+        self._pressure.degraded(mismatch.reason)
+        return await self._by_words(task, condition, permit, mismatch)
+
+    async def _by_meaning(
+        self, task: SearchTask, condition: Condition | None, permit: RequestPermit
+    ) -> SearchResults:
+        while True:  # again where another version became active in the meantime
+            collection, n_rows = await self._read(
+                lambda connection: _collection_and_rows(connection, task.collection)
+            )
+            query = await self._embedded(collection, task, permit)
+            (vector,) = query.vectors
+            assert vector is not None  # noqa: S101 - its failure has been raised
+            demand = vector_search_demand(
+                query.dimensions, n_filtered_rows=n_rows if condition else 0
+            )
+            await permit.renew(demand)
+            space = collection.active.space
+            ranked = await run_in(self._vectors_thread, self._near, task, condition, space, vector)
+            if ranked is not None:
+                break
+        return SearchResults(
+            mode="hybrid" if task.mode == "hybrid" else "dense",
+            fingerprint=query.fingerprint,
+            results=await self._documents(collection, ranked, demand, permit),
+            warnings=[*query.traits.notes, *_cut(query)],
+            n_tokens=query.n_tokens,
+        )
+
+    async def _embedded(
+        self, collection: Collection, task: SearchTask, permit: RequestPermit
+    ) -> Embeddings:
+        """The query in the collection's space. Raises SpaceMismatchError where it has no vector."""
+        space = collection.active.space
+        if space.is_foreign:
+            raise SpaceMismatchError(
+                f"the vectors of {collection.name!r} are of the space {space.fingerprint!r}, into "
+                "which no model here embeds a query; mode bm25 searches by words"
+            )
+        try:
+            query = await self._embeddings.embed_dense(
+                EmbedTask(
+                    [task.query],
+                    "search_query",
+                    dimensions=space.dimensions,
+                    model=space.model,
+                    priority=task.priority,
+                ),
+                permit,
+            )
+        except (UnknownModelError, InvalidRequestError) as error:  # not served, or cut down
+            raise SpaceMismatchError(
+                f"the vectors of {collection.name!r} are of {space.fingerprint} by "
+                f"{space.model!r}: {error}"
+            ) from error
+        check_space(collection.name, space, query)
+        raise_first(query.failures, lambda index: "query", param="query")
+        return query
+
+    async def _by_words(
+        self,
+        task: SearchTask,
+        condition: Condition | None,
+        permit: RequestPermit,
+        degraded: DegradedSearch | None,
+    ) -> SearchResults:
+        demand = word_search_demand()
+        if degraded:  # it has waited already
+            permit.renew_now(demand)
+        else:
+            await permit.renew(demand)
+
+        def look(connection: Connection) -> tuple[Collection, Ranked]:
+            collection = versions.find(connection, task.collection)
+            return collection, search_words(
+                connection, collection.id, task.query, task.top_k, condition
+            )
+
+        collection, ranked = await self._read(look)
+        found = await self._documents(collection, ranked, demand, permit)
+        return SearchResults("bm25", None, found, degraded)
+
+    def _near(
+        self, task: SearchTask, condition: Condition | None, space: Space, vector: np.ndarray
+    ) -> Ranked | None:
+        """Rows nearest to a vector of `space`; None where the active version is of another."""
+        with self._database.reading() as connection:
+            collection = versions.find(connection, task.collection)
+            if collection.active.space != space:
+                return None
+            among = None
+            if condition is not None:
+                among = documents.fitting(connection, collection.id, condition)
+            is_hybrid = task.mode == "hybrid"
+            most = max(task.top_k, FUSED_DEPTH) if is_hybrid else task.top_k
+            near = self._copies.search(connection, collection.active, vector, most, among)
+            if not is_hybrid:
+                return near
+            words = search_words(connection, collection.id, task.query, most, condition)
+            return fused([near, words], task.top_k)
+
+    async def _documents(
+        self, collection: Collection, ranked: Ranked, demand: Demand, permit: RequestPermit
+    ) -> list[Found]:
+        """The documents in ranked rows, with memory reserved; those that have gone are left out."""
+        rows = ranked.rows.tolist()
+        n_bytes = await self._read(
+            lambda connection: documents.n_bytes(connection, collection.id, rows)
+        )
+        permit.renew_now(
+            Demand(
+                n_tokens=0,
+                held_bytes=demand.held_bytes + found_documents_bytes(len(rows), n_bytes),
+                is_fallback=demand.is_fallback,
+            )
+        )
+        stored = await self._read(
+            lambda connection: documents.of_rows(connection, collection.id, rows)
+        )
+        scores = dict(zip(rows, ranked.scores.tolist(), strict=True))
+        return [Found(document, scores[document.row]) for document in stored]
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        def read() -> T:
+            with self._database.reading() as connection:
+                return work(connection)
+
+        return await run_in(self._thread, read)
+
+
+def check_space(name: str, space: Space, embedded: Embeddings) -> None:
+    """Raise SpaceMismatchError where a model gives vectors of another space than a version has."""
+    if embedded.fingerprint != space.fingerprint:
+        raise SpaceMismatchError(
+            f"the vectors of {name!r} are of {space.fingerprint}, and {space.model!r} now gives "
+            f"{embedded.fingerprint}: its file has changed; they are not compared"
+        )
+
+
+def _collection_and_rows(connection: Connection, name: str) -> tuple[Collection, int]:
+    collection = versions.find(connection, name)
+    return collection, documents.last_row(connection, collection.id)
+
+
+def _degraded(degraded: Degraded) -> DegradedSearch:
+    message = f"the model cannot answer now ({degraded.reason}): searched by words"
+    return DegradedSearch(degraded.reason, message, degraded.retry_after_s)
+
+
+def _cut(query: Embeddings) -> list[str]:
+    return [
+        f"query: only the first {cut.kept} of its {cut.tokens} tokens count"
+        for cut in query.truncated
+    ]

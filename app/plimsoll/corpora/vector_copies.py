@@ -1,0 +1,184 @@
+"""Exact search over vectors of any number, in bounded memory.
+
+A version's vectors are copied into a file that is mapped, of unit length, so that a scan is one
+product a segment. The file has no name: it ends with the process, and there is nothing of an
+earlier one to be wrong about. SQLite has the truth: before a segment is used, its number of changes
+is compared with the one it was copied at, and where they differ it is copied again. A scan of
+SQLite itself takes about three times as long, and holds the interpreter's lock at every row.
+
+Everything here blocks and belongs to one thread.
+"""
+
+import logging
+import mmap
+import os
+import sqlite3
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plimsoll.corpora import vectors
+from plimsoll.corpora.ranking import Ranked, best
+from plimsoll.corpora.records import Version
+from plimsoll.corpora.vectors import STORED, Segment
+from plimsoll.policy.costs import SEGMENT_ROWS
+
+log = logging.getLogger(__name__)
+
+# Files that are kept; each takes a descriptor and its version's size on disk.
+MOST_COPIES = 16
+# Pages that the disk does not have yet count as used memory: so many are waited for at a time.
+SYNC_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """A segment as it was copied; rows: uint16 (n,), counted from its first."""
+
+    n_changes: int
+    rows: np.ndarray
+
+
+class VectorCopies:
+    """Owns the copies of the versions that were searched last; `folder`: where their files lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._copies: OrderedDict[int, _VectorCopy] = OrderedDict()
+
+    def search(
+        self,
+        connection: sqlite3.Connection,
+        version: Version,
+        query: np.ndarray,
+        most: int,
+        among: np.ndarray | None = None,
+    ) -> Ranked:
+        """The `most` nearest rows by cosine; `among`: int64, ascending, None: all rows.
+
+        query: float32 (dimensions,), of the version's own space.
+        """
+        copy = self._copies.get(version.id)
+        if copy is None:
+            copy = self._copies[version.id] = _VectorCopy(self._folder, version)
+        self._copies.move_to_end(version.id)
+        self._forget(connection)
+        return copy.search(connection, query, most, among)
+
+    def close(self) -> None:
+        """Give every file back."""
+        while self._copies:
+            self._copies.popitem()[1].close()
+
+    def _forget(self, connection: sqlite3.Connection) -> None:
+        """Close copies of versions that are gone, and of those not searched for longest."""
+        there = {number for (number,) in connection.execute("SELECT id FROM versions")}
+        for number in [number for number in self._copies if number not in there]:
+            self._copies.pop(number).close()
+        while len(self._copies) > MOST_COPIES:
+            self._copies.popitem(last=False)[1].close()
+
+
+class _VectorCopy:
+    """One version's vectors, by their segments."""
+
+    def __init__(self, folder: Path, version: Version) -> None:
+        self._version = version
+        self._dimensions = version.space.dimensions
+        self._segment_bytes = SEGMENT_ROWS * self._dimensions * STORED.itemsize
+        self._file = tempfile.TemporaryFile(dir=folder, prefix="vectors-")  # noqa: SIM115
+        self._map: mmap.mmap | None = None
+        self._copied: dict[int, _Copied] = {}
+        self._n_unsynced = 0
+
+    def search(
+        self, connection: sqlite3.Connection, query: np.ndarray, most: int, among: np.ndarray | None
+    ) -> Ranked:
+        query = _unit(query[np.newaxis])[0]
+        found = Ranked.none()
+        for segment in vectors.segments(connection, self._version.id):
+            rows, values = self._up_to_date(connection, segment)
+            if among is not None:
+                fitting = _positions(rows, among)
+                rows, values = rows[fitting], values[fitting]
+            scores = values @ query
+            near = best(rows, scores, most)
+            found = best(
+                np.concatenate((found.rows, near.rows)),
+                np.concatenate((found.scores, near.scores)),
+                most,
+            )
+        return found
+
+    def close(self) -> None:
+        if self._map is not None:
+            self._map.close()
+        self._file.close()
+
+    def _up_to_date(
+        self, connection: sqlite3.Connection, segment: Segment
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A segment's rows and unit vectors as SQLite has them in this transaction."""
+        copied = self._copied.get(segment.number)
+        if copied is not None and copied.n_changes == segment.n_changes:
+            return copied.rows + np.int64(segment.first_row), self._mapped(
+                segment, len(copied.rows)
+            )
+        rows, values = vectors.of_segment(
+            connection, self._version.id, segment.number, self._dimensions
+        )
+        values = _unit(values)
+        self._keep(segment, rows, values)
+        return rows, values
+
+    def _keep(self, segment: Segment, rows: np.ndarray, values: np.ndarray) -> None:
+        self._copied.pop(segment.number, None)
+        try:
+            _write(self._file.fileno(), values, segment.number * self._segment_bytes)
+            self._n_unsynced += values.nbytes
+            if self._n_unsynced >= SYNC_BYTES:
+                os.fdatasync(self._file.fileno())
+                self._n_unsynced = 0
+        except OSError as error:  # a full disk: searches read SQLite itself
+            log.warning("vectors of version %d are not copied: %s", self._version.id, error)
+            return
+        places = (rows - segment.first_row).astype(np.uint16)
+        self._copied[segment.number] = _Copied(segment.n_changes, places)
+
+    def _mapped(self, segment: Segment, n_rows: int) -> np.ndarray:
+        start = segment.number * self._segment_bytes
+        if self._map is None or len(self._map) < start + self._segment_bytes:
+            n_bytes = (max(self._copied) + 1) * self._segment_bytes
+            if os.fstat(self._file.fileno()).st_size < n_bytes:
+                self._file.truncate(n_bytes)  # the last segment may not be full
+            # Views of an earlier map live no longer than a search's step.
+            self._map = mmap.mmap(self._file.fileno(), n_bytes, prot=mmap.PROT_READ)
+        values = np.frombuffer(self._map, np.float32, n_rows * self._dimensions, start)
+        return values.reshape(n_rows, self._dimensions)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Vectors of length 1, float32 (n, dimensions); those of length 0 stay so."""
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    unit = np.zeros_like(values, np.float32)
+    np.divide(values, lengths, out=unit, where=lengths > 0)
+    return unit
+
+
+def _positions(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Which of `rows` are in `among`, bool (n,); both ascend."""
+    if not len(rows) or not len(among):
+        return np.zeros(len(rows), bool)
+    places = np.searchsorted(among, rows)
+    fitting: np.ndarray = among[np.minimum(places, len(among) - 1)] == rows
+    return fitting
+
+
+def _write(fd: int, values: np.ndarray, offset: int) -> None:
+    left = values.data.cast("B") if values.size else memoryview(b"")
+    while left:
+        n_written = os.pwrite(fd, left, offset)
+        left, offset = left[n_written:], offset + n_written
