@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from plimsoll.cli import checks, model_checks
+from plimsoll import files
+from plimsoll.cli import checks, collection_checks, model_checks
 from plimsoll.cli.findings import State
+from plimsoll.corpora import versions
+from plimsoll.corpora.database import FILE_NAME, Database
+from plimsoll.corpora.records import Space
 from plimsoll.encoder.backends import gpu
 from plimsoll.errors import SettingsError
 from plimsoll.machine.memory import MemoryMonitor
@@ -198,3 +202,47 @@ def test_the_table_has_a_line_for_each_check(run: Commands, stored: Path):
     done = run("doctor", "--model", str(stored), "--port", "0")
     words = [line.split()[0] for line in done.stdout.splitlines()[1:]]
     assert set(words) <= {"ok", "warn", "fail"}
+
+
+# --- collections ----------------------------------------------------------------------------
+
+
+def test_a_damaged_file_of_collections_is_found_before_the_first_search(tmp_path: Path):
+    """And one that is sound, or not there yet, is no news."""
+    folder = tmp_path / "data"
+    none = collection_checks.collections(folder)
+    database = Database(folder / FILE_NAME)
+    with database.writing() as connection:
+        versions.create(connection, "ships", Space("v1:a", 2, "small"))
+    database.close()
+    sound = collection_checks.collections(folder)
+    with (folder / FILE_NAME).open("r+b") as file:
+        file.seek((folder / FILE_NAME).stat().st_size // 2)
+        file.write(b"\xff" * 40_000)
+
+    damaged = collection_checks.collections(folder)
+
+    assert {none.state, sound.state} <= {State.OK, State.WARN}  # where /tmp is memory
+    assert "none yet" in none.found
+    assert (damaged.state, FILE_NAME in damaged.found) == (State.FAIL, True)
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "tmpfs"])
+def test_a_folder_that_does_not_keep_what_is_written_is_warned_of(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Locks over a network do not hold; memory ends with the machine."""
+    monkeypatch.setattr(files, "file_system", lambda *_: kind)
+
+    found = collection_checks.collections(tmp_path)
+
+    assert (found.state, kind in found.found) == (State.WARN, True)
+    assert "PLIMSOLL_DATA_DIR" in found.remedy
+
+
+def test_a_folder_of_collections_that_cannot_be_written_to_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    assert collection_checks.collections(tmp_path / "data").state is State.FAIL

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from plimsoll.corpora import documents, schema, vectors, versions
-from plimsoll.corpora.database import FILE_NAME, Database
+from plimsoll.corpora.database import FILE_NAME, Database, back_up, faults_of
 from plimsoll.corpora.records import Collection, Document, Space, Version, VersionState
 from plimsoll.errors import StoreError, UnknownCollectionError
 from plimsoll.policy.costs import SEGMENT_ROWS
@@ -128,7 +128,7 @@ def test_the_active_version_is_not_dropped(database: Database):
     with database.reading() as connection:
         assert versions.of_collection(connection, collection.id) == [collection.active]
     assert n_vectors(database, collection.active) == 1
-    assert database.check() == []
+    assert faults_of(database.path) == []
 
 
 def test_a_collection_goes_with_all_that_is_in_it(database: Database):
@@ -145,7 +145,7 @@ def test_a_collection_goes_with_all_that_is_in_it(database: Database):
         assert documents.count(connection, again.id) == 0
         assert documents.count(connection, sheep.id) == 1
         assert vectors.count(connection, again.active.id) == 0
-    assert database.check() == []
+    assert faults_of(database.path) == []
 
 
 # --- documents ------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_what_was_written_is_there_for_the_next_process(database: Database):
 
     again = Database(database.path)
     assert n_vectors(again, collection.active) == 1
-    assert again.check() == []
+    assert faults_of(again.path) == []
     again.close()
 
 
@@ -326,11 +326,11 @@ def test_a_copy_is_whole_though_writers_go_on(database: Database, tmp_path: Path
     collection = make(database)
     put(database, collection, ("a", "a ship"))
 
-    database.back_up(tmp_path / "copy.sqlite3")
+    back_up(database.path, tmp_path / "copy.sqlite3")
 
     put(database, collection, ("b", "b"))
     copy = Database(tmp_path / "copy.sqlite3")
-    assert (copy.check(), n_vectors(copy, collection.active)) == ([], 1)
+    assert (faults_of(copy.path), n_vectors(copy, collection.active)) == ([], 1)
     copy.close()
 
 
@@ -349,7 +349,7 @@ def test_damage_is_found(database: Database):
         file.seek((page - 1) * page_bytes)
         file.write(b"\xff" * 16)
 
-    assert Database(database.path).check() != []
+    assert faults_of(database.path) != []
 
 
 def test_a_file_that_is_none_is_said_to_be_damaged(tmp_path: Path):
@@ -385,7 +385,7 @@ def test_a_full_disk_refuses_and_leaves_the_file_as_it_was(database: Database):
     with database.writing() as connection:
         connection.execute("PRAGMA max_page_count = 1000000")
     put(database, collection, ("b", "b"))
-    assert database.check() == []
+    assert faults_of(database.path) == []
 
 
 # --- the schema's steps ---------------------------------------------------------------------
@@ -471,7 +471,7 @@ def test_a_kill_leaves_whole_batches_and_all_that_were_confirmed(tmp_path: Path,
     assert confirmed[-1] == b"%d\n" % (n_batches - 1)
 
     database = Database(path)
-    assert database.check() == []
+    assert faults_of(database.path) == []
     with database.reading() as connection:
         collection = versions.find(connection, "ships")
         stored = documents.after(connection, collection.id, 0, 1_000_000)

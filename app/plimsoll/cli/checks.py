@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plimsoll import __version__, files
-from plimsoll.cli import model_checks
+from plimsoll.cli import collection_checks, model_checks
 from plimsoll.cli.findings import Finding, State, finding_of, mib, nearest
 from plimsoll.composition.application import make_access
 from plimsoll.encoder.backends.onnx_runtime import runtime_version
@@ -50,6 +50,11 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
     yield _processor()
     yield _swap(Path("/proc"))
     yield finding_of("cache folder", to_cache, partial(_cache_folder, settings))
+    yield finding_of(
+        collection_checks.CHECK,
+        collection_checks.REMEDY,
+        partial(collection_checks.collections, settings.data_dir),
+    )
     sought = model_checks.look_for_model(settings)
     yield from model_checks.memory(settings, sought.listed)
     yield finding_of(

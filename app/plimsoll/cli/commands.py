@@ -12,6 +12,7 @@ import click
 
 from plimsoll import __version__
 from plimsoll.cli import FAILED, INTERRUPTED
+from plimsoll.cli.backup import backup
 from plimsoll.cli.bench import bench
 from plimsoll.cli.cache import cache
 from plimsoll.cli.config import config
@@ -85,4 +86,5 @@ def main() -> None:
 
 main.add_commands("Run", [serve, embed])
 main.add_commands("Models", [models, pull, rm, inspect, verify, cache])
+main.add_commands("Collections", [backup])
 main.add_commands("Look and measure", [doctor, config, bench, simulate])

@@ -8,7 +8,7 @@ decides what commits together.
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -40,13 +40,13 @@ class Database:
 
         One at a time: not to be nested. Raises StoreError where the file refuses.
         """
-        with self._refusals(), self._writing, _transaction(self._open()) as connection:
+        with _refusals(self.path), self._writing, _transaction(self._open()) as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The file as it is now, for the length of a block. Raises StoreError."""
-        with self._refusals():
+        with _refusals(self.path):
             self._open()
             connection = self._idle_readers.pop() if self._idle_readers else self._connect()
             try:
@@ -56,30 +56,6 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 self._idle_readers.append(connection)
-
-    def check(self) -> list[str]:
-        """What is wrong with the file, as SQLite finds it; reads all of it."""
-        with self.reading() as connection:
-            try:
-                found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-                found += [
-                    f"{table} refers to a row of {parent} that is not there"
-                    for table, _, parent, _ in connection.execute("PRAGMA foreign_key_check")
-                ]
-            except sqlite3.DatabaseError as error:  # damage that ends even the looking
-                return [str(error)]
-        return [fault for fault in found if fault != "ok"]
-
-    def back_up(self, target: Path) -> None:
-        """Write a copy of the file as it is at one moment, while it is in use."""
-        with self._refusals():
-            self._open()
-            source, copy = self._connect(), sqlite3.connect(target)
-            try:
-                source.backup(copy, pages=BACKUP_PAGES)
-            finally:
-                source.close()
-                copy.close()
 
     def close(self) -> None:
         """Close every connection; no transaction may be open."""
@@ -131,21 +107,6 @@ class Database:
         connection.execute("PRAGMA trusted_schema = OFF")
         return connection
 
-    @contextmanager
-    def _refusals(self) -> Iterator[None]:
-        """Say which file it was, and what SQLite or the system says of it."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"the file of collections, {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # a mistake of ours
-                raise
-            raise StoreError(
-                f"the file of collections, {self.path}, is damaged: {error}; put a copy in its "
-                "place, or take it away to begin anew"
-            ) from error
-
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
@@ -157,3 +118,49 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
         if connection.in_transaction:  # SQLite ends it by itself where the disk is full
             connection.execute("ROLLBACK")
         raise
+
+
+def faults_of(path: Path) -> list[str]:
+    """What is wrong with the file, as SQLite finds it; reads all of it, and changes nothing.
+
+    Raises StoreError where it cannot be read.
+    """
+    with _refusals(path), _read_only(path) as connection:
+        try:
+            found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
+            found += [
+                f"{table} refers to a row of {parent} that is not there"
+                for table, _, parent, _ in connection.execute("PRAGMA foreign_key_check")
+            ]
+        except sqlite3.DatabaseError as error:  # damage that ends even the looking
+            return [str(error)]
+    return [fault for fault in found if fault != "ok"]
+
+
+def back_up(path: Path, target: Path) -> None:
+    """Write a copy of the file as it is at one moment, while servers use it. Raises StoreError."""
+    with _refusals(path), _read_only(path) as source, closing(sqlite3.connect(target)) as copy:
+        source.backup(copy, pages=BACKUP_PAGES)
+
+
+@contextmanager
+def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    name = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(name, uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
+        yield connection
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Say which file it was, and what SQLite says of it."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"the file of collections, {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # a mistake of ours
+            raise
+        raise StoreError(
+            f"the file of collections, {path}, is damaged: {error}; put a backup in its place, or "
+            "take it away to begin anew"
+        ) from error
