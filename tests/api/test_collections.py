@@ -477,7 +477,7 @@ def test_a_document_that_another_writer_changes_meanwhile_keeps_no_stale_vector(
 
     async def disturbed(work, *args):
         found = await read(work, *args)
-        if work.__name__ == "_plan" and not changed:
+        if work.__name__ == "plan_of" and not changed:
             with server.corpora.database.writing() as connection:
                 collection = versions.find(connection, "ships").id
                 rows = documents.put(connection, collection, [Document("a", "quite another")])

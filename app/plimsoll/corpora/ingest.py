@@ -1,22 +1,19 @@
 """The use case of documents that come in: embedded batch by batch, each committed by itself.
 
 A document goes to every version that takes writes. What is stored already is neither embedded nor
-written again, so that a client may send a list again after any interruption. A text is embedded
-before its batch's transaction begins; in the transaction is looked again whether that was all that
-it takes, since other writers, or another version, may have come in the meantime.
+written again, so that a client may send a list again after any interruption.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from sqlite3 import Connection
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
-from plimsoll.corpora import documents, vectors, versions
+from plimsoll.corpora import versions
+from plimsoll.corpora.batches import FoundVectors, Plan, plan_of, store
 from plimsoll.corpora.database import Database
-from plimsoll.corpora.records import Collection, Space, Version
+from plimsoll.corpora.records import Space, Version
 from plimsoll.corpora.search import check_space
 from plimsoll.corpora.tasks import IngestResult, LineFailure, NewDocument
 from plimsoll.errors import (
@@ -35,8 +32,6 @@ from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.corpora import CorpusMetrics, DocumentOutcome
 
 T = TypeVar("T")
-Vectors: TypeAlias = dict[tuple[int, int], np.ndarray | None]
-"""By version and line: None where the version has to do without."""
 
 BATCH_DOCUMENTS = 128
 BATCH_CHARACTERS = 512 << 10
@@ -46,20 +41,34 @@ MOST_TRIES = 10
 
 
 @dataclass
-class _Plan:
-    """What a batch changes, as the file is now. wanted: texts that a version needs vectors of."""
+class _Batch:
+    """Documents under way, each id once, and what has become of them so far.
 
-    collection: Collection
-    outcomes: list[DocumentOutcome] = field(default_factory=list)
-    wanted: dict[Version, list[NewDocument]] = field(default_factory=dict)
+    vector_space: fingerprint of the vectors that came along.
+    """
 
-    def is_met_by(self, found: Vectors) -> bool:
-        """Whether every vector that is wanted has been looked for."""
-        return all(
-            (version.id, new.line) in found
-            for version, wanted in self.wanted.items()
-            for new in wanted
-        )
+    vector_space: str | None
+    documents: dict[str, NewDocument] = field(default_factory=dict)  # by id
+    found: FoundVectors = field(default_factory=dict)
+    failures: list[LineFailure] = field(default_factory=list)
+    truncated: int = 0
+    n_tokens: int = 0
+
+    @property
+    def news(self) -> list[NewDocument]:
+        """Those that have not failed."""
+        return list(self.documents.values())
+
+    def has_room_for(self, new: NewDocument) -> bool:
+        """Whether one more goes in: the same id twice would need an order."""
+        n_characters = sum(len(other.document.text) for other in self.documents.values())
+        is_full = len(self.documents) >= BATCH_DOCUMENTS or n_characters >= BATCH_CHARACTERS
+        return new.document.id not in self.documents and not is_full
+
+    def fail(self, new: NewDocument, code: str, message: str) -> None:
+        """Take a document out."""
+        del self.documents[new.document.id]
+        self.failures.append(LineFailure(new.line, new.document.id, code, message))
 
 
 class DocumentIngest:
@@ -92,48 +101,33 @@ class DocumentIngest:
         """
         vector_space = await self._read(_vector_space, name, space)
         result = IngestResult()
-        batch = dict[str, NewDocument]()  # by id: the same one twice would need an order
+        batch = _Batch(vector_space)
         try:
             async for line in lines:
                 if isinstance(line, LineFailure):
                     self._fail(result, line)
                     continue
-                if line.document.id in batch or _is_full(batch):
-                    await self._put_batch(name, list(batch.values()), vector_space, result)
-                    batch.clear()
-                batch[line.document.id] = line
-            await self._put_batch(name, list(batch.values()), vector_space, result)
+                if not batch.has_room_for(line):
+                    await self._put_batch(name, batch, result)
+                    batch = _Batch(vector_space)
+                batch.documents[line.document.id] = line
+            await self._put_batch(name, batch, result)
         except (OverloadError, ModelLoadingError, EncodeMemoryError) as error:
             _raise_stopped(error, result)
             raise
         result.errors.sort(key=lambda failure: failure.line)
         return result
 
-    async def _put_batch(
-        self,
-        name: str,
-        batch: list[NewDocument],
-        vector_space: str | None,
-        result: IngestResult,
-    ) -> None:
+    async def _put_batch(self, name: str, batch: _Batch, result: IngestResult) -> None:
         permit = self._gate.permit()  # what a batch takes is asked for as if it came alone
         try:
-            found: Vectors = {}
             for _ in range(MOST_TRIES):
-                plan = await self._read(_plan, name, batch)
-                for version, wanted in plan.wanted.items():
-                    missing = [new for new in wanted if (version.id, new.line) not in found]
-                    failures = await self._find_vectors(
-                        plan.collection, version, missing, vector_space, permit, found, result
-                    )
-                    if version.id == plan.collection.active.id:
-                        for failure in failures:
-                            self._fail(result, failure)
-                        failed = {failure.line for failure in failures}
-                        batch = [new for new in batch if new.line not in failed]
-                outcomes = await run_in(self._thread, self._commit, name, batch, found)
+                plan = await self._read(plan_of, name, batch.news)
+                for version in plan.wanted:
+                    await self._find_vectors(plan, version, batch, permit)
+                outcomes = await run_in(self._thread, self._commit, name, batch)
                 if outcomes is not None:
-                    self._count(result, outcomes)
+                    self._count(result, batch, outcomes)
                     return
         finally:
             permit.leave()
@@ -143,79 +137,60 @@ class DocumentIngest:
         )
 
     async def _find_vectors(
-        self,
-        collection: Collection,
-        version: Version,
-        wanted: Sequence[NewDocument],
-        vector_space: str | None,
-        permit: RequestPermit,
-        found: Vectors,
-        result: IngestResult,
-    ) -> list[LineFailure]:
-        """Add what is wanted to `found`: what came along, else what the model gives."""
-        failures = []
-        texts = []
-        for new in wanted:
-            found[version.id, new.line] = None
-            if new.vector is None or version.space.fingerprint != vector_space:
-                texts.append(new)
-            elif len(new.vector) != version.space.dimensions:
-                failures.append(_wrong_size(new, version))
-            else:
-                found[version.id, new.line] = new.vector
-        if version.space.is_foreign:
-            return failures + [_no_vector(new, version) for new in texts]
-        if not texts:
-            return failures
-        answer = await self._embeddings.embed_dense(
-            EmbedTask(
-                [new.document.text for new in texts],
-                "search_document",
-                dimensions=version.space.dimensions,
-                model=version.space.model,
-                priority=Priority.BULK,
-            ),
-            permit,
-        )
-        check_space(collection.name, version.space, answer)
-        for new, vector in zip(texts, answer.vectors, strict=True):
-            found[version.id, new.line] = vector
-        result.n_tokens += answer.n_tokens
-        if version.id == collection.active.id:
-            result.truncated += len(answer.truncated)
-        return failures + [
-            LineFailure(
-                texts[failure.index].line,
-                texts[failure.index].document.id,
-                failure.code,
-                failure.message,
-            )
-            for failure in answer.failures
-        ]
+        self, plan: Plan, version: Version, batch: _Batch, permit: RequestPermit
+    ) -> None:
+        """Find what a version wants: vectors that came along, and of the others the model's.
 
-    def _commit(
-        self, name: str, batch: Sequence[NewDocument], found: Vectors
-    ) -> list[DocumentOutcome] | None:
-        """Store a batch with its vectors; None, and nothing, where it takes more vectors now."""
+        A document without a vector of the active version fails. Others have to do without: what
+        they lack is for a migration to see to.
+        """
+        is_active = version.id == plan.collection.active.id
+        missing = [new for new in plan.wanted[version] if (version.id, new.line) not in batch.found]
+        texts = []
+        for new in missing:
+            batch.found[version.id, new.line] = None
+            if new.vector is None or version.space.fingerprint != batch.vector_space:
+                texts.append(new)
+            elif len(new.vector) == version.space.dimensions:
+                batch.found[version.id, new.line] = new.vector
+            elif is_active:
+                batch.fail(new, "invalid_vector", _wrong_size(len(new.vector), version.space))
+        if not version.space.is_foreign:
+            await self._embed(plan, version, texts, batch, permit)
+        elif is_active:
+            for new in texts:
+                batch.fail(new, "vector_missing", _no_vector(version.space))
+
+    async def _embed(
+        self,
+        plan: Plan,
+        version: Version,
+        texts: Sequence[NewDocument],
+        batch: _Batch,
+        permit: RequestPermit,
+    ) -> None:
+        if not texts:
+            return
+        task = EmbedTask(
+            [new.document.text for new in texts],
+            "search_document",
+            dimensions=version.space.dimensions,
+            model=version.space.model,
+            priority=Priority.BULK,
+        )
+        answer = await self._embeddings.embed_dense(task, permit)
+        check_space(plan.collection.name, version.space, answer)
+        for new, vector in zip(texts, answer.vectors, strict=True):
+            batch.found[version.id, new.line] = vector
+        batch.n_tokens += answer.n_tokens
+        if version.id == plan.collection.active.id:
+            batch.truncated += len(answer.truncated)
+            for failure in answer.failures:
+                batch.fail(texts[failure.index], failure.code, failure.message)
+
+    def _commit(self, name: str, batch: _Batch) -> list[DocumentOutcome] | None:
         with self._database.writing() as connection:
-            plan = _plan(connection, name, batch)
-            if not plan.is_met_by(found):
-                return None
-            changed = [
-                new
-                for new, outcome in zip(batch, plan.outcomes, strict=True)
-                if outcome != "unchanged"
-            ]
-            put = documents.put(connection, plan.collection.id, [new.document for new in changed])
-            rows = {new.line: row for new, row in zip(changed, put, strict=True)}
-            for version, wanted in plan.wanted.items():
-                there = {
-                    rows[new.line]: vector
-                    for new in wanted
-                    if (vector := found[version.id, new.line]) is not None
-                }
-                vectors.put(connection, version.id, list(there), list(there.values()))
-            return plan.outcomes
+            return store(connection, name, batch.news, batch.found)
 
     def _fail(self, result: IngestResult, failure: LineFailure) -> None:
         result.failed += 1
@@ -223,12 +198,18 @@ class DocumentIngest:
         if len(result.errors) < MOST_ERRORS:
             result.errors.append(failure)
 
-    def _count(self, result: IngestResult, outcomes: Sequence[DocumentOutcome]) -> None:
+    def _count(
+        self, result: IngestResult, batch: _Batch, outcomes: Sequence[DocumentOutcome]
+    ) -> None:
         result.added += outcomes.count("added")
         result.updated += outcomes.count("updated")
         result.unchanged += outcomes.count("unchanged")
+        result.truncated += batch.truncated
+        result.n_tokens += batch.n_tokens
         for outcome in outcomes:
             self._metrics.documents(outcome, 1)
+        for failure in batch.failures:
+            self._fail(result, failure)
 
     async def _read(self, work: Callable[..., T], *args: object) -> T:
         def read() -> T:
@@ -254,44 +235,15 @@ def _vector_space(connection: Connection, name: str, space: str | None) -> str |
     )
 
 
-def _plan(connection: Connection, name: str, batch: Sequence[NewDocument]) -> _Plan:
-    """What storing a batch would take now."""
-    plan = _Plan(versions.find(connection, name))
-    active, collection = plan.collection.active, plan.collection.id
-    writable = versions.taking_writes(connection, plan.collection)
-    for new in batch:
-        before = documents.get(connection, collection, new.document.id)
-        outcome: DocumentOutcome = "added" if before is None else "updated"
-        wanting = writable
-        if before is not None and before.text_sha256 == documents.text_sha256(new.document.text):
-            # Of other versions a migration looks after what they lack.
-            has_vector = vectors.having(connection, active.id, [before.row])
-            wanting = [] if has_vector else [active]
-            if has_vector and before.metadata == new.document.metadata:
-                outcome = "unchanged"
-        plan.outcomes.append(outcome)
-        for version in wanting:
-            plan.wanted.setdefault(version, []).append(new)
-    return plan
+def _wrong_size(size: int, space: Space) -> str:
+    return f"the vector has {size} values, and those of its space {space.dimensions}"
 
 
-def _is_full(batch: dict[str, NewDocument]) -> bool:
-    n_characters = sum(len(new.document.text) for new in batch.values())
-    return len(batch) >= BATCH_DOCUMENTS or n_characters >= BATCH_CHARACTERS
-
-
-def _wrong_size(new: NewDocument, version: Version) -> LineFailure:
-    size = 0 if new.vector is None else len(new.vector)
-    message = f"the vector has {size} values, and those of its space {version.space.dimensions}"
-    return LineFailure(new.line, new.document.id, "invalid_vector", message)
-
-
-def _no_vector(new: NewDocument, version: Version) -> LineFailure:
-    message = (
-        f"no model here embeds into {version.space.fingerprint!r}: send the document's vector, and "
-        "name its space in the request"
+def _no_vector(space: Space) -> str:
+    return (
+        f"no model here embeds into {space.fingerprint!r}: send the document's vector, and name "
+        "its space in the request"
     )
-    return LineFailure(new.line, new.document.id, "vector_missing", message)
 
 
 def _raise_stopped(error: Exception, result: IngestResult) -> None:
