@@ -269,6 +269,21 @@ def test_the_cache_folder_follows_xdg_unless_it_is_set(load, monkeypatch, enviro
     assert (loaded.settings.cache_dir, loaded.sources["cache_dir"]) == (Path(folder), source)
 
 
+@pytest.mark.parametrize(
+    ("environ", "folder", "source"),
+    [
+        ({}, "/home/someone/.local/share/plimsoll", "default"),
+        ({"XDG_DATA_HOME": "/safe", "XDG_CACHE_HOME": "/fast"}, "/safe/plimsoll", "XDG_DATA_HOME"),
+        ({"XDG_DATA_HOME": "/safe", "PLIMSOLL_DATA_DIR": "~/d"}, "/home/someone/d", "environment"),
+    ],
+)
+def test_the_data_folder_follows_xdg_unless_it_is_set(load, monkeypatch, environ, folder, source):
+    """Documents must not lie among files that may be made anew at any time."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    loaded = load(environ=environ)
+    assert (loaded.settings.data_dir, loaded.sources["data_dir"]) == (Path(folder), source)
+
+
 def test_log_words_may_be_upper_case(load):
     """INFO is how most programs write it."""
     loaded = load(environ={"PLIMSOLL_LOG_LEVEL": "INFO", "PLIMSOLL_LOG_FORMAT": "Json"})

@@ -159,6 +159,14 @@ def test_a_dropped_collection_is_gone_with_its_documents(client: TestClient):
     assert search(client, "ship", mode="bm25")["results"] == []
 
 
+def test_a_method_that_a_path_does_not_take_is_told_all_that_it_does(client: TestClient):
+    """Several routes share the path, each with a method of its own."""
+    response = client.request("PATCH", SHIPS, json={})
+
+    assert error_of(response) == (405, "http_405")
+    assert response.headers["allow"] == "DELETE, GET, PUT"
+
+
 # --- documents ------------------------------------------------------------------------------
 
 

@@ -48,7 +48,10 @@ class Database:
         """The file as it is now, for the length of a block. Raises StoreError."""
         with _refusals(self.path):
             self._open()
-            connection = self._idle_readers.pop() if self._idle_readers else self._connect()
+            try:
+                connection = self._idle_readers.pop()
+            except IndexError:
+                connection = self._connect()
             try:
                 connection.execute("BEGIN")
                 yield connection

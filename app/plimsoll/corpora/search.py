@@ -37,8 +37,9 @@ from plimsoll.telemetry.pressure import PressureMetrics
 
 T = TypeVar("T")
 
-# Of each of the two orders that a hybrid search makes one of.
-FUSED_DEPTH = 1000
+# Of each of the two orders that a hybrid search makes one of, where no more are asked for. Deeper
+# ones leave the first ten on Cranfield as they are; at 20 nDCG@10 is 0.003 lower, at 10 0.019.
+FUSED_DEPTH = 100
 
 
 class CollectionSearch:

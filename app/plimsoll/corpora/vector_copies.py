@@ -4,7 +4,7 @@ A version's vectors are copied into a file that is mapped, of unit length, so th
 product a segment. The file has no name: it ends with the process, and there is nothing of an
 earlier one to be wrong about. SQLite has the truth: before a segment is used, its number of changes
 is compared with the one it was copied at, and where they differ it is copied again. A scan of
-SQLite itself takes about three times as long, and holds the interpreter's lock at every row.
+SQLite itself takes ten times as long or more, and wants the interpreter's lock at every row.
 
 Everything here blocks and belongs to one thread.
 """
