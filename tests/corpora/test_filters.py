@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.corpora.documents import as_json
@@ -97,6 +97,7 @@ def reads(filter_: dict[str, Any], metadata: dict[str, Any]) -> bool:
     return True
 
 
+@settings(deadline=None)
 @given(filter_=FILTERS, metadata=METADATA)
 def test_a_filter_means_what_it_reads(
     connection: sqlite3.Connection, filter_: dict[str, Any], metadata: dict[str, Any]

@@ -1,7 +1,7 @@
 """Orders of rows: the best of them, and two made one."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.corpora.ranking import Ranked, best, fused
@@ -9,6 +9,7 @@ from plimsoll.corpora.ranking import Ranked, best, fused
 SCORES = st.lists(st.integers(-3, 3), max_size=30)
 
 
+@settings(deadline=None)
 @given(scores=SCORES, most=st.integers(1, 12), seed=st.integers(0, 5))
 def test_the_best_are_those_of_a_full_sort(scores: list[int], most: int, seed: int):
     """However many are equal, and in whatever order the rows came."""

@@ -5,7 +5,7 @@ import string
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plimsoll.corpora import documents, versions
@@ -42,6 +42,7 @@ def found(connection: sqlite3.Connection, collection: Collection, query: str) ->
     return search_words(connection, collection.id, query, 10).rows.tolist()
 
 
+@settings(deadline=None)
 @given(text=ANY_TEXT)
 @example(text='"')
 @example(text='a"b NEAR( * ^ OR AND NOT {x}: -')
@@ -67,6 +68,7 @@ def test_any_text_is_a_query_and_finds_the_document_that_says_it(
         versions.drop(connection, collection)
 
 
+@settings(deadline=None)
 @given(query=ANY_TEXT)
 def test_any_query_is_answered(connection: sqlite3.Connection, query: str):
     collection = versions.create(connection, "any", Space("v1:a", 2, "small"))
