@@ -24,13 +24,11 @@ from plimsoll.api.edge.documented import (
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.json_rendering import LongList
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import MOST_DIMENSIONS, CollectionName, Count, OrDefault, PriorityHeader
+from plimsoll.api.fields import CollectionName, Dimensions, OrDefault, PriorityHeader, ResultCount
 from plimsoll.api.replies import DEGRADED_HEADERS, json_response, search_response
 from plimsoll.corpora.catalog import CollectionCatalog
 from plimsoll.corpora.search import CollectionSearch
 from plimsoll.corpora.tasks import AskedMode, CollectionState, SearchResults, SearchTask
-
-MOST_RESULTS = 1000
 
 
 class CollectionRequest(BaseModel):
@@ -42,8 +40,8 @@ class CollectionRequest(BaseModel):
         StrictStr | None, Field(description="As GET /v1/models lists it; null: the default.")
     ] = None
     dimensions: Annotated[
-        Count | None,
-        Field(le=MOST_DIMENSIONS, description="Values a vector; null: all of the model's."),
+        Dimensions | None,
+        Field(description="Values a vector; null: all of the model's."),
     ] = None
     space: Annotated[
         StrictStr | None,
@@ -94,7 +92,7 @@ class SearchRequest(BaseModel):
 
     query: StrictStr
     top_k: Annotated[
-        OrDefault[Annotated[Count, Field(le=MOST_RESULTS)]],
+        OrDefault[ResultCount],
         Field(description="Return so many, the best."),
     ] = 10
     mode: Annotated[
