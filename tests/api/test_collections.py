@@ -16,6 +16,7 @@ from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.ingest import BATCH_DOCUMENTS
 from plimsoll.corpora.records import Document, Space, VersionState
 from plimsoll.errors import EncodeMemoryError
+from plimsoll.policy.priority import Priority
 from tests.fakes import FakeModel, FakeServer, fake_traits, metric
 from tests.pressure import (
     REASONS,
@@ -644,7 +645,7 @@ def test_a_search_that_cannot_be_meant_is_refused_by_name(
 def test_documents_that_find_no_room_are_refused_before_anything_is_stored():
     with serving() as (server, client):
         client.put(SHIPS, json={})
-        fill_queue(server, 10_000)
+        fill_queue(server, 10_000, Priority.BULK)
         response = post(client, {"id": "a", "text": "a ship"})
 
         assert error_of(response) == (429, "queue_full")
