@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Iterator
+from sys import getsizeof
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.ingest import BATCH_DOCUMENTS
 from plimsoll.corpora.records import Document, Space, VersionState
 from plimsoll.errors import EncodeMemoryError
+from plimsoll.policy.costs import INGEST_BATCH_BYTES
 from plimsoll.policy.priority import Priority
 from tests.fakes import FakeModel, FakeServer, fake_traits, metric
 from tests.pressure import (
@@ -285,6 +287,26 @@ def test_a_list_may_be_larger_than_a_body_may(server_and_client: tuple[FakeServe
     assert_nothing_is_held(server)
 
 
+def test_a_batch_is_bounded_by_all_that_came_along(
+    server_and_client: tuple[FakeServer, TestClient],
+):
+    """Metadata take memory as texts do: what lies in wait is no more than was reserved."""
+    server, client = server_and_client
+    commit, sizes = server.corpora.ingest._commit, []
+
+    def seen(name, batch):
+        sizes.append(sum(getsizeof(new.document.metadata["x"]) for new in batch.news))
+        return commit(name, batch)
+
+    server.corpora.ingest._commit = seen
+    largest = [0] * 200_000
+    put(client, {str(k): "a ship" for k in range(5)}, metadata={"x": largest})
+    put(client, {f"small {k}": "a ship" for k in range(9)}, metadata={"x": [0] * 40_000})
+
+    assert max(sizes) <= max(getsizeof(largest), INGEST_BATCH_BYTES)
+    assert len(sizes) > 6
+
+
 def test_a_document_is_read_and_deleted_by_its_id(client: TestClient):
     """Whatever stands in it."""
     odd = "a/b c?d=ä#e"
@@ -422,6 +444,14 @@ def add_version(server: FakeServer, space: Space) -> int:
         return versions.add(connection, collection.id, space, VersionState.BUILDING).id
 
 
+def activate(server: FakeServer, target: int) -> None:
+    with server.corpora.database.writing() as connection:
+        collection = versions.find(connection, "ships")
+        (new,) = [v for v in versions.of_collection(connection, collection.id) if v.id == target]
+        versions.set_state(connection, new, VersionState.COMPLETE)
+        versions.activate(connection, collection, new)
+
+
 def n_vectors(client: TestClient) -> list[int]:
     return [version["vectors"] for version in client.get(SHIPS).json()["versions"]]
 
@@ -456,6 +486,28 @@ def test_a_foreign_version_that_is_not_active_keeps_no_document_out(
 
     assert put(client) == {"added": 3}
     assert n_vectors(client) == [3, 0]
+
+
+def test_a_document_needs_a_vector_of_the_version_that_becomes_active_meanwhile(
+    server_and_client: tuple[FakeServer, TestClient],
+):
+    """It could do without while that was not active; stored so, no search by meaning found it."""
+    server, client = server_and_client
+    target = add_version(server, Space.foreign("ada", 3))
+    commit, moved = server.corpora.ingest._commit, []
+
+    def late(name, batch):
+        if not moved:
+            activate(server, target)
+            moved.append(name)
+        return commit(name, batch)
+
+    server.corpora.ingest._commit = late
+    response = post(client, {"id": "a", "text": "a ship"})
+
+    assert counts(response) == {"failed": 1}
+    assert response.json()["errors"][0]["code"] == "vector_missing"
+    assert client.get(SHIPS).json()["documents"] == 0
 
 
 def test_a_version_that_begins_while_a_batch_is_embedded_gets_its_vectors(
@@ -514,12 +566,7 @@ def test_the_pointer_may_move_while_a_query_is_embedded(
     async def slow(task, permit):
         answer = await embed_dense(task, permit)
         if not moved:
-            with server.corpora.database.writing() as connection:
-                collection = versions.find(connection, "ships")
-                (new,) = [v for v in versions.of_collection(connection, collection.id)
-                          if v.id == target]  # fmt: skip
-                versions.set_state(connection, new, VersionState.COMPLETE)
-                versions.activate(connection, collection, new)
+            activate(server, target)
             moved.append(answer.fingerprint)
         return answer
 

@@ -30,9 +30,14 @@ class Plan:
     wanted: dict[Version, list[NewDocument]] = field(default_factory=dict)
 
     def is_met_by(self, found: FoundVectors) -> bool:
-        """Whether every vector that is wanted has been looked for."""
+        """Whether every vector that is wanted has been looked for; the active version's are there.
+
+        A version may have become active after one of its vectors was not to be had.
+        """
         return all(
-            (version.id, new.line) in found
+            found.get((version.id, new.line)) is not None
+            if version.id == self.collection.active.id
+            else (version.id, new.line) in found
             for version, wanted in self.wanted.items()
             for new in wanted
         )

@@ -23,6 +23,7 @@ from plimsoll.errors import (
     OverloadError,
     SpaceMismatchError,
 )
+from plimsoll.policy.costs import INGEST_BATCH_BYTES
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import SHORT_RETRY_S
@@ -53,17 +54,28 @@ class _Batch:
     failures: list[LineFailure] = field(default_factory=list)
     truncated: int = 0
     n_tokens: int = 0
+    n_characters: int = 0
+    n_bytes: int = 0
 
     @property
     def news(self) -> list[NewDocument]:
         """Those that have not failed."""
         return list(self.documents.values())
 
-    def has_room_for(self, new: NewDocument) -> bool:
-        """Whether one more goes in: the same id twice would need an order."""
-        n_characters = sum(len(other.document.text) for other in self.documents.values())
-        is_full = len(self.documents) >= BATCH_DOCUMENTS or n_characters >= BATCH_CHARACTERS
-        return new.document.id not in self.documents and not is_full
+    @property
+    def is_full(self) -> bool:
+        """Whether it is to be stored before another line is read."""
+        return (
+            len(self.documents) >= BATCH_DOCUMENTS
+            or self.n_characters >= BATCH_CHARACTERS
+            or self.n_bytes >= INGEST_BATCH_BYTES
+        )
+
+    def add(self, new: NewDocument) -> None:
+        """Take in a document whose id is not there: the same one twice would need an order."""
+        self.documents[new.document.id] = new
+        self.n_characters += len(new.document.text)
+        self.n_bytes += new.n_bytes
 
     def fail(self, new: NewDocument, code: str, message: str) -> None:
         """Take a document out."""
@@ -107,10 +119,13 @@ class DocumentIngest:
                 if isinstance(line, LineFailure):
                     self._fail(result, line)
                     continue
-                if not batch.has_room_for(line):
+                if line.document.id in batch.documents:
                     await self._put_batch(name, batch, result)
                     batch = _Batch(vector_space)
-                batch.documents[line.document.id] = line
+                batch.add(line)
+                if batch.is_full:
+                    await self._put_batch(name, batch, result)
+                    batch = _Batch(vector_space)
             await self._put_batch(name, batch, result)
         except (OverloadError, ModelLoadingError, EncodeMemoryError) as error:
             _raise_stopped(error, result)
@@ -145,7 +160,9 @@ class DocumentIngest:
         they lack is for a migration to see to.
         """
         is_active = version.id == plan.collection.active.id
-        missing = [new for new in plan.wanted[version] if (version.id, new.line) not in batch.found]
+        missing = [
+            new for new in plan.wanted[version] if batch.found.get((version.id, new.line)) is None
+        ]
         texts = []
         for new in missing:
             batch.found[version.id, new.line] = None

@@ -65,10 +65,14 @@ class SearchResults:
 
 @dataclass(frozen=True)
 class NewDocument:
-    """A document of a line, with the vector that came along, float32, if any did."""
+    """A document of a line, with the vector that came along, float32, if any did.
+
+    n_bytes: the most that it takes in memory.
+    """
 
     line: int
     document: Document
+    n_bytes: int
     vector: np.ndarray | None = None
 
 

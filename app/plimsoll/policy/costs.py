@@ -149,7 +149,9 @@ def ranking_demand(query: str, documents: Sequence[str]) -> Demand:
     )
 
 
-# A line of documents while it is read, a batch of them, and what the two become when parsed.
+# A batch of documents as parsed; one that is larger alone is kept besides.
+INGEST_BATCH_BYTES = 4 << 20
+# The batch, a line while it is read, and what its vectors and its storing take.
 INGEST_BYTES = 8 << 20
 # Pages of the file of collections, and the documents of some words while they are ranked.
 WORD_SEARCH_BYTES = 4 << 20

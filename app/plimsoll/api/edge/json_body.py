@@ -93,13 +93,15 @@ async def _parse(request: Request, body: bytearray) -> Any:
     return parsed
 
 
-def bounded_cost(body: bytes | bytearray, what: str = "the body") -> JSONCost:
-    """What parsing takes; 0 where that is little.
+def bounded_cost(
+    body: bytes | bytearray, what: str = "the body", scan_from_bytes: int = SCAN_FROM_BYTES
+) -> JSONCost:
+    """What parsing takes; 0 where that is little, as of fewer bytes than `scan_from_bytes`.
 
     Raises InvalidRequestError and BodyTooLargeError above the limits.
     """
     n_bytes = len(body)
-    if n_bytes < SCAN_FROM_BYTES and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+    if n_bytes < scan_from_bytes and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return JSONCost(0, 0, 0)
     limits = JSONCost(MAX_VALUES, MAX_DEPTH, PARSED_RATIO * n_bytes + PARSED_EXTRA_BYTES)
     cost = json_cost(body, limits)

@@ -14,14 +14,22 @@ from plimsoll.policy.costs import INGEST_BYTES
 from plimsoll.serving.threads import run_in
 
 MOST_LINE_BYTES = 1 << 20
+# Many lines are kept at a time, so each of them counts. A shorter one is not worth a scan, and
+# counts as if it were all numbers of one digit, which grow the most.
+SCAN_FROM_BYTES = 1024
+SHORT_LINE_RATIO = 32
 
 
 @dataclass(frozen=True)
 class JSONLine:
-    """A line by its number, from 1, and its value; or the error of one that has none."""
+    """A line by its number, from 1, and its value; or the error of one that has none.
+
+    parsed_bytes: the most that the value takes.
+    """
 
     number: int
     value: Any = None
+    parsed_bytes: int = 0
     error: RequestError | BodyTooLargeError | None = None
 
 
@@ -56,8 +64,9 @@ async def _parsed(request: Request, number: int, line: bytes) -> JSONLine:
     try:
         if len(line) > MOST_LINE_BYTES:
             raise BodyTooLargeError(f"the line is longer than {MOST_LINE_BYTES >> 20} MiB")
-        cost = await run_in(thread, bounded_cost, line, "the line")
+        cost = await run_in(thread, bounded_cost, line, "the line", SCAN_FROM_BYTES)
         permit_of(request).keep(INGEST_BYTES + cost.parsed_bytes)
-        return JSONLine(number, await run_in(thread, loads, line, "the line"))
+        value = await run_in(thread, loads, line, "the line")
+        return JSONLine(number, value, cost.parsed_bytes or SHORT_LINE_RATIO * len(line))
     except (RequestError, BodyTooLargeError) as error:
         return JSONLine(number, error=error)
