@@ -4,8 +4,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -322,16 +323,57 @@ def test_what_was_written_is_there_for_the_next_process(database: Database):
     again.close()
 
 
-def test_a_copy_is_whole_though_writers_go_on(database: Database, tmp_path: Path):
+def between_steps(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Have a copy made page by page, and `work` done after each of the first ten."""
+
+    class Connection(sqlite3.Connection):
+        def backup(self, target: sqlite3.Connection, *, pages: int) -> None:
+            left = [work] * 10
+            super().backup(target, pages=1, progress=lambda *_: left and left.pop()())
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Connection))
+
+
+def test_a_copy_is_of_the_moment_at_which_it_began(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Writers go on meanwhile; a copy that began anew at each commit would not end."""
     collection = make(database)
     put(database, collection, ("a", "a ship"))
+    more = iter(range(10))
+    with monkeypatch.context() as patched:
+        between_steps(patched, lambda: put(database, collection, (str(next(more)), "b")))
+        back_up(database.path, tmp_path / "copy.sqlite3")
 
-    back_up(database.path, tmp_path / "copy.sqlite3")
-
-    put(database, collection, ("b", "b"))
     copy = Database(tmp_path / "copy.sqlite3")
     assert (faults_of(copy.path), n_vectors(copy, collection.active)) == ([], 1)
+    assert n_vectors(database, collection.active) == 11
+    assert copy.path.stat().st_mode & 0o777 == 0o600
     copy.close()
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Half of one might be taken for whole."""
+    make(database)
+    (tmp_path / "copies").mkdir()
+
+    def fail() -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    between_steps(monkeypatch, fail)
+    with pytest.raises(StoreError, match="I/O"):
+        back_up(database.path, tmp_path / "copies" / "copy.sqlite3")
+
+    assert [*(tmp_path / "copies").iterdir()] == []
+
+
+def test_a_copy_into_a_folder_that_is_not_there_is_refused(database: Database, tmp_path: Path):
+    make(database)
+
+    with pytest.raises(StoreError, match="none/copy"):
+        back_up(database.path, tmp_path / "none" / "copy.sqlite3")
 
 
 def test_damage_is_found(database: Database):

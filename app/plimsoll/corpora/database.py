@@ -6,14 +6,17 @@ is the matter of the modules beside this one, which take a connection: whoever h
 decides what commits together.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import mkstemp
 from threading import Lock
 
 from plimsoll.corpora.schema import bring_up_to_date
 from plimsoll.errors import StoreError
+from plimsoll.files import publish
 
 FILE_NAME = "collections.sqlite3"
 # Five vectors of 768 values fill a page; with SQLite's own 4 KiB a quarter of each is empty.
@@ -21,7 +24,7 @@ PAGE_BYTES = 16 << 10
 PAGE_CACHE_KIB = 2048  # of each connection
 # Another process, such as one that makes a copy, holds the file for moments only.
 BUSY_TIMEOUT_S = 10.0
-BACKUP_PAGES = 256  # copied between two looks at the writers
+BACKUP_PAGES = 256  # copied between two looks at signals
 
 
 class Database:
@@ -141,8 +144,29 @@ def faults_of(path: Path) -> list[str]:
 
 
 def back_up(path: Path, target: Path) -> None:
-    """Write a copy of the file as it is at one moment, while servers use it. Raises StoreError."""
+    """Write a copy of the file as it is at one moment, while servers use it. Raises StoreError.
+
+    It has its name once it is whole.
+    """
+    try:
+        fd, name = mkstemp(prefix=f"{target.name}.", dir=target.parent)  # for this user alone
+        os.close(fd)
+        written = Path(name)
+        try:
+            _copy(path, written)
+            publish(written, target)
+        except BaseException:
+            written.unlink()
+            raise
+    except OSError as error:
+        raise StoreError(f"the copy, {target}: {error.strerror or error}") from error
+
+
+def _copy(path: Path, target: Path) -> None:
     with _refusals(path), _read_only(path) as source, closing(sqlite3.connect(target)) as copy:
+        # In a transaction of its own; without one the copy begins anew at every commit.
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         source.backup(copy, pages=BACKUP_PAGES)
 
 
