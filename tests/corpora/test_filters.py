@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plimsoll.corpora.documents import as_json
-from plimsoll.corpora.filters import MOST_DEPTH, MOST_PARTS, MOST_VALUES, parse_filter
+from plimsoll.corpora.filters import (
+    MOST_COMPARISONS,
+    MOST_DEPTH,
+    MOST_VALUE_BYTES,
+    MOST_VALUES,
+    parse_filter,
+)
 from plimsoll.errors import InvalidRequestError
 
 KEYS = st.sampled_from(["year", "port", "a.b", "ß", "'; DROP TABLE x; --", "no such"])
@@ -151,7 +157,11 @@ def test_examples(connection: sqlite3.Connection, filter_: dict[str, Any], expec
         ({"year": {"$in": list(range(MOST_VALUES + 1))}}, "1 to"),
         ({'a"b': 1}, "quote"),
         ({"": 1}, "empty"),
-        ({str(n): n for n in range(MOST_PARTS + 1)}, "beside each other"),
+        ({str(n): n for n in range(MOST_COMPARISONS + 1)}, "comparisons"),
+        ({"$or": [{"year": n} for n in range(MOST_COMPARISONS + 1)]}, "comparisons"),
+        ({"$and": [{"$or": [{"year": 1}, {"year": 2}]}] * (MOST_COMPARISONS // 2 + 1)}, "comparis"),
+        ({"port": "ä" * (MOST_VALUE_BYTES // 2)}, "KiB"),
+        ({"ä" * (MOST_VALUE_BYTES // 4): "a"}, "KiB"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(filter_: dict[str, Any], said: str):
@@ -164,13 +174,15 @@ def test_the_largest_filters_are_answered_and_larger_ones_refused(connection: sq
     """SQLite has limits of its own on a statement, which a client never meets."""
     deep: dict[str, Any] = {"year": 1}
     for _ in range(MOST_DEPTH - 1):
-        deep = {"$or": [deep] * 2}
+        deep = {"$or": [deep]}
+    many = {"$or": [{"year": n} for n in range(MOST_COMPARISONS)]}
     wide = {"$or": [{"year": {"$in": list(range(MOST_VALUES))}} for _ in range(10)]}
-    large = {"$and": [{"$or": [{"year": n} for n in range(MOST_PARTS)]}] * MOST_PARTS}
+    wider = {"$and": [wide] * 3}
 
+    assert fits(connection, many, {"year": MOST_COMPARISONS - 1})
     assert not fits(connection, wide, {"year": -1})
     assert fits(connection, deep, {"year": 1})
     with pytest.raises(InvalidRequestError, match="inside each other"):
         parse_filter({"$or": [deep]})
     with pytest.raises(InvalidRequestError, match="too many"):
-        parse_filter(large)
+        parse_filter(wider)

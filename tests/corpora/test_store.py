@@ -1,5 +1,6 @@
 """The file of collections: what commits together, what goes together, what survives a kill."""
 
+import gc
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from plimsoll.corpora import documents, schema, vectors, versions
-from plimsoll.corpora.database import FILE_NAME, Database, back_up, faults_of
+from plimsoll.corpora.database import FILE_NAME, KEPT_STATEMENTS, Database, back_up, faults_of
 from plimsoll.corpora.records import Collection, Document, Space, Version, VersionState
 from plimsoll.errors import StoreError, UnknownCollectionError
 from plimsoll.policy.costs import SEGMENT_ROWS
@@ -310,6 +311,21 @@ def test_a_reader_sees_the_file_as_it_was_when_it_began(database: Database):
         assert documents.count(reader, collection.id) == 1
     with database.reading() as reader:
         assert documents.count(reader, collection.id) == 2
+
+
+def test_a_reader_keeps_few_of_the_values_that_it_was_given(database: Database):
+    """Each filter is a statement of its own, and keeps what the client sent until it is dropped."""
+    make(database)
+
+    def n_statements() -> int:
+        return sum(type(thing).__name__ == "Statement" for thing in gc.get_objects())
+
+    before = n_statements()
+    with database.reading() as connection:
+        for n in range(1, 100):
+            connection.execute(f"SELECT {', '.join('?' * n)}", ["a" * 1000] * n).fetchall()
+
+    assert n_statements() - before <= KEPT_STATEMENTS
 
 
 def test_what_was_written_is_there_for_the_next_process(database: Database):

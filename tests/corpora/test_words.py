@@ -12,7 +12,7 @@ from plimsoll.corpora import documents, versions
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.filters import parse_filter
 from plimsoll.corpora.records import Collection, Document, Space
-from plimsoll.corpora.words import MOST_WORDS, match_of, search_words
+from plimsoll.corpora.words import MOST_CHARACTERS, MOST_WORDS, match_of, search_words
 
 ANY_TEXT = st.text(max_size=60) | st.text(string.punctuation + "aA0 \x00\n", max_size=60)
 
@@ -119,7 +119,9 @@ def test_a_query_of_thousands_of_words_is_searched_by_its_first(
     query = " ".join(f"word{number}" for number in range(3 * MOST_WORDS))
 
     match = match_of(query)
+    one_word = match_of("船" * 10 * MOST_CHARACTERS)
 
     assert match is not None
     assert match.count(" OR ") == MOST_WORDS - 1
+    assert one_word == f'"{"船" * MOST_CHARACTERS}"'
     assert found(connection, collection, query) == [row]

@@ -22,6 +22,8 @@ FILE_NAME = "collections.sqlite3"
 # Five vectors of 768 values fill a page; with SQLite's own 4 KiB a quarter of each is empty.
 PAGE_BYTES = 16 << 10
 PAGE_CACHE_KIB = 2048  # of each connection
+# Statements that a connection keeps, each with the last values that it was given.
+KEPT_STATEMENTS = 16
 # Another process, such as one that makes a copy, holds the file for moments only.
 BUSY_TIMEOUT_S = 10.0
 BACKUP_PAGES = 256  # copied between two looks at signals
@@ -104,6 +106,7 @@ class Database:
             self.path,
             timeout=BUSY_TIMEOUT_S,
             isolation_level=None,  # transactions begin and end as written here
+            cached_statements=KEPT_STATEMENTS,
             check_same_thread=False,  # a connection is lent to one thread at a time
         )
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a file that is made now

@@ -12,15 +12,17 @@ sends stands in the SQL: names of fields and values are parameters.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plimsoll.errors import InvalidRequestError
 
+# Each reads the metadata of every document.
+MOST_COMPARISONS = 32
 # Far below what SQLite takes: a million characters, a tree of a thousand floors.
 MOST_SQL_CHARACTERS = 50_000
-MOST_PARTS = 64  # of an $and, an $or or one object
 MOST_VALUES = 1000  # of one $in
+MOST_VALUE_BYTES = 128 << 10  # of all together: SQLite keeps those of statements that it may repeat
 MOST_DEPTH = 8
 # SQLite takes a key in a path as it stands in the JSON, so what JSON escapes is found nowhere.
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
@@ -34,13 +36,16 @@ class Condition:
 
     sql: str
     values: tuple[str | int | float, ...] = ()
+    n_comparisons: int = 1
 
 
 def parse_filter(filter_: Mapping[str, Any]) -> Condition:
     """What a filter means. Raises InvalidRequestError, which says where it is wrong."""
     condition = _all_of(filter_, depth=1)
     if len(condition.sql) > MOST_SQL_CHARACTERS:
-        raise _refusal("it has too many conditions")
+        raise _refusal("it has too many values")
+    if sum(map(_n_bytes, condition.values)) > MOST_VALUE_BYTES:
+        raise _refusal(f"its names and values are longer than {MOST_VALUE_BYTES >> 10} KiB")
     return condition
 
 
@@ -49,6 +54,7 @@ def _all_of(filter_: object, depth: int) -> Condition:
         raise _refusal("each condition is an object")
     if depth > MOST_DEPTH:
         raise _refusal(f"more than {MOST_DEPTH} conditions inside each other")
+    _check_number(len(filter_))
     parts = [_part(key, value, depth) for key, value in filter_.items()]
     return _joined(" AND ", parts)
 
@@ -57,6 +63,7 @@ def _part(key: str, value: object, depth: int) -> Condition:
     if key in ("$and", "$or"):
         if not isinstance(value, list) or not value:
             raise _refusal(f"{key} takes a list of conditions")
+        _check_number(len(value))
         parts = [_all_of(part, depth + 1) for part in value]
         return _joined(" AND " if key == "$and" else " OR ", parts)
     if key.startswith("$"):
@@ -131,16 +138,26 @@ def _as_stored(value: str | int | float) -> str | int | float:
 
 
 def _negated(condition: Condition) -> Condition:
-    return Condition(f"NOT ({condition.sql})", condition.values)
+    return replace(condition, sql=f"NOT ({condition.sql})")
 
 
 def _joined(word: str, parts: Sequence[Condition]) -> Condition:
-    if len(parts) > MOST_PARTS:
-        raise _refusal(f"more than {MOST_PARTS} conditions beside each other")
     if not parts:
         return Condition("1")
+    n_comparisons = sum(part.n_comparisons for part in parts)
+    _check_number(n_comparisons)
     sql = word.join(f"({part.sql})" for part in parts)
-    return Condition(sql, tuple(value for part in parts for value in part.values))
+    return Condition(sql, tuple(value for part in parts for value in part.values), n_comparisons)
+
+
+def _check_number(n_comparisons: int) -> None:
+    """Refuse too many as soon as they are known, before they are looked at."""
+    if n_comparisons > MOST_COMPARISONS:
+        raise _refusal(f"it has more than {MOST_COMPARISONS} comparisons")
+
+
+def _n_bytes(value: str | int | float) -> int:
+    return len(value.encode()) if isinstance(value, str) else 8
 
 
 def _refusal(problem: str) -> InvalidRequestError:

@@ -15,13 +15,15 @@ from plimsoll.corpora.schema import documents_table, words_table
 
 # Within ASCII unicode61 takes letters and digits for words. What lies beyond is left to it.
 _WORD = re.compile(r"[^\x00-\x2f\x3a-\x40\x5b-\x60\x7b-\x7f\s]+")
-# Each looks for its documents; a query that is a document itself has hundreds.
-MOST_WORDS = 1024
+# Each looks for its documents; of a query that is a document the later ones say little more.
+MOST_WORDS = 64
+# Of a query that is read for them: beyond ASCII one of them may be as long as the query.
+MOST_CHARACTERS = 4096
 
 
 def match_of(query: str) -> str | None:
     """The query's first MOST_WORDS different words for FTS5's MATCH; None where it has none."""
-    words = dict.fromkeys(_WORD.findall(query.lower()))
+    words = dict.fromkeys(_WORD.findall(query[:MOST_CHARACTERS].lower()))
     return " OR ".join(f'"{word}"' for word in list(words)[:MOST_WORDS]) or None
 
 
