@@ -44,6 +44,7 @@ PlimsollError
 │   ├── QueueFullError          more tokens wait than drain in good time
 │   ├── MemoryPressureError     no room below the memory line within the wait
 │   ├── BreakerOpenError        memory failed or ran high; only the fallback answers
+│   ├── SearchStoppedError      a search that read its collection for too long
 │   └── IngestStoppedError      some documents of a list are stored; send all of them again
 ├── TooLargeError             could never fit this budget, however long one waits
 │   └── BodyTooLargeError       a body over the limit of this route
@@ -268,6 +269,12 @@ class BreakerOpenError(OverloadError):
     """The memory breaker is open."""
 
     code = "breaker_open"
+
+
+class SearchStoppedError(OverloadError):
+    """A search that read its collection for too long, or until the server ended."""
+
+    code = "search_stopped"
 
 
 class IngestStoppedError(OverloadError):

@@ -619,6 +619,51 @@ def test_a_filter_and_top_k_hold_in_every_mode(client: TestClient, mode: str):
     assert len(one["results"]) == 1
 
 
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+@pytest.mark.parametrize("is_made_again", [True, False])
+def test_a_collection_may_go_while_it_is_searched(
+    server_and_client: tuple[FakeServer, TestClient], mode: str, is_made_again: bool
+):
+    """What was ranked is not there any more; one that took the name meanwhile is searched."""
+    server, client = server_and_client
+    put(client)
+    read, dropped = server.corpora.search._documents, []
+
+    async def disturbed(*args):
+        if not dropped:
+            with server.corpora.database.writing() as connection:
+                collection = versions.find(connection, "ships")
+                versions.drop(connection, collection)
+                if is_made_again:
+                    versions.create(connection, "ships", collection.active.space)
+                dropped.append(collection)
+        return await read(*args)
+
+    server.corpora.search._documents = disturbed
+    response = client.post(f"{SHIPS}/search", json={"query": "ship", "mode": mode})
+
+    if is_made_again:
+        assert response.json()["results"] == []
+    else:
+        assert error_of(response) == (404, "collection_not_found")
+
+
+def test_a_filter_takes_no_more_memory_the_longer_a_collection_lives(
+    server_and_client: tuple[FakeServer, TestClient],
+):
+    """Rows are never given again, so their numbers grow with all that ever was there."""
+    server, client = server_and_client
+    put(client, {"gone": "a ship"})
+    client.delete(f"{SHIPS}/documents/gone")
+    with server.corpora.database.writing() as connection:
+        connection.execute("UPDATE sqlite_sequence SET seq = 100000000 WHERE name = 'documents_1'")
+    put(client, metadata={"year": 1876})
+
+    answer = search(client, "a deep ship", mode="dense", filter={"year": 1876})
+
+    assert set(ids(answer)) == set(TEXTS)
+
+
 @pytest.mark.parametrize("reason", REASONS)
 def test_auto_searches_words_while_the_model_cannot_answer(reason: str):
     """And says so; a search that named its mode is told when to come back."""

@@ -20,7 +20,8 @@ class Corpora:
     threads: tuple[ThreadPoolExecutor, ...]
 
     def close(self) -> None:
-        """Finish what runs, then close the file; blocks."""
+        """End searches, finish what else runs, then close the file; blocks."""
+        self.search.stop()
         for thread in self.threads:
             thread.shutdown()
         self.search.close()

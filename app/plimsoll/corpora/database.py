@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import mkstemp
 from threading import Lock
 
+from plimsoll.corpora.reading_limit import INSTRUCTIONS, ReadingLimit
 from plimsoll.corpora.schema import bring_up_to_date
 from plimsoll.errors import StoreError
 from plimsoll.files import publish
@@ -49,8 +50,11 @@ class Database:
             yield connection
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """The file as it is now, for the length of a block. Raises StoreError."""
+    def reading(self, limit: ReadingLimit | None = None) -> Iterator[sqlite3.Connection]:
+        """The file as it is now, for the length of a block.
+
+        Raises StoreError, and what `limit` does once it is over.
+        """
         with _refusals(self.path):
             self._open()
             try:
@@ -59,7 +63,8 @@ class Database:
                 connection = self._connect()
             try:
                 connection.execute("BEGIN")
-                yield connection
+                with _limited(connection, limit):
+                    yield connection
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -127,6 +132,23 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
         if connection.in_transaction:  # SQLite ends it by itself where the disk is full
             connection.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def _limited(connection: sqlite3.Connection, limit: ReadingLimit | None) -> Iterator[None]:
+    if limit is None:
+        yield
+        return
+    limit.begin()
+    connection.set_progress_handler(limit.is_over, INSTRUCTIONS)
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+        raise limit.error() from error
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 def faults_of(path: Path) -> list[str]:

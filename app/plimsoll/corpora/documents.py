@@ -147,17 +147,13 @@ def n_bytes(connection: sqlite3.Connection, collection: int, rows: Sequence[int]
     return sum(values[0] for values in found if values is not None)
 
 
-def last_row(connection: sqlite3.Connection, collection: int) -> int:
-    """The row of the newest document, 0 where there is none: no fewer than there are documents."""
-    query = f"SELECT coalesce(max(row), 0) FROM {documents_table(collection)}"
-    (row,) = connection.execute(query).fetchone()
-    return int(row)
-
-
-def fitting(connection: sqlite3.Connection, collection: int, condition: Condition) -> np.ndarray:
-    """Rows of the documents whose metadata fit, int64, ascending."""
-    query = f"SELECT row FROM {documents_table(collection)} WHERE {condition.sql} ORDER BY row"
-    found = connection.execute(query, condition.values)
+def fitting(
+    connection: sqlite3.Connection, collection: int, condition: Condition, rows: range
+) -> np.ndarray:
+    """Those of the rows whose documents' metadata fit, int64, ascending."""
+    query = f"""SELECT row FROM {documents_table(collection)}
+        WHERE row BETWEEN ? AND ? AND ({condition.sql}) ORDER BY row"""
+    found = connection.execute(query, (rows.start, rows.stop - 1, *condition.values))
     return np.fromiter((row for (row,) in found), np.int64)
 
 

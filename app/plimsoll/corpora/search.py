@@ -4,9 +4,11 @@ A query is compared with vectors of its own space alone. Where that cannot be, a
 the mode open is answered by words, and says so; one that named its mode is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from sqlite3 import Connection
+from threading import Event
 from time import perf_counter
 from typing import TypeVar
 
@@ -16,6 +18,7 @@ from plimsoll.corpora import documents, versions
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.filters import Condition, parse_filter
 from plimsoll.corpora.ranking import Ranked, fused
+from plimsoll.corpora.reading_limit import ReadingLimit
 from plimsoll.corpora.records import Collection, Space
 from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
 from plimsoll.corpora.vector_copies import VectorCopies
@@ -31,11 +34,13 @@ from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import with_fallback
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.tasks import Degraded, Embeddings, EmbedTask, raise_first
-from plimsoll.serving.threads import run_in
+from plimsoll.serving.threads import run_until_dropped
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.pressure import PressureMetrics
 
 T = TypeVar("T")
+
+MOST_READING_S = 10.0
 
 # Of each of the two orders that a hybrid search makes one of, where no more are asked for. Deeper
 # ones leave the first ten on Cranfield as they are; at 20 nDCG@10 is 0.003 lower, at 10 0.019.
@@ -61,18 +66,24 @@ class CollectionSearch:
         self._thread = documents_thread
         self._vectors_thread = vectors_thread
         self._copies = VectorCopies(database.path.parent)
+        self._closing = Event()
 
     async def search(self, task: SearchTask, permit: RequestPermit) -> SearchResults:
         """The `top_k` best documents.
 
-        Raises InvalidRequestError, UnknownCollectionError, SpaceMismatchError, StoreError, and
-        where the mode is not left open what EmbeddingService.embed_dense does.
+        Raises InvalidRequestError, UnknownCollectionError, SpaceMismatchError, StoreError,
+        SearchStoppedError, and where the mode is not left open what EmbeddingService.embed_dense
+        does.
         """
         began_s = perf_counter()
         condition = None if task.filter is None else parse_filter(task.filter)
         found = await self._answer(task, condition, permit)
         self._metrics.searched(found.mode, perf_counter() - began_s)
         return found
+
+    def stop(self) -> None:
+        """End the searches that run, and those that come."""
+        self._closing.set()
 
     def close(self) -> None:
         """Give the copies of vectors back."""
@@ -102,25 +113,27 @@ class CollectionSearch:
     async def _by_meaning(
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit
     ) -> SearchResults:
-        while True:  # again where another version became active in the meantime
-            collection, n_rows = await self._read(
-                lambda connection: _collection_and_rows(connection, task.collection)
+        while True:  # again where another version became active, or the name is another's now
+            collection = await self._read(
+                lambda connection: versions.find(connection, task.collection)
             )
             query = await self._embedded(collection, task, permit)
             (vector,) = query.vectors
             assert vector is not None  # noqa: S101 - its failure has been raised
-            demand = vector_search_demand(
-                query.dimensions, n_filtered_rows=n_rows if condition else 0
-            )
+            demand = vector_search_demand(query.dimensions)
             await permit.renew(demand)
-            space = collection.active.space
-            ranked = await run_in(self._vectors_thread, self._near, task, condition, space, vector)
-            if ranked is not None:
+            ranked = await self._read(
+                partial(self._near, task, condition, collection, vector), self._vectors_thread
+            )
+            if ranked is None:
+                continue
+            results = await self._documents(collection, ranked, demand, permit)
+            if results is not None:
                 break
         return SearchResults(
             mode="hybrid" if task.mode == "hybrid" else "dense",
             fingerprint=query.fingerprint,
-            results=await self._documents(collection, ranked, demand, permit),
+            results=results,
             warnings=[*query.traits.notes, *_cut(query)],
             n_tokens=query.n_tokens,
         )
@@ -174,37 +187,46 @@ class CollectionSearch:
                 connection, collection.id, task.query, task.top_k, condition
             )
 
-        collection, ranked = await self._read(look)
-        found = await self._documents(collection, ranked, demand, permit)
-        return SearchResults("bm25", None, found, degraded)
+        while True:  # again where another collection took the name in the meantime
+            collection, ranked = await self._read(look)
+            found = await self._documents(collection, ranked, demand, permit)
+            if found is not None:
+                return SearchResults("bm25", None, found, degraded)
 
     def _near(
-        self, task: SearchTask, condition: Condition | None, space: Space, vector: np.ndarray
+        self,
+        task: SearchTask,
+        condition: Condition | None,
+        seen: Collection,
+        vector: np.ndarray,
+        connection: Connection,
     ) -> Ranked | None:
-        """Rows nearest to a vector of `space`; None where the active version is of another."""
-        with self._database.reading() as connection:
-            collection = versions.find(connection, task.collection)
-            if collection.active.space != space:
-                return None
-            among = None
-            if condition is not None:
-                among = documents.fitting(connection, collection.id, condition)
-            is_hybrid = task.mode == "hybrid"
-            most = max(task.top_k, FUSED_DEPTH) if is_hybrid else task.top_k
-            near = self._copies.search(connection, collection.active, vector, most, among)
-            if not is_hybrid:
-                return near
-            words = search_words(connection, collection.id, task.query, most, condition)
-            return fused([near, words], task.top_k)
+        """Rows nearest to a vector of the space of `seen`; None where that is gone or moved on."""
+        collection = versions.find(connection, task.collection)
+        if collection.id != seen.id or collection.active.space != seen.active.space:
+            return None
+        among = None
+        if condition is not None:
+            among = partial(documents.fitting, connection, collection.id, condition)
+        is_hybrid = task.mode == "hybrid"
+        most = max(task.top_k, FUSED_DEPTH) if is_hybrid else task.top_k
+        near = self._copies.search(connection, collection.active, vector, most, among)
+        if not is_hybrid:
+            return near
+        words = search_words(connection, collection.id, task.query, most, condition)
+        return fused([near, words], task.top_k)
 
     async def _documents(
         self, collection: Collection, ranked: Ranked, demand: Demand, permit: RequestPermit
-    ) -> list[Found]:
-        """The documents in ranked rows, with memory reserved; those that have gone are left out."""
+    ) -> list[Found] | None:
+        """The documents in ranked rows, with memory reserved; those that have gone are left out.
+
+        None where another collection has taken the name.
+        """
         rows = ranked.rows.tolist()
-        n_bytes = await self._read(
-            lambda connection: documents.n_bytes(connection, collection.id, rows)
-        )
+        n_bytes = await self._read_rows(documents.n_bytes, collection, rows)
+        if n_bytes is None:
+            return None
         permit.renew_now(
             Demand(
                 n_tokens=0,
@@ -212,18 +234,34 @@ class CollectionSearch:
                 is_fallback=demand.is_fallback,
             )
         )
-        stored = await self._read(
-            lambda connection: documents.of_rows(connection, collection.id, rows)
-        )
+        stored = await self._read_rows(documents.of_rows, collection, rows)
+        if stored is None:
+            return None
         scores = dict(zip(rows, ranked.scores.tolist(), strict=True))
         return [Found(document, scores[document.row]) for document in stored]
 
-    async def _read(self, work: Callable[[Connection], T]) -> T:
+    async def _read_rows(
+        self,
+        work: Callable[[Connection, int, Sequence[int]], T],
+        seen: Collection,
+        rows: Sequence[int],
+    ) -> T | None:
+        """What `work` reads of a collection's rows; None where another has taken its name."""
+
+        def read(connection: Connection) -> T | None:
+            collection = versions.find(connection, seen.name)
+            return work(connection, seen.id, rows) if collection.id == seen.id else None
+
+        return await self._read(read)
+
+    async def _read(self, work: Callable[[Connection], T], thread: Executor | None = None) -> T:
+        limit = ReadingLimit(MOST_READING_S, self._closing)
+
         def read() -> T:
-            with self._database.reading() as connection:
+            with self._database.reading(limit) as connection:
                 return work(connection)
 
-        return await run_in(self._thread, read)
+        return await run_until_dropped(thread or self._thread, read, limit.drop)
 
 
 def check_space(name: str, space: Space, embedded: Embeddings) -> None:
@@ -233,11 +271,6 @@ def check_space(name: str, space: Space, embedded: Embeddings) -> None:
             f"the vectors of {name!r} are of {space.fingerprint}, and {space.model!r} now gives "
             f"{embedded.fingerprint}: its file has changed; they are not compared"
         )
-
-
-def _collection_and_rows(connection: Connection, name: str) -> tuple[Collection, int]:
-    collection = versions.find(connection, name)
-    return collection, documents.last_row(connection, collection.id)
 
 
 def _degraded(degraded: Degraded) -> DegradedSearch:

@@ -15,8 +15,10 @@ import os
 import sqlite3
 import tempfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -32,6 +34,10 @@ log = logging.getLogger(__name__)
 MOST_COPIES = 16
 # Pages that the disk does not have yet count as used memory: so many are waited for at a time.
 SYNC_BYTES = 16 << 20
+
+
+RowFilter: TypeAlias = Callable[[range], np.ndarray]
+"""Which of some rows are to be searched: int64, ascending."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,9 @@ class VectorCopies:
         version: Version,
         query: np.ndarray,
         most: int,
-        among: np.ndarray | None = None,
+        among: RowFilter | None = None,
     ) -> Ranked:
-        """The `most` nearest rows by cosine; `among`: int64, ascending, None: all rows.
+        """The `most` nearest rows by cosine; `among`: None: all rows.
 
         query: float32 (dimensions,), of the version's own space.
         """
@@ -95,14 +101,14 @@ class _VectorCopy:
         self._n_unsynced = 0
 
     def search(
-        self, connection: sqlite3.Connection, query: np.ndarray, most: int, among: np.ndarray | None
+        self, connection: sqlite3.Connection, query: np.ndarray, most: int, among: RowFilter | None
     ) -> Ranked:
         query = _unit(query[np.newaxis])[0]
         found = Ranked.none()
         for segment in vectors.segments(connection, self._version.id):
             rows, values = self._up_to_date(connection, segment)
             if among is not None:
-                fitting = _positions(rows, among)
+                fitting = _positions(rows, among(segment.places))
                 rows, values = rows[fitting], values[fitting]
             scores = values @ query
             near = best(rows, scores, most)

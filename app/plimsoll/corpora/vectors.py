@@ -31,6 +31,11 @@ class Segment:
         """The row of its first place."""
         return self.number * SEGMENT_ROWS
 
+    @property
+    def places(self) -> range:
+        """Rows that it has a place for."""
+        return range(self.first_row, self.first_row + SEGMENT_ROWS)
+
 
 def put(
     connection: sqlite3.Connection,

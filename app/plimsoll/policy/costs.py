@@ -158,21 +158,14 @@ WORD_SEARCH_BYTES = 4 << 20
 # Rows of vectors that a search looks at together: as SQLite gives them, joined, and of unit length.
 SEGMENT_ROWS = 1024
 SEGMENT_COPIES = 4
-# A row that fits a filter, while it is collected.
-FITTING_ROW_BYTES = 48
 # A byte of a document that is found: as text and as JSON of a reply, which may escape it.
 FOUND_BYTES = 8
 
 
-def vector_search_demand(dimensions: int, *, n_filtered_rows: int) -> Demand:
-    """What a search among any number of vectors takes; n_filtered_rows: that may fit its filter."""
+def vector_search_demand(dimensions: int) -> Demand:
+    """What a search among any number of vectors takes."""
     segment_bytes = SEGMENT_ROWS * dimensions * FLOAT32_BYTES
-    return Demand(
-        n_tokens=0,
-        held_bytes=WORD_SEARCH_BYTES
-        + SEGMENT_COPIES * segment_bytes
-        + FITTING_ROW_BYTES * n_filtered_rows,
-    )
+    return Demand(n_tokens=0, held_bytes=WORD_SEARCH_BYTES + SEGMENT_COPIES * segment_bytes)
 
 
 def word_search_demand() -> Demand:

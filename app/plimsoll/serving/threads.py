@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -19,12 +20,20 @@ async def run_in(
     """
     if thread is None:
         return work(*args, **kwargs)
-    job = thread.submit(work, *args, **kwargs)
+    return await run_until_dropped(thread, partial(work, *args, **kwargs), lambda: None)
+
+
+async def run_until_dropped(
+    thread: Executor, work: Callable[[], T], drop: Callable[[], object]
+) -> T:
+    """Likewise; `drop` is called where the caller is cancelled, for the work to end soon."""
+    job = thread.submit(work)
     result = asyncio.wrap_future(job)
     try:
         await asyncio.wait((result,))
     except asyncio.CancelledError:
         if not job.cancel():
+            drop()
             await asyncio.wait((result,))
             result.exception()  # asked for, or asyncio would log that it never was
         raise

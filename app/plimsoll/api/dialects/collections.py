@@ -15,6 +15,7 @@ from plimsoll.api.edge.documented import (
     OF_A_CONFLICT,
     OF_A_MODEL,
     OF_A_PATH,
+    OF_A_SEARCH,
     OF_A_SPACE,
     OF_A_TEXT,
     OF_AN_OPERATOR,
@@ -218,7 +219,14 @@ def router(catalog: CollectionCatalog, search: CollectionSearch) -> APIRouter:
         responses={
             200: {"headers": DEGRADED_HEADERS},
             **documented(
-                NATIVE, OF_A_CLIENT, OF_A_BODY, OF_A_MODEL, OF_A_TEXT, OF_A_COLLECTION, OF_A_SPACE
+                NATIVE,
+                OF_A_CLIENT,
+                OF_A_BODY,
+                OF_A_MODEL,
+                OF_A_TEXT,
+                OF_A_COLLECTION,
+                OF_A_SPACE,
+                OF_A_SEARCH,
             ),
         },
         summary="Search a collection",

@@ -130,6 +130,14 @@ OF_A_SPACE: Examples = (
     ),
 )
 
+OF_A_SEARCH: Examples = (
+    errors.SearchStoppedError(
+        "the search read the collection for 10 s, which is the most; try again with fewer "
+        "comparisons or words, or when the vectors have been read",
+        retry_after_s=1,
+    ),
+)
+
 OF_DOCUMENTS: Examples = (
     errors.IngestStoppedError(
         "512 documents were added, 0 updated, 0 were there and 0 failed before this: memory failed "
@@ -147,6 +155,7 @@ EVERYTHING = (
     OF_A_DOCUMENT,
     OF_A_CONFLICT,
     OF_A_SPACE,
+    OF_A_SEARCH,
     OF_DOCUMENTS,
 )
 

@@ -46,6 +46,7 @@ STATUS_AND_CODE: dict[type[errors.PlimsollError], tuple[int, str]] = {
     errors.QueueFullError: (429, errors.QueueFullError.code),
     errors.MemoryPressureError: (503, errors.MemoryPressureError.code),
     errors.BreakerOpenError: (503, errors.BreakerOpenError.code),
+    errors.SearchStoppedError: (503, errors.SearchStoppedError.code),
     errors.IngestStoppedError: (503, errors.IngestStoppedError.code),
     errors.OverloadError: (503, errors.OverloadError.code),
     errors.BodyTooLargeError: (413, "body_too_large"),
