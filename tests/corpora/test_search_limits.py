@@ -1,4 +1,4 @@
-"""A search ends: after its time, with its client, with the server."""
+"""A search ends: after its time, with its client, with the server. It waits for no writer."""
 
 import asyncio
 import sqlite3
@@ -79,6 +79,21 @@ def test_a_search_ends_with_the_server(server: FakeServer, begun: Event):
             await searching
 
     asyncio.run(stop())
+
+
+def test_a_search_waits_for_no_writer(server: FakeServer):
+    """However many wait: another process, or a migration, may hold the one place for long."""
+    catalog = server.corpora.catalog
+
+    async def pass_them() -> SearchResults:
+        with server.corpora.database.writing():
+            writers = [asyncio.ensure_future(catalog.drop("ships")) for _ in range(4)]
+            await asyncio.sleep(0)  # each stands before its thread now
+            answer = await asyncio.wait_for(searched(server), DEADLINE_S)
+        await asyncio.wait(writers)
+        return answer
+
+    assert asyncio.run(pass_them()).results == []
 
 
 async def searched(server: FakeServer) -> SearchResults:

@@ -11,22 +11,26 @@ from plimsoll.corpora.search import CollectionSearch
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
 
-# One that reads while the other writes.
-DOCUMENTS_THREADS = 2
+# A short reading passes a long one. Writers wait for each other, and have a thread of their own:
+# those that wait would hold all that read.
+READING_THREADS = 2
 
 
 def build_corpora(folder: Path, core: ServingCore, telemetry: Telemetry) -> Corpora:
     """Collections in `folder`, where nothing is made before their first use."""
     database = Database(folder / FILE_NAME)
-    documents_thread = ThreadPoolExecutor(DOCUMENTS_THREADS, thread_name_prefix="documents")
+    reading_thread = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="documents")
+    writing_thread = ThreadPoolExecutor(1, thread_name_prefix="writing")
     vectors_thread = ThreadPoolExecutor(1, thread_name_prefix="vectors")
     metrics = telemetry.corpora
     return Corpora(
         database=database,
-        catalog=CollectionCatalog(database, core.models, metrics, documents_thread),
-        ingest=DocumentIngest(database, core.service, core.gate, metrics, documents_thread),
-        search=CollectionSearch(
-            database, core.service, metrics, telemetry.pressure, documents_thread, vectors_thread
+        catalog=CollectionCatalog(database, core.models, metrics, reading_thread, writing_thread),
+        ingest=DocumentIngest(
+            database, core.service, core.gate, metrics, reading_thread, writing_thread
         ),
-        threads=(documents_thread, vectors_thread),
+        search=CollectionSearch(
+            database, core.service, metrics, telemetry.pressure, reading_thread, vectors_thread
+        ),
+        threads=(reading_thread, writing_thread, vectors_thread),
     )

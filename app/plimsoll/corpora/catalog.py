@@ -24,15 +24,21 @@ T = TypeVar("T")
 
 
 class CollectionCatalog:
-    """Keeps the list of collections. thread: reads and writes the file."""
+    """Keeps the list of collections. The threads read and write the file."""
 
     def __init__(
-        self, database: Database, models: ModelPool, metrics: CorpusMetrics, thread: Executor
+        self,
+        database: Database,
+        models: ModelPool,
+        metrics: CorpusMetrics,
+        reading_thread: Executor,
+        writing_thread: Executor,
     ) -> None:
         self._database = database
         self._models = models
         self._metrics = metrics
-        self._thread = thread
+        self._reading_thread = reading_thread
+        self._writing_thread = writing_thread
 
     async def ensure(
         self,
@@ -129,14 +135,14 @@ class CollectionCatalog:
             with self._database.reading() as connection:
                 return work(connection)
 
-        return await run_in(self._thread, read)
+        return await run_in(self._reading_thread, read)
 
     async def _write(self, work: Callable[..., T], *args: object) -> T:
         def write() -> T:
             with self._database.writing() as connection:
                 return work(connection, *args)
 
-        return await run_in(self._thread, write)
+        return await run_in(self._writing_thread, write)
 
 
 def _create(connection: Connection, name: str, space: Space) -> CollectionState:

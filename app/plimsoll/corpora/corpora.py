@@ -11,7 +11,7 @@ from plimsoll.corpora.search import CollectionSearch
 
 @dataclass(frozen=True)
 class Corpora:
-    """threads: that of documents, and that of vectors."""
+    """threads: that which reads, that which writes, and that of vectors."""
 
     database: Database
     catalog: CollectionCatalog

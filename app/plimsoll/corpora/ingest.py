@@ -84,7 +84,7 @@ class _Batch:
 
 
 class DocumentIngest:
-    """Puts documents into collections. thread: reads and writes the file."""
+    """Puts documents into collections. The threads read and write the file."""
 
     def __init__(
         self,
@@ -92,13 +92,15 @@ class DocumentIngest:
         embeddings: EmbeddingService,
         gate: AdmissionGate,
         metrics: CorpusMetrics,
-        thread: Executor,
+        reading_thread: Executor,
+        writing_thread: Executor,
     ) -> None:
         self._database = database
         self._embeddings = embeddings
         self._gate = gate
         self._metrics = metrics
-        self._thread = thread
+        self._reading_thread = reading_thread
+        self._writing_thread = writing_thread
 
     async def put(
         self,
@@ -140,7 +142,7 @@ class DocumentIngest:
                 plan = await self._read(plan_of, name, batch.news)
                 for version in plan.wanted:
                     await self._find_vectors(plan, version, batch, permit)
-                outcomes = await run_in(self._thread, self._commit, name, batch)
+                outcomes = await run_in(self._writing_thread, self._commit, name, batch)
                 if outcomes is not None:
                     self._count(result, batch, outcomes)
                     return
@@ -233,7 +235,7 @@ class DocumentIngest:
             with self._database.reading() as connection:
                 return work(connection, *args)
 
-        return await run_in(self._thread, read)
+        return await run_in(self._reading_thread, read)
 
 
 def _vector_space(connection: Connection, name: str, space: str | None) -> str | None:

@@ -48,7 +48,7 @@ FUSED_DEPTH = 100
 
 
 class CollectionSearch:
-    """Searches collections. documents_thread: reads the file; vectors_thread: owns the copies."""
+    """Searches collections. reading_thread: reads the file; vectors_thread: owns the copies."""
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class CollectionSearch:
         embeddings: EmbeddingService,
         metrics: CorpusMetrics,
         pressure: PressureMetrics,
-        documents_thread: Executor,
+        reading_thread: Executor,
         vectors_thread: Executor,
     ) -> None:
         self._database = database
         self._embeddings = embeddings
         self._metrics = metrics
         self._pressure = pressure
-        self._thread = documents_thread
+        self._reading_thread = reading_thread
         self._vectors_thread = vectors_thread
         self._copies = VectorCopies(database.path.parent)
         self._closing = Event()
@@ -261,7 +261,7 @@ class CollectionSearch:
             with self._database.reading(limit) as connection:
                 return work(connection)
 
-        return await run_until_dropped(thread or self._thread, read, limit.drop)
+        return await run_until_dropped(thread or self._reading_thread, read, limit.drop)
 
 
 def check_space(name: str, space: Space, embedded: Embeddings) -> None:
