@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from plimsoll.api.edge.json_body import MAX_FIELDS
 from plimsoll.api.edge.json_lines import MOST_LINE_BYTES
 from plimsoll.corpora import documents, vectors, versions
-from plimsoll.corpora.ingest import BATCH_DOCUMENTS
+from plimsoll.corpora.ingest import BATCH_DOCUMENTS, MOST_MESSAGE_CHARACTERS
 from plimsoll.corpora.records import Document, Space, VersionState
 from plimsoll.errors import EncodeMemoryError
 from plimsoll.policy.costs import INGEST_BATCH_BYTES
@@ -256,6 +257,22 @@ def test_a_bad_line_fails_alone(client: TestClient):
     }
     assert [error["line"] for error in answer["errors"]] == list(range(3, 15))
     assert client.get(SHIPS).json()["documents"] == 2
+
+
+def test_what_is_said_of_a_line_is_short_whatever_it_held(client: TestClient):
+    """A thousand of these are kept for one answer."""
+    response = post(
+        client,
+        {"id": "a", "text": "a ship", "colour" * 100_000: 1},
+        {"id": "b", "text": "a ship", **{str(n): 1 for n in range(MAX_FIELDS)}},
+    )
+
+    name, number = response.json()["errors"]
+    assert (name["id"], name["code"]) == ("a", "invalid_request")
+    assert name["message"].startswith("colour")
+    assert len(name["message"]) == MOST_MESSAGE_CHARACTERS
+    assert (number["id"], number["code"]) == ("b", "invalid_request")
+    assert f"more than {MAX_FIELDS} fields" in number["message"]
 
 
 def test_a_text_that_fails_keeps_what_was_stored(client: TestClient):

@@ -6,7 +6,7 @@ written again, so that a client may send a list again after any interruption.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from sqlite3 import Connection
 from typing import TypeVar
 
@@ -37,6 +37,7 @@ T = TypeVar("T")
 BATCH_DOCUMENTS = 128
 BATCH_CHARACTERS = 512 << 10
 MOST_ERRORS = 1000
+MOST_MESSAGE_CHARACTERS = 300
 # Where other writers, or the beginning of a migration, come in between each time.
 MOST_TRIES = 10
 
@@ -215,7 +216,9 @@ class DocumentIngest:
         result.failed += 1
         self._metrics.documents("failed", 1)
         if len(result.errors) < MOST_ERRORS:
-            result.errors.append(failure)
+            # It may quote what the client sent.
+            message = failure.message[:MOST_MESSAGE_CHARACTERS]
+            result.errors.append(replace(failure, message=message))
 
     def _count(
         self, result: IngestResult, batch: _Batch, outcomes: Sequence[DocumentOutcome]

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from plimsoll.api.edge.body import BodyLimits, IncomingBody
-from plimsoll.api.edge.json_lines import MOST_LINE_BYTES, JSONLine, json_lines
+from plimsoll.api.edge.json_lines import MOST_LINE_BYTES, TURN_LINES, JSONLine, json_lines
 from plimsoll.errors import SlowBodyError
 from tests.fakes import DEADLINE_S, FakeOpener, FakeServer
 
@@ -24,6 +24,12 @@ def read(
     server: FakeServer, parts: Sequence[bytes], *, timeout_s: float = DEADLINE_S, ends: bool = True
 ) -> list[JSONLine]:
     """The lines of a body that comes in these parts; where it does not end, nothing more comes."""
+    return asyncio.run(taken(server, parts, timeout_s=timeout_s, ends=ends))
+
+
+async def taken(
+    server: FakeServer, parts: Sequence[bytes], *, timeout_s: float = DEADLINE_S, ends: bool = True
+) -> list[JSONLine]:
     messages: list[Message] = [
         {"type": "http.request", "body": part, "more_body": not ends or place < len(parts) - 1}
         for place, part in enumerate(parts)
@@ -34,17 +40,14 @@ def read(
             await asyncio.Event().wait()
         return messages.pop(0)
 
-    async def lines() -> list[JSONLine]:
-        scope = {"type": "http", "headers": [], "method": "POST", "path": "/", "app": server.app}
-        permit = server.core.gate.permit()
-        body = IncomingBody(scope, receive, permit, BodyLimits(64, timeout_s))
-        request = Request({**scope, "state": {"permit": permit, "incoming": body}}, body.receive)
-        try:
-            return [line async for line in json_lines(request)]
-        finally:
-            permit.leave()
-
-    return asyncio.run(lines())
+    scope = {"type": "http", "headers": [], "method": "POST", "path": "/", "app": server.app}
+    permit = server.core.gate.permit()
+    body = IncomingBody(scope, receive, permit, BodyLimits(64, timeout_s))
+    request = Request({**scope, "state": {"permit": permit, "incoming": body}}, body.receive)
+    try:
+        return [line async for line in json_lines(request)]
+    finally:
+        permit.leave()
 
 
 def told(lines: list[JSONLine]) -> list[tuple[int, object]]:
@@ -71,6 +74,27 @@ def test_a_line_that_is_too_long_is_passed_over(server: FakeServer):
     assert [line.number for line in lines] == [1, 2, 3]
     assert [line.error is None for line in lines] == [True, False, True]
     assert str(MOST_LINE_BYTES >> 20) in str(lines[1].error)
+
+
+@pytest.mark.parametrize("line", [b"1\n", b"no JSON\n", b"\n"])
+def test_others_have_their_turn_between_lines(server: FakeServer, line: bytes):
+    """A part has tens of thousands of them, of which none may be worth waiting for."""
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def read_beside() -> None:
+        counting = asyncio.ensure_future(count_turns())
+        await taken(server, [line * 10 * TURN_LINES])
+        counting.cancel()
+
+    asyncio.run(read_beside())
+
+    assert turns >= 10
 
 
 def test_a_body_of_no_lines_has_none(server: FakeServer):

@@ -29,6 +29,7 @@ from plimsoll.api.edge.documented import (
     documented,
 )
 from plimsoll.api.edge.errors import code_of
+from plimsoll.api.edge.json_body import MAX_FIELDS
 from plimsoll.api.edge.json_lines import JSONLine, json_lines
 from plimsoll.api.edge.refusals import NATIVE
 from plimsoll.api.fields import MOST_DIMENSIONS, CollectionName, OrDefault
@@ -197,6 +198,9 @@ async def _documents(request: Request, has_space: bool) -> AsyncIterator[NewDocu
 def _document(line: JSONLine, has_space: bool) -> NewDocument | LineFailure:
     if line.error is not None:
         return LineFailure(line.number, None, code_of(line.error), str(line.error))
+    if isinstance(line.value, dict) and len(line.value) > MAX_FIELDS:  # each would be an error
+        message = f"the line has more than {MAX_FIELDS} fields"
+        return LineFailure(line.number, _id_of(line.value), "invalid_request", message)
     try:
         fields = DocumentLine.model_validate(line.value)
     except ValidationError as error:
