@@ -357,6 +357,16 @@ def test_documents_are_bulk_work(server_and_client: tuple[FakeServer, TestClient
     assert priorities == ["bulk", "interactive"]
 
 
+def test_metadata_come_back_as_they_were_sent(client: TestClient):
+    metadata = {"ä": [None, True, 1.5, 10**12, {"b": '"\u2028'}], "": {}}
+    put(client, metadata=metadata)
+
+    assert client.get(f"{SHIPS}/documents/a").json()["metadata"] == metadata
+    assert [found["metadata"] for found in search(client, "tea", mode="bm25")["results"]] == [
+        metadata
+    ]
+
+
 def test_what_came_and_went_is_counted(client: TestClient):
     put(client)
     put(client)

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -17,7 +18,7 @@ from plimsoll.corpora import documents, schema, vectors, versions
 from plimsoll.corpora.database import FILE_NAME, KEPT_STATEMENTS, Database, back_up, faults_of
 from plimsoll.corpora.records import Collection, Document, Space, Version, VersionState
 from plimsoll.errors import StoreError, UnknownCollectionError
-from plimsoll.policy.costs import SEGMENT_ROWS
+from plimsoll.policy.costs import SEGMENT_ROWS, found_documents_bytes
 
 OLD = Space("v1:old", 2, "small")
 NEW = Space("v1:new", 3, "large")
@@ -183,6 +184,22 @@ def test_a_document_is_found_by_its_id_with_what_belongs_to_it(database: Databas
     assert found is not None
     assert (found.id, found.text, found.metadata) == (told.id, told.text, told.metadata)
     assert found.text_sha256 == documents.text_sha256(told.text)
+
+
+def test_found_documents_take_what_is_reckoned(database: Database):
+    """Metadata of many small objects grow the most when parsed, and are never asked for whole."""
+    collection = make(database)
+    with database.writing() as connection:
+        odd = Document("a", "a ship", {"x": [{}] * 200_000})
+        rows = documents.put(connection, collection.id, [odd])
+        n_bytes = documents.n_bytes(connection, collection.id, rows)
+        tracemalloc.start()
+        documents.of_rows(connection, collection.id, rows)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert n_bytes > 400_000
+    assert peak <= found_documents_bytes(1, n_bytes) / 2  # a reply takes as much again
 
 
 def test_another_text_takes_its_vectors_of_every_version_along(database: Database):

@@ -86,7 +86,8 @@ async def search_response(
     n_results = len(result.results)
     _note(request, kind, n_results, result.n_tokens, result.degraded)
     headers = _degraded_header(result.degraded)
-    n_characters = sum(len(found.document.text) for found in result.results)
+    found = (found.document for found in result.results)
+    n_characters = sum(len(document.text) + len(document.metadata_json) for document in found)
     return await _rendered(request, content, headers, n_results, n_characters // NUMBER_CHARACTERS)
 
 

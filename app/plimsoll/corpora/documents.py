@@ -179,4 +179,4 @@ def _take_out_words(connection: sqlite3.Connection, collection: int, row: int, t
 
 def _document(values: tuple[Any, ...]) -> StoredDocument:
     row, document_id, text, metadata, digest = values
-    return StoredDocument(row, document_id, text, json.loads(metadata), digest)
+    return StoredDocument(row, document_id, text, metadata, digest)

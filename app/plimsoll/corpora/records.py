@@ -1,5 +1,6 @@
 """What the store takes and gives: plain records."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -71,10 +72,19 @@ class Document:
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document in its row: a whole number that stays its own and grows with each new one."""
+    """A document in its row: a whole number that stays its own and grows with each new one.
+
+    metadata_json: as it is stored; parsed it may take thirty times as much.
+    """
 
     row: int
     id: str
     text: str
-    metadata: Mapping[str, Any]
+    metadata_json: str
     text_sha256: bytes
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Parsed anew each time."""
+        parsed: Mapping[str, Any] = json.loads(self.metadata_json)
+        return parsed

@@ -158,7 +158,8 @@ WORD_SEARCH_BYTES = 4 << 20
 # Rows of vectors that a search looks at together: as SQLite gives them, joined, and of unit length.
 SEGMENT_ROWS = 1024
 SEGMENT_COPIES = 4
-# A byte of a document that is found: as text and as JSON of a reply, which may escape it.
+# A byte of a document that is found: as text and as JSON of a reply, which may escape it. Metadata
+# stay the JSON that they are stored as.
 FOUND_BYTES = 8
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
+from orjson import Fragment
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from plimsoll.api.edge.access import Access, needs
@@ -278,7 +279,7 @@ def _found(result: SearchResults) -> dict[str, Any]:
                 "id": found.document.id,
                 "score": found.score,
                 "text": found.document.text,
-                "metadata": found.document.metadata,
+                "metadata": Fragment(found.document.metadata_json),
             }
             for found in result.results
         ),

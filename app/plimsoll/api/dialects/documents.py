@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
+from orjson import Fragment
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -230,4 +231,4 @@ def _id_of(value: object) -> str | None:
 
 
 def _rendered(document: StoredDocument) -> Mapping[str, Any]:
-    return {"id": document.id, "text": document.text, "metadata": document.metadata}
+    return {"id": document.id, "text": document.text, "metadata": Fragment(document.metadata_json)}
