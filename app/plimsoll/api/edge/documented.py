@@ -130,6 +130,24 @@ OF_A_SPACE: Examples = (
     ),
 )
 
+OF_A_MIGRATION: Examples = (
+    *OF_THE_STORE,
+    errors.UnknownMigrationError("there is no migration 7; see GET /migrations", param="id"),
+)
+
+OF_A_STATE: Examples = (
+    errors.MigrationStateError(
+        "migration 7 is purged; what may follow is nothing, not rolled_back"
+    ),
+)
+
+OF_A_VERDICT: Examples = (
+    errors.VerdictError(
+        "the verdict of migration 7 is no_go: judged_queries: nDCG@10 0.0120, loses 0.3771 against "
+        "0.3891 of the old version, on 113 queries; force it if that is meant"
+    ),
+)
+
 OF_DOCUMENTS: Examples = (
     errors.IngestStoppedError(
         "512 documents were added, 0 updated, 0 were there and 0 failed before this: memory failed "
@@ -147,6 +165,9 @@ EVERYTHING = (
     OF_A_DOCUMENT,
     OF_A_CONFLICT,
     OF_A_SPACE,
+    OF_A_MIGRATION,
+    OF_A_STATE,
+    OF_A_VERDICT,
     OF_DOCUMENTS,
 )
 
