@@ -1,11 +1,13 @@
 """The inside of a server with two small models, and documents for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from plimsoll.composition.corpora import build_corpora
 from plimsoll.composition.migrations import build_migrations
@@ -13,7 +15,7 @@ from plimsoll.composition.models import make_models
 from plimsoll.composition.serving import make_core
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.corpora.records import Document
-from plimsoll.corpora.tasks import IngestResult, NewDocument
+from plimsoll.corpora.tasks import IngestResult, NewDocument, SearchResults, SearchTask
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.states import UNDER_WAY
@@ -26,15 +28,18 @@ from plimsoll.settings import Settings
 from plimsoll.sidecar.load_times import LoadTimes
 from plimsoll.telemetry.metrics import Telemetry
 
-OLD, NEW = "old", "new"
+NAMES = OLD, NEW, BAD = "old", "new", "bad"
 CHECK_S = 0.01
+TEST_HOSTS = "testserver"
 
 
-def two_models(folder: Path) -> Settings:
-    """A server that serves both, with cache and collections below `folder`."""
+def settings_of(folder: Path, names: Sequence[str] = NAMES) -> Settings:
+    """A server that serves these models, with cache and collections below `folder`."""
     return Settings(
-        model=str(folder / "old.gguf"),
-        extra_models=str(folder / "new.gguf"),
+        model=str(folder / f"{names[0]}.gguf"),
+        extra_models=",".join(str(folder / f"{name}.gguf") for name in names[1:]) or None,
+        max_open_models=3,
+        allowed_hosts=TEST_HOSTS,
         cache_dir=folder / "cache",
         data_dir=folder / "data",
         cache_on_tmpfs=True,
@@ -61,20 +66,36 @@ class Inside:
     migrations: Migrations
     survey: CollectionSurvey
 
-    async def put(self, collection: str, documents: Iterable[Document]) -> IngestResult:
-        """Store documents, as a client's request does."""
+    async def put(
+        self,
+        collection: str,
+        documents: Iterable[Document],
+        vectors: Sequence[np.ndarray] | None = None,
+        space: str | None = None,
+    ) -> IngestResult:
+        """Store documents, as a client's request does; vectors: that come along, of `space`."""
 
         async def lines() -> AsyncIterator[NewDocument]:
             for number, document in enumerate(documents):
-                yield NewDocument(number, document)
+                vector = None if vectors is None else vectors[number]
+                yield NewDocument(number, document, vector)
 
-        return await self.corpora.ingest.put(collection, lines())
+        return await self.corpora.ingest.put(collection, lines(), space)
 
     async def ensure(self, collection: str, **options: Any) -> None:
         """Have a collection."""
         permit = self.core.gate.permit()
         try:
             await self.corpora.catalog.ensure(collection, permit, **options)
+        finally:
+            permit.leave()
+
+    async def search(self, query: str, **options: Any) -> SearchResults:
+        """Search the collection of ships."""
+        permit = self.core.gate.permit()
+        try:
+            task = SearchTask("ships", query, **{"top_k": 5, "mode": "dense", **options})
+            return await self.corpora.search.search(task, permit)
         finally:
             permit.leave()
 
@@ -102,16 +123,20 @@ async def inside(settings: Settings) -> AsyncIterator[Inside]:
     telemetry, monitor = Telemetry("test"), MemoryMonitor(settings.memory_budget)
     times = LoadTimes(telemetry.weights.tensor_loaded)
     models = ModelPool(
-        make_models(settings, monitor, telemetry.models, times), max_open=2, load_wait_s=None
+        make_models(settings, monitor, telemetry.models, times),
+        max_open=settings.max_open_models,
+        load_wait_s=None,
     )
     core = make_core(settings, models, Monitors(monitor, loads=times), telemetry)
     corpora = build_corpora(settings.data_dir, core, telemetry)
     migrations, survey = build_migrations(corpora, core, telemetry)
-    async with core.running():
-        await migrations.start()
-        try:
-            yield Inside(core, corpora, migrations, survey)
-        finally:
-            await migrations.close()
-            await asyncio.to_thread(corpora.close)
-    await models.close()
+    try:
+        async with core.running():
+            await migrations.start()
+            try:
+                yield Inside(core, corpora, migrations, survey)
+            finally:
+                await migrations.close()
+                await asyncio.to_thread(corpora.close)
+    finally:
+        await models.close()

@@ -20,7 +20,7 @@ import pytest
 from plimsoll.corpora.database import FILE_NAME
 from plimsoll.corpora.records import Document
 from tests.migration.conftest import write_models
-from tests.migration.models import inside, texts, two_models
+from tests.migration.models import inside, settings_of, texts
 from tests.running_server import DEADLINE_S, ROOT, environment
 
 STAGES = ("reader", "encoder", "validator", "writer")
@@ -41,7 +41,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory, is_soak: bool) -> Path:
     n = SOAK_DOCUMENTS if is_soak else N_DOCUMENTS
 
     async def begin() -> None:
-        async with inside(two_models(folder)) as server:
+        async with inside(settings_of(folder)) as server:
             await server.ensure("ships", model="old")
             given = [Document(f"d{number}", text) for number, text in enumerate(texts(n))]
             await server.put("ships", given)

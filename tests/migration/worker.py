@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from plimsoll.migration import stages
-from tests.migration.models import inside, two_models
+from tests.migration.models import inside, settings_of
 
 
 def kill_at(stage: str, number: int) -> None:
@@ -65,7 +65,7 @@ def kill_at(stage: str, number: int) -> None:
 
 async def run(folder: Path) -> None:
     """Work until nothing is under way."""
-    async with inside(two_models(folder)) as server:
+    async with inside(settings_of(folder)) as server:
         print("started", flush=True)
         for status in await server.migrations.statuses():
             await server.until_rest(status.counts.migration.id)
