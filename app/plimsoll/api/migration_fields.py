@@ -169,8 +169,11 @@ class MigrationFields(BaseModel):
     yields: Annotated[int, Field(description="How often that was, since the server started.")]
     failure: Annotated[str | None, Field(description="Why it stopped.")]
     rollback: Annotated[
-        Literal["exact", "partial"],
-        Field(description="exact: what is written goes into the old version too."),
+        Literal["exact", "partial", "none"],
+        Field(
+            description="exact: what is written goes into the old version too; none: only one "
+            "version is left."
+        ),
     ]
     without_old_vector: int
     judged_queries: int
@@ -208,7 +211,7 @@ def migration_json(status: MigrationStatus) -> dict[str, Any]:
         "yielding": status.yielding,
         "yields": status.n_yields,
         "failure": status.failure,
-        "rollback": "exact" if counts.keeps_old else "partial",
+        "rollback": counts.way_back,
         "without_old_vector": counts.n_without_old,
         "judged_queries": len(migration.judged),
         "verdict": migration.verdict,

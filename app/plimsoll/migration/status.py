@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
+from typing import Literal
 
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.migration import journal
@@ -17,7 +18,8 @@ MOST_LISTED = 100  # documents in quarantine
 class Counts:
     """What the file says of a migration; the counts are 0 once a version of it is gone.
 
-    keeps_old: what is written goes into the old version too, so that going back loses nothing.
+    has_both: both versions are there, so that there is a way back. keeps_old: what is written goes
+    into the old version too, so that going back loses nothing.
     n_without_old: documents that the old version has no vector of.
     """
 
@@ -28,7 +30,15 @@ class Counts:
     n_quarantined: int = 0
     n_without_old: int = 0
     keeps_old: bool = False
+    has_both: bool = False
     quarantine: Sequence[Quarantined] = ()
+
+    @property
+    def way_back(self) -> Literal["exact", "partial", "none"]:
+        """What rollback would give."""
+        if not self.has_both:
+            return "none"
+        return "exact" if self.keeps_old else "partial"
 
     @property
     def n_left(self) -> int:
@@ -74,6 +84,7 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
         n_quarantined=journal.count_quarantined(connection, migration)[0],
         n_without_old=n_documents - vectors.count(connection, source.id),
         keeps_old=source.takes_writes or is_active,
+        has_both=True,
         quarantine=journal.quarantined(connection, migration, MOST_LISTED),
     )
 

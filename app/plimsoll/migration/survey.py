@@ -153,7 +153,7 @@ class CollectionSurvey:
         left_ratio = 1 - len(sample) / n_documents  # what was counted has no error
         target = Space(answer.fingerprint, answer.dimensions, slot.name)
         row_bytes = target.dimensions * vectors.STORED.itemsize + ROW_OVERHEAD_BYTES
-        warnings = list(answer.warnings)
+        warnings = []
         if self._models.max_open < 2 and collection.active.space.model not in (None, slot.name):
             warnings.append(
                 "only one model may be open at once (PLIMSOLL_MAX_OPEN_MODELS): old and new one "

@@ -64,7 +64,6 @@ def router(migrations: Migrations) -> APIRouter:
     @routes.post(
         "/migrations",
         response_model=MigrationFields,
-        status_code=201,
         responses=documented(
             NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_COLLECTION, OF_A_STATE
         ),
@@ -84,7 +83,7 @@ def router(migrations: Migrations) -> APIRouter:
             judged=queries_json(body.queries),
             starts=body.start,
         )
-        return json_response(migration_json(status), 201)
+        return json_response(migration_json(status))
 
     @routes.get(
         "/migrations",
