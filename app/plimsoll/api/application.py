@@ -81,7 +81,7 @@ def build_application(
     app.include_router(rank.router(core.ranking))
     app.include_router(collections.router(corpora.catalog, corpora.search))
     app.include_router(documents.router(corpora.catalog, corpora.ingest))
-    app.include_router(surveys.router(survey))  # its paths before those with a number
+    app.include_router(surveys.router(survey))
     app.include_router(migration_routes.router(migrations))
     app.include_router(openai.router(core.service, core.models, created=int(time())))
     app.include_router(

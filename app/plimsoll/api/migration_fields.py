@@ -15,7 +15,9 @@ MOST_QUERIES = 1000
 # SQLite counts no further.
 MOST_NUMBER = 2**63 - 1
 
-MigrationNumber = Annotated[int, Path(ge=1, le=MOST_NUMBER, examples=[1])]
+MigrationNumber = Annotated[
+    int, Path(ge=1, le=MOST_NUMBER, openapi_examples={"first": {"value": 1}})
+]
 State = Literal[
     "planned", "running", "paused", "validating", "ready", "cut_over", "rolled_back", "purged",
     "cancelled", "failed",

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -93,7 +94,7 @@ def doctor(collection: str, **given: Any) -> None:
     """Look at a collection: sizes, norms, spaces, and what would stand in the way."""
     from plimsoll.cli.migration_tables import print_doctor
 
-    report = _client(given).post("/migrations/doctor", {"collection": collection})
+    report = _client(given).get(f"/collections/{quote(collection, safe="")}/doctor")
     _show(report, given, print_doctor)
 
 
@@ -106,8 +107,8 @@ def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> N
     """Say what a move would take: tokens, time, disk."""
     from plimsoll.cli.migration_tables import print_plan
 
-    asked = {"collection": collection, "model": model, "dimensions": dimensions}
-    _show(_client(given).post("/migrations/plan", asked), given, print_plan)
+    asked = {"model": model, "dimensions": dimensions}
+    _show(_client(given).post(f"/collections/{quote(collection, safe="")}/plan", asked), given, print_plan)
 
 
 @migrate.command()

@@ -16,6 +16,7 @@ from plimsoll.api.edge.documented import (
     OF_A_COLLECTION,
     OF_A_MIGRATION,
     OF_A_MODEL,
+    OF_A_PATH,
     OF_A_STATE,
     OF_A_VERDICT,
     OF_AN_OPERATOR,
@@ -98,7 +99,7 @@ def router(migrations: Migrations) -> APIRouter:
     @routes.get(
         "/migrations/{number}",
         response_model=MigrationFields,
-        responses=documented(NATIVE, OF_A_CLIENT, OF_A_MIGRATION),
+        responses=documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_MIGRATION),
         summary="A migration",
     )
     async def get_migration(number: MigrationNumber) -> Response:
@@ -107,7 +108,7 @@ def router(migrations: Migrations) -> APIRouter:
     @routes.get(
         "/migrations/{number}/events",
         response_class=StreamingResponse,
-        responses={**documented(NATIVE, OF_A_CLIENT, OF_A_MIGRATION), **EVENTS},
+        responses={**documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_MIGRATION), **EVENTS},
         summary="A migration, as server-sent events",
     )
     async def watch_migration(number: MigrationNumber) -> Response:

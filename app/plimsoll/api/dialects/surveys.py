@@ -12,27 +12,23 @@ from plimsoll.api.edge.documented import (
     OF_A_BODY,
     OF_A_COLLECTION,
     OF_A_MODEL,
+    OF_A_PATH,
+    OF_A_QUEUE,
     OF_AN_OPERATOR,
     documented,
 )
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import MOST_DIMENSIONS, Count
+from plimsoll.api.fields import MOST_DIMENSIONS, CollectionName, Count
 from plimsoll.api.migration_fields import SpaceFields, space_json
 from plimsoll.api.replies import json_response
 from plimsoll.migration.survey import CollectionSurvey, DoctorReport, MigrationPlan, VersionReport
 
 
-class DoctorRequest(BaseModel):
-    """Which collection to look at."""
+class PlanRequest(BaseModel):
+    """Which model a collection would move to."""
 
     model_config = ConfigDict(extra="forbid")
-
-    collection: StrictStr
-
-
-class PlanRequest(DoctorRequest):
-    """Which model it would move to."""
 
     model: Annotated[StrictStr, Field(description="As GET /v1/models lists it.")]
     dimensions: Annotated[
@@ -86,13 +82,10 @@ class PlanResponse(BaseModel):
     warnings: list[str]
 
 
-DOCTOR_EXAMPLES: dict[str, Example] = {
-    "default": {"summary": "A collection", "value": {"collection": "ships"}}
-}
 PLAN_EXAMPLES: dict[str, Example] = {
     "default": {
         "summary": "A move",
-        "value": {"collection": "ships", "model": "all-MiniLM-L6-v2"},
+        "value": {"model": "all-MiniLM-L6-v2"},
     }
 }
 
@@ -100,31 +93,32 @@ PLAN_EXAMPLES: dict[str, Example] = {
 def router(survey: CollectionSurvey) -> APIRouter:
     """The routes over the use case."""
     routes = APIRouter(route_class=StrictJSONRoute, tags=["migrations"])
-    refusals = documented(NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_COLLECTION)
 
-    @routes.post(
-        "/migrations/doctor",
+    @routes.get(
+        "/collections/{name}/doctor",
         response_model=DoctorResponse,
-        responses=refusals,
+        responses=documented(
+            NATIVE, OF_AN_OPERATOR, OF_A_PATH, OF_A_MODEL, OF_A_COLLECTION, OF_A_QUEUE
+        ),
         summary="Look at a collection before a migration",
     )
     @needs(Access.ADMIN)
-    async def examine_collection(
-        body: Annotated[DoctorRequest, Body(openapi_examples=DOCTOR_EXAMPLES)], request: Request
-    ) -> Response:
-        return json_response(_report(await survey.doctor(body.collection, permit_of(request))))
+    async def examine_collection(name: CollectionName, request: Request) -> Response:
+        return json_response(_report(await survey.doctor(name, permit_of(request))))
 
     @routes.post(
-        "/migrations/plan",
+        "/collections/{name}/plan",
         response_model=PlanResponse,
-        responses=refusals,
+        responses=documented(NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_COLLECTION),
         summary="What a migration would take",
     )
     @needs(Access.ADMIN)
     async def plan_migration(
-        body: Annotated[PlanRequest, Body(openapi_examples=PLAN_EXAMPLES)], request: Request
+        name: CollectionName,
+        body: Annotated[PlanRequest, Body(openapi_examples=PLAN_EXAMPLES)],
+        request: Request,
     ) -> Response:
-        plan = await survey.plan(body.collection, body.model, body.dimensions, permit_of(request))
+        plan = await survey.plan(name, body.model, body.dimensions, permit_of(request))
         return json_response(_plan(plan))
 
     return routes

@@ -39,6 +39,18 @@ OF_AN_OPERATOR: Examples = (
     errors.AdminKeyError(NO_ADMIN_KEY),
 )
 
+OF_A_QUEUE: Examples = (
+    errors.TooLargeError(
+        "this request takes 900 MiB at its peak and this server can never give more than 210 MiB; "
+        "send fewer or shorter texts at a time, or raise its memory limit"
+    ),
+    errors.QueueFullError("this request would wait 42 s; try again later", retry_after_s=20),
+    errors.MemoryPressureError(
+        "this request takes 40 MiB at its peak and 12 MiB are free below the memory line",
+        retry_after_s=3,
+    ),
+)
+
 OF_A_BODY: Examples = (
     *OF_A_CLIENT,
     errors.MediaTypeError(
@@ -57,15 +69,7 @@ OF_A_BODY: Examples = (
     errors.BodyTooLargeError(
         "the body is larger than 20 MiB (PLIMSOLL_BODY_LIMIT); send fewer texts at a time"
     ),
-    errors.TooLargeError(
-        "this request takes 900 MiB at its peak and this server can never give more than 210 MiB; "
-        "send fewer or shorter texts at a time, or raise its memory limit"
-    ),
-    errors.QueueFullError("this request would wait 42 s; try again later", retry_after_s=20),
-    errors.MemoryPressureError(
-        "this request takes 40 MiB at its peak and 12 MiB are free below the memory line",
-        retry_after_s=3,
-    ),
+    *OF_A_QUEUE,
 )
 
 OF_A_MODEL_NAME: Examples = (
