@@ -94,7 +94,7 @@ def doctor(collection: str, **given: Any) -> None:
     """Look at a collection: sizes, norms, spaces, and what would stand in the way."""
     from plimsoll.cli.migration_tables import print_doctor
 
-    report = _client(given).get(f"/collections/{quote(collection, safe="")}/doctor")
+    report = _client(given).get(_path(collection, "doctor"))
     _show(report, given, print_doctor)
 
 
@@ -108,7 +108,7 @@ def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> N
     from plimsoll.cli.migration_tables import print_plan
 
     asked = {"model": model, "dimensions": dimensions}
-    _show(_client(given).post(f"/collections/{quote(collection, safe="")}/plan", asked), given, print_plan)
+    _show(_client(given).post(_path(collection, "plan"), asked), given, print_plan)
 
 
 @migrate.command()
@@ -271,6 +271,10 @@ def _judged(file: Path | None) -> list[dict[str, Any]]:
             raise StoppedError(f"{file} line {number} is no judged query: {error}") from error
         judged.append(query)
     return judged
+
+
+def _path(collection: str, part: str) -> str:
+    return f"/collections/{quote(collection, safe='')}/{part}"
 
 
 def _show(answer: Any, given: dict[str, Any], print_answer: Callable[[Any], None]) -> None:
