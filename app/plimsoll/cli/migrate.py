@@ -285,7 +285,10 @@ def _show(answer: Any, given: dict[str, Any], print_answer: Callable[[Any], None
 
 
 def _client(given: dict[str, Any]) -> "ServerClient":
+    """A connection that ends with the command."""
     from plimsoll.cli.server_client import ServerClient
 
     headers = dict(header_of(text) for text in given["headers"])
-    return ServerClient(given["url"] or own_url(), headers)
+    client = ServerClient(given["url"] or own_url(), headers)
+    click.get_current_context().call_on_close(client.close)
+    return client

@@ -28,6 +28,10 @@ class ServerClient:
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
         self._client = httpx.Client(base_url=url, headers=dict(headers), timeout=timeout)
 
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
     def get(self, path: str) -> Any:
         """Raises ServerRefusedError."""
         with self._told():
