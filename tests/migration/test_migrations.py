@@ -273,7 +273,10 @@ def test_a_disk_too_full_for_the_reason_shows_it_and_resumes(
             stopped = await server.until_rest(number)
             assert (stopped.state, stopped.failure) == (State.FAILED, "the disk is full")
             assert stopped.counts.migration.state is State.RUNNING
+            with pytest.raises(StoreError):
+                await server.migrations.pause(number, "test", "")
 
+        assert (await server.migrations.pause(number, "test", "")).state is State.PAUSED
         await server.migrations.resume(number, "test", "")
         done = await server.until_rest(number)
         assert (done.state, done.counts.n_vectors) == (State.READY, N)

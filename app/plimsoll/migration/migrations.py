@@ -230,6 +230,7 @@ class Migrations:
                 if is_worked_on:
                     self._runs.start(number)
                 raise
+            self._runs.forget_failure(number)
         return await self.status(number)
 
     async def _write_change(self, work: Change) -> None:

@@ -31,8 +31,8 @@ LEAST_QUERIES = 10
 LEAST_DOCUMENTS = 50
 # Of nDCG@10, absolute: less is lost between two good models.
 MOST_DROP = 0.02
-# Beyond chance. On Cranfield all-MiniLM-L6-v2 has 0.59 with all-mpnet-base-v2, and random weights of
-# its shape 0.10 with either.
+# Beyond chance. On Cranfield all-MiniLM-L6-v2 has 0.59 with all-mpnet-base-v2, and random weights
+# of its shape have 0.10 with either.
 GO_OVERLAP = 0.3
 NO_GO_OVERLAP = 0.15
 TIMED_QUERIES = 20

@@ -106,6 +106,10 @@ class MigrationRuns:
         """Why a migration stopped, where the file could not be told."""
         return self._unwritten.get(number)
 
+    def forget_failure(self, number: int) -> None:
+        """It has another state now."""
+        self._unwritten.pop(number, None)
+
     async def _work(self, number: int, progress: ProgressMonitor) -> None:
         try:
             await self._to_its_end(number, progress)

@@ -31,6 +31,7 @@ from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.threads import run_in
 
 QUEUE_BATCHES = 16
+BATCHES_ENCODED = 2
 BATCH_TEXTS = 64
 BATCH_BYTES = 64 << 10
 # A text as Python keeps it, with its record: up to 4 bytes for each of UTF-8.
@@ -50,6 +51,9 @@ class Batch:
 
 Queue: TypeAlias = asyncio.Queue[Batch | None]
 """None: the walk has come to its end."""
+
+EncodedQueue: TypeAlias = asyncio.Queue[asyncio.Task[Batch] | None]
+"""Likewise, of batches that have their vectors or will."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,28 @@ class Reader:
             return documents.of_rows(connection, migration.collection_id, rows)
 
 
-async def encode(embedder: PatientEmbedder, source: Queue, out: Queue) -> None:
-    """Give every batch its vectors."""
-    while (batch := await source.get()) is not None:
+async def encode(
+    embedder: PatientEmbedder, source: Queue, out: EncodedQueue, group: asyncio.TaskGroup
+) -> None:
+    """Give every batch its vectors, in order: one is made ready while another one runs."""
+    free = asyncio.Semaphore(BATCHES_ENCODED)
+
+    async def embed(batch: Batch) -> Batch:
         if batch.documents:  # not all of them gone since
             batch.found = await embedder.embed_documents(batch.documents)
-        await out.put(batch)
+        free.release()
+        return batch
+
+    while (batch := await source.get()) is not None:
+        await free.acquire()
+        await out.put(group.create_task(embed(batch)))
     await out.put(None)
 
 
-async def validate(space: Space, source: Queue, out: Queue) -> None:
+async def validate(space: Space, source: EncodedQueue, out: Queue) -> None:
     """Take out what is no vector of the space: what is stored has been looked at."""
-    while (batch := await source.get()) is not None:
+    while (encoding := await source.get()) is not None:
+        batch = await encoding
         found = batch.found
         for row, vector in list(found.vectors.items()):
             fault = _fault(vector, space)
@@ -206,11 +220,12 @@ async def walk(
 
     Returns how many batches there were. Raises what a stage does, once all of them have ended.
     """
-    read, encoded, valid = (asyncio.Queue[Batch | None](QUEUE_BATCHES) for _ in range(3))
+    read, valid = Queue(QUEUE_BATCHES), Queue(QUEUE_BATCHES)
+    encoded = EncodedQueue(QUEUE_BATCHES)
     with _unwrapped():
         async with asyncio.TaskGroup() as group:
             group.create_task(reader.read(migration, position, read))
-            group.create_task(encode(embedder, read, encoded))
+            group.create_task(encode(embedder, read, encoded, group))
             group.create_task(validate(migration.target, encoded, valid))
             written = group.create_task(writer.write(migration, valid))
     return written.result()

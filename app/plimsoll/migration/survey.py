@@ -187,14 +187,17 @@ class CollectionSurvey:
             ]
 
         health, sample = await self._read(look)
-        cosines, looks_like = list[float](), None
-        for model in self._candidates(version.space):
-            cosines = await self._cosines(sample, version.space, model, permit)
-            if model == version.space.model:
-                break
+        found = [
+            (model, await self._cosines(sample, version.space, model, permit))
+            for model in self._candidates(version.space)
+        ]
+        model, cosines = max(found, key=lambda pair: min(pair[1], default=-1.0))
+        looks_like = None
+        if model != version.space.model:
             if cosines and min(cosines) >= LOOK_ALIKE_COSINE:
                 looks_like = model
-                break
+            else:
+                cosines = []
         return VersionReport(
             version,
             version.id == collection.active.id,
