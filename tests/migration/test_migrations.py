@@ -32,6 +32,7 @@ def run(folder: Path, scene: Scene, *, space: str | None = None) -> None:
                 await server.ensure("ships", model=OLD)
                 assert (await server.put("ships", ships())).added == N
             await scene(server)
+        assert server.core.governor.admission.held_bytes == 0
 
     asyncio.run(play())
 
@@ -139,6 +140,23 @@ def test_cancel_drops_the_new_version_alone(folder: Path):
         assert "vectors_2" not in tables(server)
         assert n_vectors(server, 1) == N
         await ready(server)
+
+    run(folder, scene)
+
+
+def test_a_collection_without_documents_moves_too(folder: Path):
+    """There is nothing to judge by, which the verdict says."""
+
+    async def scene(server: Inside) -> None:
+        for number in range(N):
+            await server.corpora.catalog.delete_document("ships", f"d{number}")
+        number = await ready(server)
+        verdict = (await server.migrations.status(number)).counts.migration.verdict
+        assert verdict is not None
+        assert verdict["decision"] == "inconclusive"
+        await server.migrations.cut_over(number, "test", "", force=True)
+        await server.put("ships", ships(1))
+        assert [found.document.id for found in (await server.search("ship")).results] == ["d0"]
 
     run(folder, scene)
 

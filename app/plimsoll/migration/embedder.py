@@ -87,7 +87,8 @@ class PatientEmbedder:
     async def embed_documents(self, documents: Sequence[StoredDocument]) -> DocumentVectors:
         """Embed what can be embedded, and say of the rest why not. Raises as `embed` otherwise."""
         found = DocumentVectors()
-        await self._add(found, documents)
+        if documents:
+            await self._add(found, documents)
         return found
 
     async def _add(self, found: DocumentVectors, documents: Sequence[StoredDocument]) -> None:

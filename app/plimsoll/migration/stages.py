@@ -110,8 +110,7 @@ async def encode(
     free = asyncio.Semaphore(BATCHES_ENCODED)
 
     async def embed(batch: Batch) -> Batch:
-        if batch.documents:  # not all of them gone since
-            batch.found = await embedder.embed_documents(batch.documents)
+        batch.found = await embedder.embed_documents(batch.documents)
         free.release()
         return batch
 

@@ -17,7 +17,15 @@ import numpy as np
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space, StoredDocument, Version
-from plimsoll.errors import PlimsollError
+from plimsoll.encoder.model import Traits
+from plimsoll.errors import (
+    CacheError,
+    GGUFError,
+    ModelError,
+    ModelLoadingError,
+    OverloadError,
+    UnknownModelError,
+)
 from plimsoll.migration import checks, journal
 from plimsoll.migration.embedder import PatientEmbedder, Pause, Yielding
 from plimsoll.migration.held_memory import HeldMemory
@@ -105,12 +113,24 @@ class MigrationJudge:
         if space.model is None:
             return False
         try:
-            async with self._models.lease(space.model) as model:
-                return model.traits.fingerprint(space.dimensions, "search_document") == (
-                    space.fingerprint
-                )
-        except PlimsollError:  # not served any more, or not to be opened
-            return False
+            traits = await self._traits(space.model)
+        except (UnknownModelError, ModelError, GGUFError, CacheError):
+            return False  # not served any more, or not to be opened
+        return traits.fingerprint(space.dimensions, "search_document") == space.fingerprint
+
+    async def _traits(self, model: str) -> Traits:
+        """What a model is, which has to be opened first perhaps; refusals are waited out."""
+        while True:
+            permit = self._gate.permit()
+            try:
+                permit.enter(asks_breaker=True)  # before it opens into memory that is short
+                async with self._models.lease(model) as opened:
+                    return opened.traits
+            except (OverloadError, ModelLoadingError) as error:
+                wait_s = error.retry_after_s
+            finally:
+                permit.leave()
+            await self._pause(wait_s)
 
     async def _sample(self, facts: Facts, new: PatientEmbedder) -> Check:
         """Embed a sample again: what is stored must be what the texts give."""
@@ -158,14 +178,11 @@ class MigrationJudge:
     async def _is_same_model(self, migration: Migration) -> bool:
         """Whether both versions are one model's, in two quantizations or computes."""
         source, target = migration.source, migration.target
-        if source.model is None or not await self.can_embed(source):
+        if source.model is None or target.model is None or not await self.can_embed(source):
             return False
         if source.dimensions != target.dimensions:
             return False
-        async with self._models.lease(source.model) as model:
-            old = model.traits
-        async with self._models.lease(target.model) as model:
-            new = model.traits
+        old, new = await self._traits(source.model), await self._traits(target.model)
         return (
             old.known.name == new.known.name
             and old.architecture == new.architecture
