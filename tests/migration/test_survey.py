@@ -114,6 +114,8 @@ def test_a_plan_counts_tokens_as_they_are(folder: Path):
 
     async def scene(server: Inside) -> None:
         await server.ensure("ships", model=OLD)
+        empty = await plan(server, NEW)
+        assert (empty.n_documents, empty.n_tokens, empty.seconds) == (0, 0, 0)
         stored = await server.put("ships", DOCUMENTS)
         planned = await plan(server, NEW)
 

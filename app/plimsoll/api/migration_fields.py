@@ -116,13 +116,15 @@ class CheckFields(BaseModel):
     ]
     message: str
     figures: dict[str, Any]
+    warns: Annotated[bool, Field(description="To be known, whatever the decision.")]
 
 
 class VerdictFields(BaseModel):
     """What speaks for the new version, and what against it."""
 
     decision: Literal["go", "no_go", "inconclusive"]
-    reasons: list[str]
+    reasons: Annotated[list[str], Field(description="What kept it from a go.")]
+    warnings: Annotated[list[str], Field(description="What would get worse all the same.")]
     checks: list[CheckFields]
     judged_at: str
     seed: int

@@ -86,8 +86,8 @@ def print_verdict(verdict: Answer) -> None:
     click.echo("\nverdict: ", nl=False)
     decision = verdict["decision"]
     click.echo(click.style(decision, fg=STYLES[decision]))
-    for reason in verdict["reasons"]:
-        click.echo(f"  {reason}")
+    for told in (*verdict["reasons"], *verdict["warnings"]):
+        click.echo(f"  {told}")
 
 
 def print_doctor(report: Answer) -> None:

@@ -82,8 +82,9 @@ class QualityJudge:
         yardstick = "bm25" if theirs is None else "old"
         drops = np.subtract(gains[yardstick], gains["new"]).tolist()
         figures["drop"], figures["standard_error"] = float(np.mean(drops)), standard_error(drops)
-        outcome: Outcome = _outcome_of_drops(drops) if decides else "noted"
-        return Check("judged_queries", outcome, _told(figures, yardstick), figures)
+        outcome: Outcome = outcome_of_drops(drops) if decides else "noted"
+        warns = outcome == "passed" and figures["drop"] > 0
+        return Check("judged_queries", outcome, _told(figures, yardstick), figures, warns)
 
     async def neighbours(
         self, old: np.ndarray, new: np.ndarray, rows: Sequence[int], *, decides: bool
@@ -208,7 +209,7 @@ async def _median_ms(embedder: PatientEmbedder, texts: Sequence[str]) -> float:
     return float(np.median(seconds)) * 1000
 
 
-def _outcome_of_drops(drops: Sequence[float]) -> Outcome:
+def outcome_of_drops(drops: Sequence[float]) -> Outcome:
     """Few queries decide nothing, and neither does a drop that chance explains."""
     if len(drops) < LEAST_QUERIES:
         return "undecided"

@@ -34,6 +34,7 @@ T = TypeVar("T")
 _Sample: TypeAlias = tuple[VectorHealth, list[tuple[str, np.ndarray]]]
 
 SAMPLED_TEXTS = 64
+PROBE = "How fast is this model?"  # where there is no document
 COUNTED_TEXTS = 512
 # Two quantizations of a model are nearer than this; two models are not.
 LOOK_ALIKE_COSINE = 0.98
@@ -138,10 +139,8 @@ class CollectionSurvey:
         slot = self._models.find(model)
         collection, _ = await self._read(_collection_and_versions, name)
         sample = await self._read(_sample, collection, COUNTED_TEXTS)
-        if not sample:
-            raise InvalidRequestError(f"{name!r} has no documents to count", param="collection")
-        lengths = await self._count_tokens(sample, slot.name)
-        texts = [document.text for document in sample[:SAMPLED_TEXTS]]
+        texts = [document.text for document in sample[:SAMPLED_TEXTS]] or [PROBE]
+        lengths = await self._count_tokens(sample, slot.name) if sample else [0]
         await self._embed(texts[:1], slot.name, dimensions, permit)  # the model may have to open
         began_s = perf_counter()
         answer = await self._embed(texts, slot.name, dimensions, permit)
@@ -150,7 +149,7 @@ class CollectionSurvey:
             lambda connection: documents.count(connection, collection.id)
         )
         n_tokens = round(float(np.mean(lengths)) * n_documents)
-        left_ratio = 1 - len(sample) / n_documents  # what was counted has no error
+        left_ratio = 1 - len(sample) / max(1, n_documents)  # what was counted has no error
         target = Space(answer.fingerprint, answer.dimensions, slot.name)
         row_bytes = target.dimensions * vectors.STORED.itemsize + ROW_OVERHEAD_BYTES
         warnings = []

@@ -16,20 +16,28 @@ Decision: TypeAlias = Literal["go", "no_go", "inconclusive"]
 
 @dataclass(frozen=True)
 class Check:
-    """One question, its answer in words, and every figure behind it."""
+    """One question, its answer in words, and every figure behind it.
+
+    warns: whoever cuts over should know, whatever the decision.
+    """
 
     name: str
     outcome: Outcome
     message: str
     figures: Mapping[str, Any] = field(default_factory=dict)
+    warns: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, when, and what it was drawn by. reasons: what kept it from a plain go."""
+    """What was found, when, and what it was drawn by.
+
+    reasons: what kept it from a go. warnings: what would get worse all the same.
+    """
 
     decision: Decision
     reasons: list[str]
+    warnings: list[str]
     checks: list[Check]
     judged_at: str
     seed: int
@@ -54,4 +62,5 @@ def decide(checks: Sequence[Check], judged_at: str, seed: int) -> Verdict:
         for check in checks
         if check.outcome == outcome
     ]
-    return Verdict(decision, reasons, list(checks), judged_at, seed)
+    warnings = [f"{check.name}: {check.message}" for check in checks if check.warns]
+    return Verdict(decision, reasons, warnings, list(checks), judged_at, seed)
