@@ -104,7 +104,7 @@ def refusing(*errors: Exception) -> Callable[[Sequence[str]], None]:
 
 
 def test_a_refusal_is_waited_out_as_long_as_it_asks_and_is_shown():
-    """The run stands back for live requests and for memory, and whoever looks sees why."""
+    """The run stands back for live requests and for memory, and its status says why."""
     scene = Scene(
         refusing(
             QueueFullError("the queue is full", retry_after_s=7),

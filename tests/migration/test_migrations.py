@@ -8,6 +8,7 @@ from time import monotonic
 import numpy as np
 import pytest
 
+from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.records import Document
 from plimsoll.corpora.tasks import SearchResults
 from plimsoll.errors import (
@@ -16,6 +17,7 @@ from plimsoll.errors import (
     UnknownMigrationError,
     VerdictError,
 )
+from plimsoll.migration import journal
 from plimsoll.migration.states import MigrationState as State
 from tests.migration.models import BAD, NEW, OLD, Inside, inside, settings_of, texts
 
@@ -378,15 +380,35 @@ def test_a_verdict_can_be_asked_again_with_other_queries(folder: Path):
     run(folder, scene)
 
 
+def test_a_new_verdict_begins_with_what_failed(folder: Path):
+    """The reason may have gone, such as memory that was short."""
+
+    async def scene(server: Inside) -> None:
+        number = await ready(server)
+        with server.corpora.database.writing() as connection:
+            document = documents.get(connection, 1, "d7")
+            assert document is not None
+            vectors.delete(connection, 2, [document.row])
+            journal.quarantine(connection, number, document, "no memory", 3)
+        left_out = await server.migrations.status(number)
+        await server.migrations.validate(number, None, "test", "")
+        done = await server.until_rest(number)
+
+        assert (left_out.counts.n_quarantined, left_out.counts.n_vectors) == (1, N - 1)
+        assert (done.counts.n_quarantined, done.counts.n_vectors) == (0, N)
+
+    run(folder, scene)
+
+
 def test_foreign_vectors_move_and_their_rollback_is_partial(folder: Path):
     """Documents without text keep their old vector and are quarantined, in the verdict too."""
     chance = np.random.default_rng(7)
     given = [*ships(), Document("blank", " ")]
-    vectors = chance.standard_normal((len(given), 8)).astype(np.float32)
+    brought = chance.standard_normal((len(given), 8)).astype(np.float32)
 
     async def scene(server: Inside) -> None:
         await server.ensure("ships", foreign_space="ada", dimensions=8)
-        await server.put("ships", given, list(vectors), "foreign:ada")
+        await server.put("ships", given, list(brought), "foreign:ada")
         number = await ready(server, NEW)
         status = await server.migrations.status(number)
         (left,) = status.counts.quarantine

@@ -26,7 +26,7 @@ def test_one_failure_is_enough_and_one_doubt_too(outcomes: list[Outcome], decisi
 
 
 def test_a_go_can_warn():
-    """Whoever cuts over knows what gets worse."""
+    """What gets worse is known before the cut-over."""
     found = decide([Check("judged", "passed", "loses a little", warns=True)], "now", 7)
     assert (found.decision, found.warnings) == ("go", ["judged: loses a little"])
 

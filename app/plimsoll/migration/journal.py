@@ -168,6 +168,11 @@ def quarantine(
     )
 
 
+def clear_quarantine(connection: sqlite3.Connection, migration: int) -> None:
+    """Let every text that was left out be tried again."""
+    connection.execute("DELETE FROM quarantine WHERE migration = ?", (migration,))
+
+
 def quarantined(
     connection: sqlite3.Connection, migration: Migration, most: int
 ) -> list[Quarantined]:

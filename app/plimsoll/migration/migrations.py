@@ -174,7 +174,10 @@ class Migrations:
     async def validate(
         self, number: int, judged: Sequence[Mapping[str, Any]] | None, who: str, why: str
     ) -> MigrationStatus:
-        """Judge a ready one again; judged: None: by the queries it has. Raises as `pause` does."""
+        """Judge a ready one again, having tried again what failed. Raises as `pause` does.
+
+        judged: None: by the queries it has.
+        """
 
         def work(connection: Connection) -> Migration:
             state = journal.find(connection, number).state
@@ -182,6 +185,7 @@ class Migrations:
                 raise MigrationStateError(f"migration {number} is {state.value}, not ready")
             if judged is not None:
                 journal.set_judged(connection, number, judged)
+            journal.clear_quarantine(connection, number)
             migration = journal.change_state(connection, number, _S.RUNNING, who, why)
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration

@@ -60,7 +60,7 @@ TRANSITIONS: Mapping[MigrationState, Mapping[MigrationState, str]] = {
         _S.CANCELLED: "given up",
     },
     _S.READY: {
-        _S.RUNNING: "asked to judge again: what came since is looked at first",
+        _S.RUNNING: "asked to judge again: what failed is tried again first",
         _S.CUT_OVER: "the pointer's change",
         _S.CANCELLED: "given up",
     },

@@ -18,7 +18,7 @@ Decision: TypeAlias = Literal["go", "no_go", "inconclusive"]
 class Check:
     """One question, its answer in words, and every figure behind it.
 
-    warns: whoever cuts over should know, whatever the decision.
+    warns: it is to be known before a cut-over, whatever the decision.
     """
 
     name: str
