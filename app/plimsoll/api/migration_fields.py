@@ -149,6 +149,14 @@ class ChangeFields(BaseModel):
     why: str
 
 
+class WatchFields(BaseModel):
+    """Searches since a cut-over: too many without an answer take it back."""
+
+    searches: int
+    unanswered: int
+    ends_in_s: float
+
+
 class MigrationFields(BaseModel):
     """A migration as it is now; counts are 0 once a version of it is gone."""
 
@@ -180,6 +188,7 @@ class MigrationFields(BaseModel):
         ),
     ]
     without_old_vector: int
+    watch: Annotated[WatchFields | None, Field(description="null: it is not watched now.")]
     judged_queries: int
     verdict: VerdictFields | None
     quarantine: Annotated[list[QuarantineFields], Field(description="The first hundred.")]
@@ -217,6 +226,7 @@ def migration_json(status: MigrationStatus) -> dict[str, Any]:
         "failure": status.failure,
         "rollback": counts.way_back,
         "without_old_vector": counts.n_without_old,
+        "watch": _watch_json(status),
         "judged_queries": len(migration.judged),
         "verdict": migration.verdict,
         "quarantine": [
@@ -238,6 +248,17 @@ def migration_json(status: MigrationStatus) -> dict[str, Any]:
             }
             for change in counts.changes
         ],
+    }
+
+
+def _watch_json(status: MigrationStatus) -> dict[str, Any] | None:
+    if status.watch is None:
+        return None
+    seen, ends_in_s = status.watch
+    return {
+        "searches": seen.n_searches,
+        "unanswered": seen.n_unanswered,
+        "ends_in_s": ends_in_s,
     }
 
 

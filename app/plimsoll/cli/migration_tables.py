@@ -46,6 +46,12 @@ def print_migration(migration: Answer) -> None:
     if migration["yielding"]:
         click.echo(f"\nyielding: {migration['yielding']}")
     click.echo(f"\nrollback: {_rollback(migration)}")
+    if migration["watch"]:
+        watch = migration["watch"]
+        click.echo(
+            f"\nwatched for {duration(watch['ends_in_s'])} more: {watch['unanswered']} of "
+            f"{watch['searches']} searches had no answer"
+        )
     if migration["verdict"]:
         click.echo()
         print_verdict(migration["verdict"])

@@ -26,6 +26,7 @@ def build_migrations(
     judge = MigrationJudge(database, core.models, core.service, core.gate, thread, _now)
     runs = MigrationRuns(database, core.service, core.gate, judge, metrics, thread)
     migrations = Migrations(database, core.models, runs, judge, metrics, core.drain, thread)
+    corpora.search.listen(migrations.searched)
     return migrations, CollectionSurvey(database, core.models, core.service, thread)
 
 

@@ -8,7 +8,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from sqlite3 import Connection
+from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 
 from plimsoll.corpora.database import Database
@@ -16,10 +18,12 @@ from plimsoll.corpora.records import Space
 from plimsoll.errors import MigrationStateError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.records import Migration
-from plimsoll.migration.runs import MigrationRuns
-from plimsoll.migration.states import ENDED, UNDER_WAY, MigrationState
+from plimsoll.migration.runs import SERVER, MigrationRuns
+from plimsoll.migration.startup import leave_out_unserved
+from plimsoll.migration.states import UNDER_WAY, MigrationState
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
+from plimsoll.migration.watch import CutoverWatch
 from plimsoll.models.pool import ModelPool
 from plimsoll.serving.core import Drain
 from plimsoll.serving.gate import RequestPermit
@@ -49,6 +53,7 @@ class Migrations:
         metrics: MigrationMetrics,
         drain: Drain,
         thread: ThreadPoolExecutor,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._database = database
         self._models = models
@@ -57,6 +62,8 @@ class Migrations:
         self._metrics = metrics
         self._drain = drain
         self._thread = thread
+        self._watch = CutoverWatch(clock)
+        self._going_back = set[asyncio.Task[None]]()
         self._changing = asyncio.Lock()  # a run is stopped before its state changes
 
     async def start(self) -> None:
@@ -64,7 +71,9 @@ class Migrations:
         if not self._database.path.exists():
             return
         try:
-            found = await self._write(self._leave_out_unserved)
+            found = await self._write(
+                lambda connection: leave_out_unserved(connection, self._is_served)
+            )
         except StoreError as error:  # collections are refused with it; all else is served
             log.error("%s", error)
             return
@@ -76,7 +85,17 @@ class Migrations:
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
         await self._runs.close()
+        await asyncio.gather(*self._going_back)
         await asyncio.to_thread(self._thread.shutdown)
+
+    def searched(self, collection: str, is_answered: bool) -> None:
+        """Take note of a search; too many without an answer soon after a cut-over take it back."""
+        seen = self._watch.searched(collection, is_answered)
+        if seen is not None:
+            why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
+            task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
+            self._going_back.add(task)
+            task.add_done_callback(self._going_back.discard)
 
     async def begin(
         self,
@@ -198,21 +217,25 @@ class Migrations:
         """Let searches read the new version. Raises VerdictError, MigrationStateError."""
         source = (await self._read(lambda connection: journal.find(connection, number))).source
         keeps_old = await self._judge.can_embed(source)
-        return await self._change(
+        status = await self._change(
             number,
             lambda connection: pointer.cut_over(
                 connection, number, who, why, force=force, keeps_old=keeps_old
             ),
         )
+        self._watch.begin(number, status.counts.migration.collection)
+        return await self.status(number)
 
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
         """Let searches read the old version again. Raises MigrationStateError."""
+        self._watch.end(number)
         return await self._change(
             number, lambda connection: pointer.roll_back(connection, number, who, why)
         )
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
         """Drop the version that searches do not read. Raises MigrationStateError."""
+        self._watch.end(number)
         return await self._change(
             number, lambda connection: pointer.purge(connection, number, who, why)
         )
@@ -241,26 +264,12 @@ class Migrations:
         changed = await self._write(work)
         self._metrics.changed(changed.state.value)
 
-    def _leave_out_unserved(self, connection: Connection) -> list[Migration]:
-        """Write no more to versions whose model is not served now, or all writes would fail."""
-        found = journal.all_migrations(connection)
-        for migration in found:
-            if migration.state in ENDED or not journal.is_there(connection, migration):
-                continue
-            unserved = [
-                version
-                for version, space in (
-                    (migration.source_version, migration.source),
-                    (migration.target_version, migration.target),
-                )
-                if not self._is_served(space)
-            ]
-            for version in pointer.leave_out(connection, migration, unserved):
-                log.warning(
-                    "migration %d of %r: %r is not served now, so new documents get no vector of "
-                    "it", migration.id, migration.collection, version.space.model,
-                )  # fmt: skip
-        return found
+    async def _go_back(self, number: int, why: str) -> None:
+        log.error("migration %d is taken back: %s", number, why)
+        try:
+            await self.roll_back(number, SERVER, why)
+        except (MigrationStateError, StoreError) as error:  # an operator was quicker; a full disk
+            log.error("migration %d is not taken back: %s", number, error)
 
     def _is_served(self, space: Space) -> bool:
         if space.model is None:
@@ -272,7 +281,11 @@ class Migrations:
         return True
 
     def _run_of(self, number: int) -> Any:
-        return self._runs.progress(number), self._runs.unwritten_failure(number)
+        return (
+            self._runs.progress(number),
+            self._runs.unwritten_failure(number),
+            self._watch.of(number),
+        )
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         def read() -> T:

@@ -10,6 +10,7 @@ from plimsoll.migration import journal
 from plimsoll.migration.progress import ProgressMonitor, eta_s
 from plimsoll.migration.records import Migration, Quarantined, StateChange
 from plimsoll.migration.states import ENDED, MigrationState
+from plimsoll.migration.watch import Watched
 
 MOST_LISTED = 100  # documents in quarantine
 
@@ -51,6 +52,7 @@ class MigrationStatus:
     """A migration as it is now.
 
     yielding: why nothing is embedded now, n_yields: how often that was. failure: why it stopped.
+    watch: what was seen since the cut-over, and for how many seconds it is still watched.
     Rates and eta_s are None where they are not known, and of one that is not worked on.
     """
 
@@ -62,6 +64,7 @@ class MigrationStatus:
     yielding: str | None = None
     n_yields: int = 0
     failure: str | None = None
+    watch: tuple[Watched, float] | None = None
 
 
 def counts_of(connection: Connection, migration: Migration) -> Counts:
@@ -90,7 +93,10 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
 
 
 def status_of(
-    counts: Counts, progress: ProgressMonitor | None, unwritten_failure: str | None
+    counts: Counts,
+    progress: ProgressMonitor | None,
+    unwritten_failure: str | None,
+    watch: tuple[Watched, float] | None,
 ) -> MigrationStatus:
     """Put both together. unwritten_failure: why it stopped, where the file could not be told."""
     state, failure = counts.migration.state, unwritten_failure
@@ -99,7 +105,7 @@ def status_of(
     elif state is MigrationState.FAILED:
         failure = counts.changes[-1].why
     if progress is None:
-        return MigrationStatus(counts, state, failure=failure)
+        return MigrationStatus(counts, state, failure=failure, watch=watch)
     rate = progress.rate()
     return MigrationStatus(
         counts,
