@@ -21,7 +21,7 @@ LINE_EVERY_S = 3.0
 
 def print_migrations(found: Iterable[Answer]) -> None:
     """One line a migration."""
-    heads = ("migration", "collection", "state", "from", "to", "vectors", "quarantined", "verdict")
+    heads = ("migration", "collection", "state", "from", "to", "vectors", "left out", "verdict")
     rows = [
         (
             str(each["id"]),
@@ -35,7 +35,7 @@ def print_migrations(found: Iterable[Answer]) -> None:
         )
         for each in found
     ]
-    print_table(heads, rows, numbers=("vectors", "quarantined"))
+    print_table(heads, rows, numbers=("vectors", "left out"))
 
 
 def print_migration(migration: Answer) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from plimsoll.corpora import vectors
+from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.records import Version
 from plimsoll.migration.stages import NORM_TOLERANCE
 
 # Vectors that are compared bit by bit: the first that many rows.
 MOST_COMPARED = 200_000
+SAMPLE_STEP = 256
 
 
 @dataclass
@@ -80,10 +81,16 @@ def sample_rows(
     connection: sqlite3.Connection, version: Version, most: int, seed: int
 ) -> list[int]:
     """Up to `most` rows that have a vector, drawn at random, ascending; a seed gives the same."""
-    numbers = [rows for rows, _ in _segments(connection, version)]
-    every = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
-    drawn = np.random.default_rng(seed).choice(every, min(most, len(every)), replace=False)
-    return [int(row) for row in np.sort(drawn)]
+    every = np.sort(documents.rows(connection, version.collection_id))
+    drawn = list[int]()
+    shuffled = np.random.default_rng(seed).permutation(every)
+    for start in range(0, len(shuffled), SAMPLE_STEP):
+        step = shuffled[start : start + SAMPLE_STEP].tolist()
+        there = vectors.having(connection, version.id, step)
+        drawn += [row for row in step if row in there]
+        if len(drawn) >= most:
+            break
+    return sorted(drawn[:most])
 
 
 def _segments(
