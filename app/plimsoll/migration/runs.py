@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from sqlite3 import Connection
@@ -89,8 +88,7 @@ class MigrationRuns:
         run = self._runs.pop(number, None)
         if run is not None:
             run.task.cancel()
-            with suppress(asyncio.CancelledError):
-                await run.task
+            await asyncio.wait((run.task,))
 
     async def close(self) -> None:
         """End all of it."""
