@@ -1,4 +1,4 @@
-"""Write the tables of settings, metrics and memory in docs/ from the code that defines them.
+"""Write the tables of settings, metrics, memory and states in docs/ from the code that has them.
 
 Prints the tables; `python -m scripts.doc_tables --write` puts each between its marks in the page of
 its name: `<!-- settings -->` and `<!-- /settings -->` in docs/settings.md, and likewise the others.
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from plimsoll.migration.states import NOTES, TRANSITIONS
 from plimsoll.policy.lines import TABLE
 from plimsoll.settings import PREFIX, Settings, allowed_values, as_written
 from plimsoll.telemetry.metrics import Telemetry
@@ -42,10 +43,20 @@ def memory_table() -> str:
     return re.sub(r"(PLIMSOLL_\w+)", r"`\1`", "\n".join(rows)) + "\n"
 
 
+def migration_table() -> str:
+    """Return one row per state of a migration, with those that may follow."""
+    rows = ["| state | meaning | what may follow |", "|---|---|---|"]
+    for state, note in NOTES.items():
+        following = (f"`{after.value}`: {why}" for after, why in TRANSITIONS[state].items())
+        rows.append(f"| `{state.value}` | {note} | {'<br>'.join(following) or 'nothing'} |")
+    return "\n".join(rows) + "\n"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings_table,
     "metrics": metrics_table,
     "memory": memory_table,
+    "migration": migration_table,
 }
 
 

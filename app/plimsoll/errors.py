@@ -30,6 +30,9 @@ PlimsollError
 │   ├── UnknownCollectionError  a collection that is not there
 │   ├── UnknownDocumentError    a document that is not in its collection
 │   ├── CollectionConflictError  a collection that is there, of another model or space
+│   ├── UnknownMigrationError   a migration that is not there
+│   ├── MigrationStateError     what a migration's state does not allow
+│   ├── VerdictError            a cut-over that its verdict speaks against, and is not forced
 │   ├── SpaceMismatchError      vectors of two spaces that would have to be compared
 │   ├── MediaTypeError          a request that may change something and is not sent as JSON
 │   ├── MissingKeyError         no key where one is needed
@@ -187,6 +190,24 @@ class CollectionConflictError(RequestError):
     """A collection that is there already, with vectors of another model or space."""
 
     code = "collection_conflict"
+
+
+class UnknownMigrationError(RequestError):
+    """A migration that is not there."""
+
+    code = "migration_not_found"
+
+
+class MigrationStateError(RequestError):
+    """What a migration's state does not allow."""
+
+    code = "migration_state"
+
+
+class VerdictError(RequestError):
+    """A cut-over that its verdict speaks against, and that is not forced."""
+
+    code = "verdict_not_go"
 
 
 class SpaceMismatchError(RequestError):

@@ -164,6 +164,30 @@ def collections() -> Sequence[Panel]:
     )  # fmt: skip
 
 
+def migrations() -> Sequence[Panel]:
+    """How moves to another model go on."""
+    return (
+        lines(
+            "Documents moved per second", "quarantined: no vector to be had.", "short",
+            Query(
+                f"sum by (outcome) ({per_second('plimsoll_migration_rows_total')})", "{{outcome}}"
+            ),
+        ),
+        lines(
+            "Tokens per second of migrations", "What live requests and memory leave.", "short",
+            Query(f"sum({per_second('plimsoll_migration_tokens_total')})", "tokens"),
+        ),
+        lines(
+            "Changes of state", "failed: the log and `plimsoll migrate status` have the reason.",
+            "short",
+            Query(
+                f"sum by (state) ({growth('plimsoll_migration_changes_total')})", "to {{state}}"
+            ),
+            Query(f"sum({growth('plimsoll_migration_yields_total')})", "stood back"),
+        ),
+    )  # fmt: skip
+
+
 def models() -> Sequence[Panel]:
     """What each model is asked for, and when models open and close."""
     duration, load = "plimsoll_request_duration_seconds", "plimsoll_model_load_seconds"

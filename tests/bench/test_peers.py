@@ -429,7 +429,12 @@ with ended_by_signals(), closing(ServerPeer({SERVER!r}, {{}}, "m")) as peer:
     run_workload(peer, Workload("endless", [["wait"]] * 2, [4, 4], 2, (), once=True), 0.0)
 """)
     run = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # Tests that run under nohup ignore SIGHUP, and what they start would too.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     with run:
         assert run.stdout is not None

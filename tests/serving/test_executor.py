@@ -101,6 +101,9 @@ class Watcher:
     def run_began(self, n_bytes: int) -> None:
         self.told.append(n_bytes)
 
+    def run_takes(self, n_bytes: int) -> None:
+        self.told.append(n_bytes)
+
     def run_ended(self, run: RunEnded) -> None:
         self.told.append(run)
 

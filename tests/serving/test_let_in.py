@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from plimsoll.encoder.layout import PACK_TOKENS
 from plimsoll.encoder.model import WeightSizes
+from plimsoll.errors import EncodeMemoryError
 from plimsoll.policy.lines import DROPPING_STEP
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunLimits
@@ -22,15 +24,17 @@ LIST = [text(marker) for marker in range(4)]
 class LayeredModel(FakeModel):
     """Stops between the layers of a run that lets others in, until it may go on.
 
-    refused: texts of so many tokens cannot be computed.
+    refused: texts of so many tokens cannot be computed; error: with which.
     """
 
     sizes = WeightSizes(weights_bytes=0, layer_bytes=0, n_layers=N_LAYERS)
 
-    def __init__(self, refused: int = 0) -> None:
+    def __init__(self, refused: int = 0, error: Exception | None = None) -> None:
         super().__init__()
         self.refused = refused
+        self.refusal = error or ZeroDivisionError()
         self.lets_in: list[bool] = []  # of each run
+        self.pack_tokens: list[object] = []  # of each run
         self.stopped = threading.Semaphore(0)
         self.may_go_on = threading.Semaphore(0)
 
@@ -38,13 +42,14 @@ class LayeredModel(FakeModel):
         """Pass the layers, then as the fake does."""
         between_layers = options["between_layers"]
         self.lets_in.append(between_layers is not None)
+        self.pack_tokens.append(options["pack_tokens"])
         if callable(between_layers):
             for _ in range(N_LAYERS - 1):
                 self.stopped.release()
                 assert self.may_go_on.acquire(timeout=DEADLINE_S)
                 between_layers()
         if any(len(ids) == self.refused for ids in texts):
-            raise ZeroDivisionError
+            raise self.refusal
         return super().encode(texts)
 
     async def stops(self) -> None:
@@ -118,6 +123,69 @@ def test_what_is_let_in_and_fails_fails_alone():
         assert len(await listed) == len(LIST)
 
     run_executor(scenario)
+
+
+def test_what_is_let_in_and_finds_no_memory_waits_for_the_lists_end():
+    """The list holds what it lacks, so trying again beside it would fail it for nothing."""
+    model = LayeredModel(refused=7, error=EncodeMemoryError("no memory"))
+    asked = text(9, 7)
+
+    async def scenario(runs: RunExecutor) -> None:
+        listed = of_class(runs, model, LIST, Priority.BULK)
+        await model.stops()
+        query = of_class(runs, model, [asked], Priority.INTERACTIVE)
+        await asyncio.sleep(0)
+        model.may_go_on.release()
+        await model.stops()  # it was refused, and is not let in again
+        assert not query.done()
+        model.refused = 0
+        model.may_go_on.release()
+        await listed
+        (vector,) = await query
+        np.testing.assert_array_equal(vector, expected(asked))
+
+    run_executor(scenario)
+    assert model.lets_in == [True, False, False]
+    assert len(model.runs[0]) == len(LIST)  # it ran to its end between the two tries
+
+
+def test_what_is_let_in_keeps_the_limits_of_now_and_its_memory_is_told():
+    """Memory may have run short since the list's run began; what nobody tells passes for rest."""
+    model, watcher = LayeredModel(), Watcher()
+
+    async def scenario(runs: RunExecutor) -> None:
+        listed = of_class(runs, model, LIST, Priority.BULK)
+        await model.stops()
+        query = of_class(runs, model, [text(9)], Priority.INTERACTIVE)
+        await asyncio.sleep(0)
+        runs.set_limits(limits(parallelism=1))
+        model.may_go_on.release(N_LAYERS)
+        await query
+        await listed
+        await watcher.saw(1)
+
+    run_executor(scenario, watcher=watcher)
+    assert model.pack_tokens == [PACK_TOKENS, PACK_TOKENS // 2]
+    taken = model.run_bytes([len(ids) for ids in LIST])
+    assert watcher.told[:-1] == [taken, taken + model.run_bytes([3]), taken]
+
+
+def test_nothing_is_let_in_while_its_weights_do_not_stay():
+    """It would read them from the disk, and drop the pages that the list's run needs next."""
+    model = LayeredModel()
+
+    async def scenario(runs: RunExecutor) -> None:
+        listed = of_class(runs, model, LIST, Priority.BULK)
+        await model.stops()
+        query = of_class(runs, model, [text(9)], Priority.INTERACTIVE)
+        await asyncio.sleep(0)
+        runs.set_limits(limits(step=DROPPING_STEP))
+        model.may_go_on.release(N_LAYERS)
+        await listed
+        await query
+
+    run_executor(scenario)
+    assert [len(texts) for texts in model.runs] == [len(LIST), 1]
 
 
 @pytest.mark.parametrize(

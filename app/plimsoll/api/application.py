@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from plimsoll import __version__
-from plimsoll.api.dialects import collections, documents, native, openai, rank
+from plimsoll.api.dialects import collections, documents, native, openai, rank, surveys
+from plimsoll.api.dialects import migrations as migration_routes
 from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.install import install
 from plimsoll.api.openapi import DESCRIPTION, TAGS, DocumentedAPI, operation_id
 from plimsoll.api.operations import docs, health, status
 from plimsoll.api.operations.recent import RecentRequests
 from plimsoll.corpora.corpora import Corpora
+from plimsoll.migration.migrations import Migrations
+from plimsoll.migration.survey import CollectionSurvey
 from plimsoll.serving.core import ServingCore
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.telemetry.metrics import Telemetry
@@ -29,6 +32,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def build_application(
     core: ServingCore,
     corpora: Corpora,
+    migrations: Migrations,
+    survey: CollectionSurvey,
     telemetry: Telemetry,
     *,
     parsing: Executor,
@@ -76,6 +81,8 @@ def build_application(
     app.include_router(rank.router(core.ranking))
     app.include_router(collections.router(corpora.catalog, corpora.search))
     app.include_router(documents.router(corpora.catalog, corpora.ingest))
+    app.include_router(surveys.router(survey))
+    app.include_router(migration_routes.router(migrations))
     app.include_router(openai.router(core.service, core.models, created=int(time())))
     app.include_router(
         health.router(

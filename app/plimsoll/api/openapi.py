@@ -22,6 +22,7 @@ TAGS = [
     {"name": "embeddings", "description": "Plimsoll's own answer, which leaves nothing out."},
     {"name": "ranking", "description": "The order of documents for a query."},
     {"name": "collections", "description": "Documents that are kept, and search in them."},
+    {"name": "migrations", "description": "Moves of a collection to another model, and back."},
     {"name": "openai", "description": "What clients of OpenAI's API speak."},
     {"name": "operations", "description": "What the server does. None of these opens a model."},
 ]

@@ -8,8 +8,7 @@ import click
 from plimsoll.cli.help import CommandWithParts
 from plimsoll.cli.peers import peers
 from plimsoll.cli.report_options import FILE, GIVEN, grouped, writable
-from plimsoll.settings import local_url
-from plimsoll.settings_sources import load_settings
+from plimsoll.cli.server_options import header_of, own_url
 
 if TYPE_CHECKING:
     from plimsoll.bench.load.plan import LoadPlan
@@ -218,7 +217,7 @@ def plan_of(given: dict[str, Any]) -> "LoadPlan":
             raise PlanError(f"{given['ramp']!r} is not a ramp, such as 5:50") from None
     is_endless = given["seconds"] is None and given["requests"] is None
     return LoadPlan(
-        url=given["url"] or _own_url(),
+        url=given["url"] or own_url(),
         mix=parse_mix(given["mix"]),
         n_clients=None if rate else _first(given["clients"], DEFAULT_CLIENTS),
         rate=rate,
@@ -232,24 +231,7 @@ def plan_of(given: dict[str, Any]) -> "LoadPlan":
         honour_retry_after=given["honour_retry_after"],
         timeout_s=given["timeout"],
         max_in_flight=given["max_in_flight"],
-        headers=dict(_header(text) for text in given["headers"]),
+        headers=dict(header_of(text) for text in given["headers"]),
         allow_remote=given["allow_remote"],
         seed=given["seed"],
     )
-
-
-def _own_url() -> str:
-    """Where a server with the settings that hold here is reached from this machine."""
-    from plimsoll.bench.load.plan import PlanError
-
-    settings = load_settings().settings
-    if not settings.port:
-        raise PlanError("PLIMSOLL_PORT is 0, so the server takes any free port; give --url")
-    return local_url(settings.host, settings.port)
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon:
-        raise click.UsageError("a header is NAME: VALUE")
-    return name.strip(), value.strip()

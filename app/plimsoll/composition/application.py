@@ -13,6 +13,7 @@ from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.keys import Keys
 from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
 from plimsoll.composition.corpora import build_corpora
+from plimsoll.composition.migrations import build_migrations
 from plimsoll.composition.models import engine_threads, make_models
 from plimsoll.composition.serving import make_core
 from plimsoll.errors import SettingsError
@@ -45,6 +46,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
     )
     core = make_core(settings, models, Monitors(monitor, loads=times), telemetry, drain)
     corpora = build_corpora(settings.data_dir, core, telemetry)
+    migrations, survey = build_migrations(corpora, core, telemetry)
     parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
     tracer = make_tracer(settings)
 
@@ -55,9 +57,11 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
         await models.look()
         async with core.running():
             preload = asyncio.create_task(_preload(models)) if settings.preload else None
+            await migrations.start()
             try:
                 yield
             finally:
+                await migrations.close()
                 if preload is not None:
                     preload.cancel()
                     with suppress(asyncio.CancelledError):
@@ -71,6 +75,8 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
     app = build_application(
         core,
         corpora,
+        migrations,
+        survey,
         telemetry,
         parsing=parsing,
         body_limit_bytes=settings.body_limit,

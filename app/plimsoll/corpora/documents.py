@@ -110,6 +110,21 @@ def count(connection: sqlite3.Connection, collection: int) -> int:
     return int(n)
 
 
+def rows(connection: sqlite3.Connection, collection: int) -> np.ndarray:
+    """The rows of all documents, int64 (n,), in any order: SQLite reads the index of ids alone."""
+    found = connection.execute(f"SELECT row FROM {documents_table(collection)}")
+    return np.fromiter((row for (row,) in found), np.int64)
+
+
+def text_counts(connection: sqlite3.Connection, collection: int) -> tuple[int, int, int]:
+    """How many documents, how many of them without text, how many with the text of another."""
+    n, n_blank, n_different = connection.execute(
+        f"""SELECT count(*), total(trim(text, char(9, 10, 13, 32)) = ''),
+        count(DISTINCT text_sha256) FROM {documents_table(collection)}"""
+    ).fetchone()
+    return n, int(n_blank), n - n_different
+
+
 def _insert(
     connection: sqlite3.Connection, collection: int, document: Document, digest: bytes
 ) -> int:

@@ -41,6 +41,48 @@ STEPS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (version, segment)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (  # written by plimsoll.migration; rows outlive their collection and versions, as history
+        """CREATE TABLE migrations (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            collection INTEGER NOT NULL,
+            name TEXT NOT NULL,
+            source_version INTEGER NOT NULL,
+            source_fingerprint TEXT NOT NULL,
+            source_dimensions INTEGER NOT NULL,
+            source_model TEXT,
+            target_version INTEGER NOT NULL,
+            target_fingerprint TEXT NOT NULL,
+            target_dimensions INTEGER NOT NULL,
+            target_model TEXT,
+            state TEXT NOT NULL,
+            position INTEGER NOT NULL DEFAULT 0,
+            n_embedded INTEGER NOT NULL DEFAULT 0,
+            n_skipped INTEGER NOT NULL DEFAULT 0,
+            n_tokens INTEGER NOT NULL DEFAULT 0,
+            judged TEXT NOT NULL,
+            verdict TEXT,
+            created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+        ) STRICT""",
+        "CREATE INDEX migrations_of_collection ON migrations (collection)",
+        """CREATE TABLE migration_changes (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            migration INTEGER NOT NULL REFERENCES migrations (id),
+            who TEXT NOT NULL,
+            before TEXT,
+            after TEXT NOT NULL,
+            why TEXT NOT NULL,
+            changed_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+        ) STRICT""",
+        "CREATE INDEX changes_of_migration ON migration_changes (migration)",
+        """CREATE TABLE quarantine (
+            migration INTEGER NOT NULL REFERENCES migrations (id),
+            row INTEGER NOT NULL,
+            text_sha256 BLOB NOT NULL,
+            reason TEXT NOT NULL,
+            n_attempts INTEGER NOT NULL,
+            PRIMARY KEY (migration, row)
+        ) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from sqlite3 import Connection
 from threading import Event
 from time import perf_counter
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,15 @@ from plimsoll.corpora.records import Collection, Space
 from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
 from plimsoll.corpora.vector_copies import VectorCopies
 from plimsoll.corpora.words import search_words
-from plimsoll.errors import InvalidRequestError, SpaceMismatchError, UnknownModelError
+from plimsoll.errors import (
+    EncodeError,
+    EncodeMemoryError,
+    InvalidRequestError,
+    ModelError,
+    ModelLoadingError,
+    SpaceMismatchError,
+    UnknownModelError,
+)
 from plimsoll.policy.costs import (
     Demand,
     found_documents_bytes,
@@ -39,6 +47,7 @@ from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.pressure import PressureMetrics
 
 T = TypeVar("T")
+SearchListener: TypeAlias = Callable[[str, bool], None]
 
 MOST_READING_S = 10.0
 
@@ -67,6 +76,15 @@ class CollectionSearch:
         self._vectors_thread = vectors_thread
         self._copies = VectorCopies(database.path.parent)
         self._closing = Event()
+        self._listener: SearchListener | None = None
+
+    def listen(self, listener: SearchListener) -> None:
+        """Tell `listener` of each search by meaning: its collection, and whether it was answered.
+
+        It was not where the version or its model is at fault, or where nothing was found without a
+        filter. Refusals for want of memory are not told.
+        """
+        self._listener = listener
 
     async def search(self, task: SearchTask, permit: RequestPermit) -> SearchResults:
         """The `top_k` best documents.
@@ -99,7 +117,7 @@ class CollectionSearch:
                 "bm25" if task.mode == "auto" else "none",
                 permit,
                 self._pressure,
-                lambda: self._by_meaning(task, condition, permit),
+                lambda: self._told_by_meaning(task, condition, permit),
                 lambda degraded: self._by_words(task, condition, permit, _degraded(degraded)),
             )
         except SpaceMismatchError as error:
@@ -109,6 +127,23 @@ class CollectionSearch:
         permit.drop()
         self._pressure.degraded(mismatch.reason)
         return await self._by_words(task, condition, permit, mismatch)
+
+    async def _told_by_meaning(
+        self, task: SearchTask, condition: Condition | None, permit: RequestPermit
+    ) -> SearchResults:
+        try:
+            found = await self._by_meaning(task, condition, permit)
+        except (ModelLoadingError, EncodeMemoryError):
+            raise
+        except (SpaceMismatchError, ModelError, EncodeError):
+            self._tell(task.collection, is_answered=False)
+            raise
+        self._tell(task.collection, is_answered=bool(found.results) or condition is not None)
+        return found
+
+    def _tell(self, collection: str, *, is_answered: bool) -> None:
+        if self._listener is not None:
+            self._listener(collection, is_answered)
 
     async def _by_meaning(
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit

@@ -72,8 +72,8 @@ class NewDocument:
 
     line: int
     document: Document
-    n_bytes: int
     vector: np.ndarray | None = None
+    n_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ class Admission:
         self._idle_floor_bytes = self._settled_bytes = self._at_rest[0][1]
 
     def begin_run(self, n_bytes: int) -> None:
-        """A run that takes so much starts; without this it would pass for memory of the floor."""
+        """A run takes so much from now on; without this it would pass for memory of the floor."""
         self._under_way_bytes = n_bytes
 
     def end_run(self, n_tokens: int, seconds: float) -> None:

@@ -281,6 +281,10 @@ class Governor:
         self.admission.begin_run(n_bytes)
         self._run_began_s = self._clock()
 
+    def run_takes(self, n_bytes: int) -> None:
+        """The run under way takes so much now, with what was let in between its layers."""
+        self.admission.begin_run(n_bytes)
+
     def run_ended(self, run: RunEnded) -> None:
         """It has ended."""
         self.admission.end_run(run.n_tokens, run.seconds)

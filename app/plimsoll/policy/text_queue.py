@@ -103,9 +103,19 @@ class TextQueue(Generic[T]):
         owed_tokens = self._bulk_tokens * passed_ratio
         if BULK_SHARE * (self._passed_tokens + owed_tokens) >= owed_tokens:
             return ()
-        texts = self._run_of(self._interactive, limits)
+        turns = self._interactive
+        if turns and limits.drops_pages(self._weights_bytes(turns.first)):
+            return ()
+        texts = self._run_of(turns, limits)
         self._passed_tokens += sum(text.n_tokens for text in texts)
         return texts
+
+    def put_back(self, texts: Sequence[T]) -> None:
+        """Let texts that were let in wait again, before all others."""
+        self._interactive.put_back(texts)
+        n_tokens = sum(text.n_tokens for text in texts)
+        self._passed_tokens -= n_tokens
+        self.n_tokens += n_tokens
 
     def take_first(self) -> Sequence[T]:
         """Take out the text that was looked at last, where there is one, whatever may run."""

@@ -1,7 +1,7 @@
 """Texts of one class, with the requests that they belong to served in turn. Pure."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import Generic, Protocol, TypeVar
 
@@ -53,6 +53,13 @@ class Turns(Generic[T]):
         """Let a text wait behind those of its request."""
         self._by_request.setdefault(text.request, deque()).append(text)
         self._n_texts += 1
+
+    def put_back(self, texts: Sequence[T]) -> None:
+        """Let texts that were taken wait again, first of their requests and of all."""
+        for text in reversed(texts):
+            self._by_request.setdefault(text.request, deque()).appendleft(text)
+            self._by_request.move_to_end(text.request, last=False)
+        self._n_texts += len(texts)
 
     def together(self) -> Iterator[T]:
         """Texts that may run with the first one, and that one, in the order of their turns."""

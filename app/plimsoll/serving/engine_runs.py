@@ -9,9 +9,8 @@ on the executor's thread; rows come back on the event loops that wait for them, 
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -29,11 +28,20 @@ from plimsoll.telemetry.requests import RequestMetrics
 log = logging.getLogger(__name__)
 
 
-LetIn = Callable[[float, int], Sequence[QueuedText]]
-"""Texts that run now, between two layers of the run under way; none where none may.
+class Others(Protocol):
+    """Who has texts that may run between two layers of the run under way."""
 
-Given the share of its layers that this run has behind it, and the bytes that it takes.
-"""
+    def let_in(
+        self, passed_ratio: float, taken_bytes: int
+    ) -> tuple[Sequence[QueuedText], RunLimits]:
+        """Texts that run now, and what they have to keep; none where none may.
+
+        passed_ratio: the share of its layers that the run under way has behind it. taken_bytes:
+        what it takes.
+        """
+
+    def put_back(self, texts: Sequence[QueuedText]) -> None:
+        """Let texts wait again: there is no memory for them beside the run under way."""
 
 
 @dataclass
@@ -42,6 +50,8 @@ class _Run:
 
     limits: RunLimits
     between_layers: Callable[[], None] | None = None
+    is_let_in: bool = False
+    refused: Sequence[QueuedText] = ()  # let in, and without memory
     n_texts: int = 0
     n_tokens: int = 0
     n_retries: int = 0
@@ -58,6 +68,9 @@ class RunObserver(Protocol):
 
     def run_began(self, n_bytes: int) -> None:
         """A run that is predicted to take so much has started."""
+
+    def run_takes(self, n_bytes: int) -> None:
+        """The run under way takes so much now, with what was let in."""
 
     def run_ended(self, run: RunEnded) -> None:
         """It has ended; rows that it brought have been delivered."""
@@ -101,11 +114,11 @@ class EngineRuns:
         self._observer = observer
 
     def run(
-        self, texts: Sequence[QueuedText], limits: RunLimits, let_in: LetIn | None = None
+        self, texts: Sequence[QueuedText], limits: RunLimits, others: Others | None = None
     ) -> None:
         """Give the engine one run, and tell what came of it.
 
-        let_in: asked for others between two layers; None: the run has the engine to itself.
+        others: asked for texts between two layers; None: the run has the engine to itself.
         """
         began_s, model, loop = self._clock(), texts[0].model, texts[0].loop
         self._last_ran = weakref.ref(model)
@@ -114,9 +127,14 @@ class EngineRuns:
         before_bytes = own_anonymous_bytes()
         self.tell_ended(loop, predicted_bytes)
         run = _Run(limits)
-        if let_in is not None:
-            others = partial(self._run_others, run, let_in, predicted_bytes)
-            run.between_layers = partial(others, model.sizes.n_layers, count(1))
+        if others is not None:
+            n_passed, n_layers = count(1), model.sizes.n_layers
+
+            def between_layers() -> None:
+                ratio = min(1.0, next(n_passed) / n_layers)  # parts that are tried again have more
+                self._run_others(run, others, ratio, loop, predicted_bytes)
+
+            run.between_layers = between_layers
         self._begin(texts, run)
         self._ended = (
             loop,
@@ -155,23 +173,44 @@ class EngineRuns:
         self._observer.wake()
 
     def _begin(self, texts: Sequence[QueuedText], run: _Run) -> None:
-        self._ran.add(texts[0].model)
-        self._note_queued(texts, self._clock())
         try:
+            self._ran.add(texts[0].model)
+            self._note_queued(texts, self._clock())
             self._try(texts, run, attempt=1)
         except Exception as error:  # this thread must outlive one run that goes wrong
             log.exception("a run ended unexpectedly")
             fail(texts, error)
 
     def _run_others(
-        self, run: _Run, let_in: LetIn, taken_bytes: int, n_layers: int, passed: Iterator[int]
+        self,
+        run: _Run,
+        others: Others,
+        passed_ratio: float,
+        loop: asyncio.AbstractEventLoop,
+        taken_bytes: int,
     ) -> None:
         """Run what is let in between two layers of `run`, and count it as its own."""
-        passed_ratio = min(1.0, next(passed) / n_layers)  # parts that are tried again have more
-        while texts := let_in(passed_ratio, taken_bytes):
-            other = _Run(run.limits)
+        while not run.refused:  # once one was, the memory that it lacks is held until the run ends
+            try:
+                texts, limits = others.let_in(passed_ratio, taken_bytes)
+            except Exception:  # the run that they would be let in to has nothing to do with it
+                log.exception("no text can be let in")
+                return
+            if not texts:
+                return
+            other = _Run(limits, is_let_in=True)
+            n_bytes = run_bytes(texts[0], [text.n_tokens for text in texts], limits)
+            self._tell_takes(loop, taken_bytes + n_bytes)
             self._begin(texts, other)
+            self._tell_takes(loop, taken_bytes)
             run.add(other)
+            if other.refused:
+                run.refused = other.refused
+                others.put_back(other.refused)
+
+    def _tell_takes(self, loop: asyncio.AbstractEventLoop, n_bytes: int) -> None:
+        if self._observer is not None:
+            tell(loop, self._observer.run_takes, n_bytes)
 
     def _note_queued(self, texts: Sequence[QueuedText], now_s: float) -> None:
         for text in texts:
@@ -197,6 +236,9 @@ class EngineRuns:
             with self._stages.stage("pool", requests_of(texts)):
                 rows = finish(model, vectors, texts)
         except EncodeMemoryError as error:
+            if run.is_let_in:
+                run.refused = texts
+                return
             with serving(together(text.measured for text in texts)):
                 self._recover(texts, run, attempt, error)
             return

@@ -113,6 +113,21 @@ class RunExecutor:
         self._release_asked.set()
         self._inbox.put(None)
 
+    def let_in(
+        self, passed_ratio: float, taken_bytes: int
+    ) -> tuple[Sequence[QueuedText], RunLimits]:
+        """Texts for the engine's runs, as `Others` says; for its own thread."""
+        self._take_in(0.0)
+        limits = self._limits.beside(taken_bytes)
+        texts = self._texts.let_in(limits, passed_ratio)
+        self._show_queue()
+        return texts, limits
+
+    def put_back(self, texts: Sequence[QueuedText]) -> None:
+        """Let texts that were let in wait again."""
+        self._texts.put_back(texts)
+        self._show_queue()
+
     async def encode(
         self,
         model: EmbeddingModel,
@@ -189,7 +204,7 @@ class RunExecutor:
         self._show_queue()
         if found.texts:
             self._taken, self._wants_limits = found.texts, False
-            self._runs.run(found.texts, limits, self._let_in if found.lets_in else None)
+            self._runs.run(found.texts, limits, self if found.lets_in else None)
             return 0.0
         self._runs.tell_ended()
         if found.refused is not None:
@@ -197,13 +212,6 @@ class RunExecutor:
             return 0.0
         is_over = is_stopping and not len(self._texts) and self._inbox.empty()
         return -1.0 if is_over else found.wait_s
-
-    def _let_in(self, passed_ratio: float, taken_bytes: int) -> Sequence[QueuedText]:
-        """Texts that run between two layers of the run under way, as LetIn says."""
-        self._take_in(0.0)
-        texts = self._texts.let_in(self._limits.beside(taken_bytes), passed_ratio)
-        self._show_queue()
-        return texts
 
     def _take_in(self, wait_s: float | None) -> None:
         """Take over what has come in; where nothing has, wait for it at most so long."""

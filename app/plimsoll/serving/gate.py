@@ -62,6 +62,10 @@ class AdmissionGate:
         """The engine has begun a run that takes so much."""
         self.governor.run_began(n_bytes)
 
+    def run_takes(self, n_bytes: int) -> None:
+        """The run under way takes so much now."""
+        self.governor.run_takes(n_bytes)
+
     def run_ended(self, run: RunEnded) -> None:
         """It has ended."""
         self.governor.run_ended(run)

@@ -141,7 +141,7 @@ class _Run(Generic[Owner]):
     """The run under way. to_try: parts of it that are still to be tried, and how often they were.
 
     under_way: the part that computes; a token that only its own end knows. n_steps: layers between
-    which others are let in, or 1.
+    which others are let in, or 1. let_in_bytes: what these take.
     """
 
     texts: Texts[Owner]
@@ -155,6 +155,7 @@ class _Run(Generic[Owner]):
     n_retries: int = 0
     trying: tuple[Texts[Owner], int] | None = None
     under_way: object = None
+    let_in_bytes: int = 0
 
     def count(self, texts: Texts[Owner]) -> None:
         """Count texts that have vectors."""
@@ -209,7 +210,7 @@ class SimulatedEngine(Generic[Owner]):
     @property
     def used_bytes(self) -> int:
         """What the run under way takes."""
-        return self._run.n_bytes if self._run else 0
+        return self._run.n_bytes + self._run.let_in_bytes if self._run else 0
 
     @property
     def is_busy(self) -> bool:
@@ -284,6 +285,8 @@ class SimulatedEngine(Generic[Owner]):
         limits, now_s = self._governor.limits().beside(run.n_bytes), self._clock()
         others = self._queue.let_in(limits, n_passed / run.n_steps) if n_passed else ()
         texts, n_steps = (others, 1) if others else (run.trying[0], run.n_steps)
+        if others:
+            self._note_let_in(run, self._machine.run_bytes([t.n_tokens for t in others], limits))
         n_tokens = sum(text.n_tokens for text in texts)
         then = (
             partial(self._others_came, run, under_way, n_passed, others, now_s)
@@ -304,8 +307,14 @@ class SimulatedEngine(Generic[Owner]):
         began_s: float,
     ) -> None:
         run.count(others)
+        self._note_let_in(run, 0)
         self._compute(run, under_way, n_passed)
         self._listener.rows_came(others, began_s)
+
+    def _note_let_in(self, run: _Run[Owner], n_bytes: int) -> None:
+        run.let_in_bytes = n_bytes
+        if run is self._run:  # what failed meanwhile may have ended it
+            self._governor.run_takes(run.n_bytes + n_bytes)
 
     def _end_part(self, run: _Run[Owner], texts: Texts[Owner]) -> None:
         run.count(texts)

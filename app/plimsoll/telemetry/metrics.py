@@ -23,6 +23,7 @@ from plimsoll.telemetry.bottleneck import BottleneckMetrics
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.engine import EngineMetrics
 from plimsoll.telemetry.machine import MachineMetrics
+from plimsoll.telemetry.migrations import MigrationMetrics
 from plimsoll.telemetry.models import ModelMetrics, WeightMetrics
 from plimsoll.telemetry.pressure import PressureMetrics
 from plimsoll.telemetry.requests import RequestMetrics
@@ -55,6 +56,7 @@ class Telemetry:
         self.engine = EngineMetrics(self.registry)
         self.pressure = PressureMetrics(self.registry)
         self.corpora = CorpusMetrics(self.registry)
+        self.migrations = MigrationMetrics(self.registry)
         self.models = ModelMetrics(self.registry)
         self.machine = MachineMetrics(self.registry)
         self.weights = WeightMetrics(self.registry)
@@ -76,6 +78,7 @@ class Telemetry:
             self.engine,
             self.pressure,
             self.corpora,
+            self.migrations,
             self.models,
             self.machine,
             self.weights,

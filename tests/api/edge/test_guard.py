@@ -23,12 +23,18 @@ OPEN = {
     "/health/live", "/health/ready", "/", "/pages/{name}",
     "/docs", "/docs/{name}", "/docs/docs/{name}",
 }  # fmt: skip
-OPERATORS = {"/status", "/bottleneck"}
+OPERATORS = {"/status", "/bottleneck", "/collections/{name}/doctor"}
 # Beside looking, which needs a key of any role.
 CHANGED_BY_OPERATORS = {
     "/collections/{name}",
     "/collections/{name}/documents",
     "/collections/{name}/documents/{id:path}",
+    "/collections/{name}/plan",
+    "/migrations",
+    *(
+        f"/migrations/{{number}}/{verb}"
+        for verb in ("pause", "resume", "cancel", "validate", "cutover", "rollback", "purge")
+    ),
 }
 BODY = {"input": "a ship"}
 
@@ -64,7 +70,7 @@ def client() -> Iterator[TestClient]:
 def path_of(route: RouteContext) -> str:
     """A path that the route fits."""
     path = route.path.replace("{name:path}", "fake").replace("{name}", "status.js")
-    return path.replace("{id:path}", "7")
+    return path.replace("{id:path}", "7").replace("{number}", "7")
 
 
 def is_for_operators(route: RouteContext, method: str) -> bool:

@@ -212,7 +212,7 @@ def _document(line: JSONLine, has_space: bool) -> NewDocument | LineFailure:
         )
     document = Document(fields.id, fields.text, fields.metadata)
     if fields.vector is None:
-        return NewDocument(line.number, document, line.parsed_bytes)
+        return NewDocument(line.number, document, n_bytes=line.parsed_bytes)
     if not has_space:
         message = "name the space of the vectors in the request: ?space="
         return LineFailure(line.number, fields.id, "invalid_vector", message)
@@ -221,7 +221,7 @@ def _document(line: JSONLine, has_space: bool) -> NewDocument | LineFailure:
     if not np.isfinite(vector).all():
         message = "the vector has a value that float32 does not hold"
         return LineFailure(line.number, fields.id, "invalid_vector", message)
-    return NewDocument(line.number, document, line.parsed_bytes, vector)
+    return NewDocument(line.number, document, vector, line.parsed_bytes)
 
 
 def _id_of(value: object) -> str | None:

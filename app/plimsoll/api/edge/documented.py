@@ -39,6 +39,18 @@ OF_AN_OPERATOR: Examples = (
     errors.AdminKeyError(NO_ADMIN_KEY),
 )
 
+OF_A_QUEUE: Examples = (
+    errors.TooLargeError(
+        "this request takes 900 MiB at its peak and this server can never give more than 210 MiB; "
+        "send fewer or shorter texts at a time, or raise its memory limit"
+    ),
+    errors.QueueFullError("this request would wait 42 s; try again later", retry_after_s=20),
+    errors.MemoryPressureError(
+        "this request takes 40 MiB at its peak and 12 MiB are free below the memory line",
+        retry_after_s=3,
+    ),
+)
+
 OF_A_BODY: Examples = (
     *OF_A_CLIENT,
     errors.MediaTypeError(
@@ -57,15 +69,7 @@ OF_A_BODY: Examples = (
     errors.BodyTooLargeError(
         "the body is larger than 20 MiB (PLIMSOLL_BODY_LIMIT); send fewer texts at a time"
     ),
-    errors.TooLargeError(
-        "this request takes 900 MiB at its peak and this server can never give more than 210 MiB; "
-        "send fewer or shorter texts at a time, or raise its memory limit"
-    ),
-    errors.QueueFullError("this request would wait 42 s; try again later", retry_after_s=20),
-    errors.MemoryPressureError(
-        "this request takes 40 MiB at its peak and 12 MiB are free below the memory line",
-        retry_after_s=3,
-    ),
+    *OF_A_QUEUE,
 )
 
 OF_A_MODEL_NAME: Examples = (
@@ -138,6 +142,24 @@ OF_A_SEARCH: Examples = (
     ),
 )
 
+OF_A_MIGRATION: Examples = (
+    *OF_THE_STORE,
+    errors.UnknownMigrationError("there is no migration 7; see GET /migrations", param="id"),
+)
+
+OF_A_STATE: Examples = (
+    errors.MigrationStateError(
+        "migration 7 is purged; what may follow is nothing, not rolled_back"
+    ),
+)
+
+OF_A_VERDICT: Examples = (
+    errors.VerdictError(
+        "the verdict of migration 7 is no_go: judged_queries: nDCG@10 0.0120, loses 0.3771 against "
+        "0.3891 of the old version, on 113 queries; force it if that is meant"
+    ),
+)
+
 OF_DOCUMENTS: Examples = (
     errors.IngestStoppedError(
         "512 documents were added, 0 updated, 0 were there and 0 failed before this: memory failed "
@@ -156,6 +178,9 @@ EVERYTHING = (
     OF_A_CONFLICT,
     OF_A_SPACE,
     OF_A_SEARCH,
+    OF_A_MIGRATION,
+    OF_A_STATE,
+    OF_A_VERDICT,
     OF_DOCUMENTS,
 )
 

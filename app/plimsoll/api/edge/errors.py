@@ -25,6 +25,9 @@ STATUS_AND_CODE: dict[type[errors.PlimsollError], tuple[int, str]] = {
     errors.UnknownCollectionError: (404, errors.UnknownCollectionError.code),
     errors.UnknownDocumentError: (404, errors.UnknownDocumentError.code),
     errors.CollectionConflictError: (409, errors.CollectionConflictError.code),
+    errors.UnknownMigrationError: (404, errors.UnknownMigrationError.code),
+    errors.MigrationStateError: (409, errors.MigrationStateError.code),
+    errors.VerdictError: (409, errors.VerdictError.code),
     errors.SpaceMismatchError: (409, errors.SpaceMismatchError.code),
     errors.EmptyTextError: (400, errors.EmptyTextError.code),
     errors.TextTooLongError: (400, errors.TextTooLongError.code),
@@ -167,7 +170,9 @@ def _explain(error: RequestValidationError) -> tuple[str, str | None]:
         return f"the body must be a JSON object: {first['msg']}", None
     param = str(first["loc"][1])
     # A field of several types has errors of each; the first that names an item says most.
-    of_items = [e for e in found if e["loc"][1] == param and isinstance(e["loc"][-1], int)]
+    of_items = [
+        e for e in found if e["loc"][1:2] == (first["loc"][1],) and isinstance(e["loc"][-1], int)
+    ]
     best = of_items[0] if of_items else first
     item = f"[{best['loc'][-1]}]" if of_items else ""
     return f"{param}{item}: {best['msg']}", param

@@ -1,0 +1,212 @@
+"""Migrations: begun, watched, paused, resumed, judged, cut over, taken back."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.openapi.models import Example
+from fastapi.responses import StreamingResponse
+
+from plimsoll.api.edge.access import Access, needs
+from plimsoll.api.edge.body import permit_of
+from plimsoll.api.edge.documented import (
+    OF_A_BODY,
+    OF_A_CLIENT,
+    OF_A_COLLECTION,
+    OF_A_MIGRATION,
+    OF_A_MODEL,
+    OF_A_PATH,
+    OF_A_STATE,
+    OF_A_VERDICT,
+    OF_AN_OPERATOR,
+    OF_THE_STORE,
+    Responses,
+    documented,
+)
+from plimsoll.api.edge.json_body import StrictJSONRoute
+from plimsoll.api.edge.refusals import NATIVE
+from plimsoll.api.migration_fields import (
+    ChangeRequest,
+    CutoverRequest,
+    MigrationFields,
+    MigrationList,
+    MigrationNumber,
+    MigrationRequest,
+    ValidateRequest,
+    migration_json,
+    queries_json,
+)
+from plimsoll.api.replies import json_response
+from plimsoll.migration.migrations import Migrations
+from plimsoll.migration.status import MigrationStatus
+from plimsoll.telemetry.current_request import current_request
+
+EXAMPLES: dict[str, Example] = {
+    "default": {
+        "summary": "Move a collection",
+        "value": {"collection": "ships", "model": "all-MiniLM-L6-v2"},
+    },
+}
+EVENTS: Responses = {
+    200: {
+        "description": "Events named `migration`, one a second, each with the migration as JSON; "
+        "the stream ends when nothing is under way.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def router(migrations: Migrations) -> APIRouter:
+    """The routes over the use case."""
+    routes = APIRouter(route_class=StrictJSONRoute, tags=["migrations"])
+    of_a_change = documented(NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MIGRATION, OF_A_STATE)
+
+    @routes.post(
+        "/migrations",
+        response_model=MigrationFields,
+        responses=documented(
+            NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_COLLECTION, OF_A_STATE
+        ),
+        summary="Begin a migration",
+    )
+    @needs(Access.ADMIN)
+    async def begin_migration(
+        body: Annotated[MigrationRequest, Body(openapi_examples=EXAMPLES)], request: Request
+    ) -> Response:
+        status = await migrations.begin(
+            body.collection,
+            body.model,
+            permit_of(request),
+            _who(),
+            body.why,
+            dimensions=body.dimensions,
+            judged=queries_json(body.queries),
+            starts=body.start,
+        )
+        return json_response(migration_json(status))
+
+    @routes.get(
+        "/migrations",
+        response_model=MigrationList,
+        responses=documented(NATIVE, OF_A_CLIENT, OF_THE_STORE),
+        summary="Every migration",
+    )
+    async def get_migrations() -> Response:
+        found = await migrations.statuses()
+        return json_response({"migrations": [*map(migration_json, found)]})
+
+    @routes.get(
+        "/migrations/{number}",
+        response_model=MigrationFields,
+        responses=documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_MIGRATION),
+        summary="A migration",
+    )
+    async def get_migration(number: MigrationNumber) -> Response:
+        return json_response(migration_json(await migrations.status(number)))
+
+    @routes.get(
+        "/migrations/{number}/events",
+        response_class=StreamingResponse,
+        responses={**documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_MIGRATION), **EVENTS},
+        summary="A migration, as server-sent events",
+    )
+    async def watch_migration(number: MigrationNumber) -> Response:
+        await migrations.status(number)  # refuse before the first event
+        return StreamingResponse(
+            _events(migrations.watch(number)),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    @routes.post(
+        "/migrations/{number}/pause",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Pause a migration",
+    )
+    @needs(Access.ADMIN)
+    async def pause_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
+        return json_response(migration_json(await migrations.pause(number, _who(), body.why)))
+
+    @routes.post(
+        "/migrations/{number}/resume",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Begin a planned migration, or go on",
+    )
+    @needs(Access.ADMIN)
+    async def resume_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
+        return json_response(migration_json(await migrations.resume(number, _who(), body.why)))
+
+    @routes.post(
+        "/migrations/{number}/cancel",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Give up a migration before cut-over",
+    )
+    @needs(Access.ADMIN)
+    async def cancel_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
+        return json_response(migration_json(await migrations.cancel(number, _who(), body.why)))
+
+    @routes.post(
+        "/migrations/{number}/validate",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Judge a ready migration again",
+    )
+    @needs(Access.ADMIN)
+    async def validate_migration(number: MigrationNumber, body: ValidateRequest) -> Response:
+        queries = None if body.queries is None else queries_json(body.queries)
+        status = await migrations.validate(number, queries, _who(), body.why)
+        return json_response(migration_json(status))
+
+    @routes.post(
+        "/migrations/{number}/cutover",
+        response_model=MigrationFields,
+        responses=documented(
+            NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MIGRATION, OF_A_STATE, OF_A_VERDICT
+        ),
+        summary="Let searches read the new version",
+    )
+    @needs(Access.ADMIN)
+    async def cut_over_migration(number: MigrationNumber, body: CutoverRequest) -> Response:
+        status = await migrations.cut_over(number, _who(), body.why, force=body.force)
+        return json_response(migration_json(status))
+
+    @routes.post(
+        "/migrations/{number}/rollback",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Let searches read the old version again",
+    )
+    @needs(Access.ADMIN)
+    async def roll_back_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
+        return json_response(migration_json(await migrations.roll_back(number, _who(), body.why)))
+
+    @routes.post(
+        "/migrations/{number}/purge",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Drop the version that searches do not read",
+    )
+    @needs(Access.ADMIN)
+    async def purge_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
+        return json_response(migration_json(await migrations.purge(number, _who(), body.why)))
+
+    return routes
+
+
+def _who() -> str:
+    """Who asks: the log has more under the request's id."""
+    request = current_request()
+    return "unknown" if request is None else f"request {request.id}"
+
+
+async def _events(statuses: AsyncIterator[MigrationStatus]) -> AsyncIterator[bytes]:
+    async for status in statuses:
+        yield _event(migration_json(status))
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"event: migration\ndata: " + orjson.dumps(content) + b"\n\n"

@@ -1,0 +1,276 @@
+"""What routes of migrations take and give, and how a migration becomes JSON."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, StrictBool, StrictStr
+from typing_extensions import TypeAliasType
+
+from plimsoll.api.fields import MOST_DIMENSIONS, Count, OrDefault
+from plimsoll.corpora.records import Space
+from plimsoll.migration.status import MigrationStatus
+
+MOST_QUERIES = 1000
+# SQLite counts no further.
+MOST_NUMBER = 2**63 - 1
+
+MigrationNumber = Annotated[
+    int, Path(ge=1, le=MOST_NUMBER, openapi_examples={"first": {"value": 1}})
+]
+State = Literal[
+    "planned", "running", "paused", "validating", "ready", "cut_over", "rolled_back", "purged",
+    "cancelled", "failed",
+]  # fmt: skip
+Why = Annotated[
+    OrDefault[Annotated[StrictStr, Field(max_length=1000)]],
+    Field(description="For the audit: who asks is noted as this request's id."),
+]
+
+
+class JudgedQueryFields(BaseModel):
+    """A query whose answers are known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: Annotated[StrictStr, Field(min_length=1)]
+    relevant: Annotated[
+        dict[str, Annotated[FiniteFloat, Field(gt=0)]],
+        Field(min_length=1, description="Grades by document id: more is better."),
+    ]
+    old_vector: Annotated[
+        list[FiniteFloat] | None,
+        FailFast(),
+        Field(
+            max_length=MOST_DIMENSIONS,
+            description="The query in the old version's space, where no model here embeds into it.",
+        ),
+    ] = None
+
+
+JudgedQueries = TypeAliasType(
+    "JudgedQueries",
+    Annotated[list[JudgedQueryFields], FailFast(), Field(max_length=MOST_QUERIES)],
+)
+
+
+class MigrationRequest(BaseModel):
+    """Which collection moves to which model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    collection: StrictStr
+    model: Annotated[StrictStr, Field(description="As GET /v1/models lists it.")]
+    dimensions: Annotated[
+        Count | None,
+        Field(le=MOST_DIMENSIONS, description="Values a vector; null: all of the model's."),
+    ] = None
+    queries: Annotated[
+        OrDefault[JudgedQueries], Field(description="Judged queries for the verdict.")
+    ] = []
+    start: Annotated[
+        OrDefault[StrictBool], Field(description="false: plan only; resume begins it.")
+    ] = True
+    why: Why = ""
+
+
+class ChangeRequest(BaseModel):
+    """Why a migration's state changes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    why: Why = ""
+
+
+class CutoverRequest(ChangeRequest):
+    """Whether the verdict is asked."""
+
+    force: Annotated[
+        OrDefault[StrictBool], Field(description="true: whatever the verdict says.")
+    ] = False
+
+
+class ValidateRequest(ChangeRequest):
+    """By which queries to judge."""
+
+    queries: Annotated[
+        JudgedQueries | None, Field(description="null: those that the migration has.")
+    ] = None
+
+
+class SpaceFields(BaseModel):
+    """A vector space."""
+
+    model: Annotated[str | None, Field(description="null: a foreign space.")]
+    fingerprint: str
+    dimensions: int
+
+
+class CheckFields(BaseModel):
+    """One question of a verdict."""
+
+    name: str
+    outcome: Annotated[
+        Literal["passed", "failed", "undecided", "noted"],
+        Field(description="noted: told, and does not decide."),
+    ]
+    message: str
+    figures: dict[str, Any]
+    warns: Annotated[bool, Field(description="To be known, whatever the decision.")]
+
+
+class VerdictFields(BaseModel):
+    """What speaks for the new version, and what against it."""
+
+    decision: Literal["go", "no_go", "inconclusive"]
+    reasons: Annotated[list[str], Field(description="What kept it from a go.")]
+    warnings: Annotated[list[str], Field(description="What would get worse all the same.")]
+    checks: list[CheckFields]
+    judged_at: str
+    seed: int
+
+
+class QuarantineFields(BaseModel):
+    """A document that has no new vector, and why."""
+
+    id: str
+    reason: str
+    attempts: int
+    has_old_vector: bool
+
+
+class ChangeFields(BaseModel):
+    """A change of state."""
+
+    at: str
+    who: str
+    before: State | None
+    after: State
+    why: str
+
+
+class WatchFields(BaseModel):
+    """Searches since a cut-over: too many without an answer take it back."""
+
+    searches: int
+    unanswered: int
+    ends_in_s: float
+
+
+class MigrationFields(BaseModel):
+    """A migration as it is now; counts are 0 once a version of it is gone."""
+
+    id: int
+    collection: str
+    state: State
+    source: SpaceFields
+    target: SpaceFields
+    created_at: str
+    documents: int
+    vectors: Annotated[int, Field(description="Of the new version.")]
+    embedded: Annotated[int, Field(description="By the migration itself.")]
+    skipped: Annotated[int, Field(description="Changed or gone while they were embedded.")]
+    quarantined: int
+    tokens: int
+    rows_per_s: Annotated[float | None, Field(description="Over the last minute.")]
+    tokens_per_s: float | None
+    eta_s: float | None
+    yielding: Annotated[
+        str | None, Field(description="Why nothing is embedded now; null: it goes on.")
+    ]
+    yields: Annotated[int, Field(description="How often that was, since the server started.")]
+    failure: Annotated[str | None, Field(description="Why it stopped.")]
+    rollback: Annotated[
+        Literal["exact", "partial", "none"],
+        Field(
+            description="exact: what is written goes into the old version too; none: only one "
+            "version is left."
+        ),
+    ]
+    without_old_vector: int
+    watch: Annotated[WatchFields | None, Field(description="null: it is not watched now.")]
+    judged_queries: int
+    verdict: VerdictFields | None
+    quarantine: Annotated[list[QuarantineFields], Field(description="The first hundred.")]
+    changes: list[ChangeFields]
+
+
+class MigrationList(BaseModel):
+    """Every migration, the newest first."""
+
+    migrations: list[MigrationFields]
+
+
+def migration_json(status: MigrationStatus) -> dict[str, Any]:
+    """As MigrationFields says."""
+    counts, migration = status.counts, status.counts.migration
+    checkpoint = migration.checkpoint
+    return {
+        "id": migration.id,
+        "collection": migration.collection,
+        "state": status.state.value,
+        "source": space_json(migration.source),
+        "target": space_json(migration.target),
+        "created_at": migration.created_at,
+        "documents": counts.n_documents,
+        "vectors": counts.n_vectors,
+        "embedded": checkpoint.n_embedded,
+        "skipped": checkpoint.n_skipped,
+        "quarantined": counts.n_quarantined,
+        "tokens": checkpoint.n_tokens,
+        "rows_per_s": status.rows_per_s,
+        "tokens_per_s": status.tokens_per_s,
+        "eta_s": status.eta_s,
+        "yielding": status.yielding,
+        "yields": status.n_yields,
+        "failure": status.failure,
+        "rollback": counts.way_back,
+        "without_old_vector": counts.n_without_old,
+        "watch": _watch_json(status),
+        "judged_queries": len(migration.judged),
+        "verdict": migration.verdict,
+        "quarantine": [
+            {
+                "id": left.document_id,
+                "reason": left.reason,
+                "attempts": left.n_attempts,
+                "has_old_vector": left.has_old_vector,
+            }
+            for left in counts.quarantine
+        ],
+        "changes": [
+            {
+                "at": change.changed_at,
+                "who": change.who,
+                "before": None if change.before is None else change.before.value,
+                "after": change.after.value,
+                "why": change.why,
+            }
+            for change in counts.changes
+        ],
+    }
+
+
+def _watch_json(status: MigrationStatus) -> dict[str, Any] | None:
+    if status.watch is None:
+        return None
+    seen, ends_in_s = status.watch
+    return {
+        "searches": seen.n_searches,
+        "unanswered": seen.n_unanswered,
+        "ends_in_s": ends_in_s,
+    }
+
+
+def space_json(space: Space) -> dict[str, Any]:
+    """As SpaceFields says."""
+    return {
+        "model": space.model,
+        "fingerprint": space.fingerprint,
+        "dimensions": space.dimensions,
+    }
+
+
+def queries_json(queries: list[JudgedQueryFields]) -> list[Mapping[str, Any]]:
+    """As the journal keeps them."""
+    return [query.model_dump(exclude_none=True) for query in queries]

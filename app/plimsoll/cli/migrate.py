@@ -1,0 +1,294 @@
+"""`plimsoll migrate`: move a collection of a running server to another model, and back."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+import click
+
+from plimsoll.cli import FAILED
+from plimsoll.cli.help import Group
+from plimsoll.cli.report_options import GIVEN
+from plimsoll.cli.server_options import header_of, own_url
+
+if TYPE_CHECKING:
+    from plimsoll.cli.server_client import ServerClient
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+NOT_GO = 1
+"""Exit code where a verdict is not go."""
+
+
+class StoppedError(click.ClickException):
+    """A migration that stopped, or a file of queries that cannot be read."""
+
+    exit_code = FAILED
+
+
+@click.group(cls=Group)
+def migrate() -> None:
+    """Move a collection of a running server to another model, and back.
+
+    \b
+      plimsoll migrate doctor ships
+      plimsoll migrate plan ships --model nomic-embed-text-v1.5
+      plimsoll migrate run ships --model nomic-embed-text-v1.5
+      plimsoll migrate cutover 1
+      plimsoll migrate rollback 1
+
+    Searches read the old version until cut-over, and can be given it back until purge. The server
+    does the work: a command that is stopped stops nothing, and `run` looks on again.
+
+    \b
+    The exit code is 0; of `run` and `validate` 1 when the verdict is not
+    go; 2 when the server refused, failed or does not answer; 130 after
+    Ctrl-C.
+    """
+
+
+def _asks_server(command: Command) -> Command:
+    """Add the options that say which server, and how its answer is shown."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the server's answer."),
+        click.option(
+            "--header",
+            "headers",
+            multiple=True,
+            metavar="NAME:VALUE",
+            help="Sent along; a server with keys needs 'Authorization: Bearer KEY' of the role "
+            "admin.",
+        ),
+        click.option(
+            "--url",
+            show_default="http://PLIMSOLL_HOST:PLIMSOLL_PORT",
+            metavar="URL",
+            help="The server.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_NUMBER = click.argument("number", type=click.IntRange(min=1))
+_WHY = click.option("--why", default="", metavar="TEXT", help="For the audit.")
+_MODEL = click.option("--model", required=True, metavar="NAME", help="A model that is served.")
+_DIMENSIONS = click.option(
+    "--dimensions", type=int, metavar="NUMBER", help="Values a vector. [default: the model's]"
+)
+_QUERIES = click.option(
+    "--queries",
+    type=GIVEN,
+    metavar="FILE",
+    help='Judged queries, JSON lines: {"query": …, "relevant": [IDS] or {ID: GRADE}}.',
+)
+
+
+@migrate.command()
+@click.argument("collection")
+@_asks_server
+def doctor(collection: str, **given: Any) -> None:
+    """Look at a collection: sizes, norms, spaces, and what would stand in the way."""
+    from plimsoll.cli.migration_tables import print_doctor
+
+    report = _client(given).get(_path(collection, "doctor"))
+    _show(report, given, print_doctor)
+
+
+@migrate.command()
+@click.argument("collection")
+@_MODEL
+@_DIMENSIONS
+@_asks_server
+def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> None:
+    """Say what a move would take: tokens, time, disk."""
+    from plimsoll.cli.migration_tables import print_plan
+
+    asked = {"model": model, "dimensions": dimensions}
+    _show(_client(given).post(_path(collection, "plan"), asked), given, print_plan)
+
+
+@migrate.command()
+@click.argument("collection")
+@_MODEL
+@_DIMENSIONS
+@_QUERIES
+@_WHY
+@_asks_server
+def run(
+    collection: str,
+    model: str,
+    dimensions: int | None,
+    queries: Path | None,
+    why: str,
+    **given: Any,
+) -> None:
+    """Begin a migration, or go on with it, and wait for its verdict."""
+    client = _client(given)
+    number = _open_migration(client, collection, model)
+    if number is None:
+        begun = client.post(
+            "/migrations",
+            {
+                "collection": collection,
+                "model": model,
+                "dimensions": dimensions,
+                "queries": _judged(queries),
+                "why": why,
+            },
+        )
+        number = begun["id"]
+    elif client.get(f"/migrations/{number}")["state"] in ("planned", "paused", "failed"):
+        client.post(f"/migrations/{number}/resume", {"why": why})
+    _watch(client, number, given)
+
+
+@migrate.command()
+@click.argument("number", type=click.IntRange(min=1), required=False)
+@_asks_server
+def status(number: int | None, **given: Any) -> None:
+    """Show every migration, or all about one."""
+    from plimsoll.cli.migration_tables import print_migration, print_migrations
+
+    client = _client(given)
+    if number is not None:
+        _show(client.get(f"/migrations/{number}"), given, print_migration)
+        return
+    found = client.get("/migrations")["migrations"]
+    _show(found, given, print_migrations)
+
+
+@migrate.command()
+@_NUMBER
+@_QUERIES
+@_WHY
+@_asks_server
+def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
+    """Judge a ready migration again, and wait for its verdict."""
+    client = _client(given)
+    judged = None if queries is None else _judged(queries)
+    client.post(f"/migrations/{number}/validate", {"queries": judged, "why": why})
+    _watch(client, number, given)
+
+
+@migrate.command()
+@_NUMBER
+@click.option("--force", is_flag=True, help="Whatever the verdict says.")
+@_WHY
+@_asks_server
+def cutover(number: int, force: bool, why: str, **given: Any) -> None:
+    """Let searches read the new version; the verdict has to be go."""
+    _change("cutover", number, {"force": force, "why": why}, given)
+
+
+@migrate.command()
+@_NUMBER
+@_WHY
+@_asks_server
+def rollback(number: int, why: str, **given: Any) -> None:
+    """Let searches read the old version again."""
+    _change("rollback", number, {"why": why}, given)
+
+
+@migrate.command()
+@_NUMBER
+@_WHY
+@_asks_server
+def pause(number: int, why: str, **given: Any) -> None:
+    """Stop embedding for now; `run` goes on."""
+    _change("pause", number, {"why": why}, given)
+
+
+@migrate.command()
+@_NUMBER
+@_WHY
+@_asks_server
+def cancel(number: int, why: str, **given: Any) -> None:
+    """Give up before cut-over, and drop the new version."""
+    _change("cancel", number, {"why": why}, given)
+
+
+@migrate.command()
+@_NUMBER
+@_WHY
+@_asks_server
+def purge(number: int, why: str, **given: Any) -> None:
+    """Drop the version that searches do not read; there is no way back."""
+    _change("purge", number, {"why": why}, given)
+
+
+def _change(verb: str, number: int, asked: dict[str, Any], given: dict[str, Any]) -> None:
+    from plimsoll.cli.migration_tables import print_migrations
+
+    changed = _client(given).post(f"/migrations/{number}/{verb}", asked)
+    _show(changed, given, lambda migration: print_migrations([migration]))
+
+
+def _watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
+    """Show how far it is until it has its verdict, and exit as that says."""
+    from plimsoll.cli.migration_tables import RunBar, print_migration
+
+    bar = RunBar()
+    try:
+        for migration in client.events(f"/migrations/{number}/events"):
+            bar.show(migration)
+    finally:
+        bar.stop()
+    migration = client.get(f"/migrations/{number}")
+    if migration["state"] not in ("ready", "cut_over", "rolled_back"):
+        why = migration["failure"] or "something has changed its state, or the server stops"
+        raise StoppedError(f"migration {number} is {migration['state']}: {why}")
+    _show(migration, given, print_migration)
+    if migration["verdict"]["decision"] != "go":
+        sys.exit(NOT_GO)
+
+
+def _open_migration(client: "ServerClient", collection: str, model: str) -> int | None:
+    """The one to this model that has not ended."""
+    for migration in client.get("/migrations")["migrations"]:
+        is_open = migration["state"] not in ("purged", "cancelled")
+        is_this = (migration["collection"], migration["target"]["model"]) == (collection, model)
+        if is_open and is_this:
+            return int(migration["id"])
+    return None
+
+
+def _judged(file: Path | None) -> list[dict[str, Any]]:
+    """Judged queries of a file. Raises StoppedError."""
+    judged = []
+    lines = [] if file is None else file.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            query = json.loads(line)
+            if isinstance(query["relevant"], list):
+                query["relevant"] = dict.fromkeys(query["relevant"], 1.0)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoppedError(f"{file} line {number} is no judged query: {error}") from error
+        judged.append(query)
+    return judged
+
+
+def _path(collection: str, part: str) -> str:
+    return f"/collections/{quote(collection, safe='')}/{part}"
+
+
+def _show(answer: Any, given: dict[str, Any], print_answer: Callable[[Any], None]) -> None:
+    if given["as_json"]:
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    else:
+        print_answer(answer)
+
+
+def _client(given: dict[str, Any]) -> "ServerClient":
+    """A connection that ends with the command."""
+    from plimsoll.cli.server_client import ServerClient
+
+    headers = dict(header_of(text) for text in given["headers"])
+    client = ServerClient(given["url"] or own_url(), headers)
+    click.get_current_context().call_on_close(client.close)
+    return client

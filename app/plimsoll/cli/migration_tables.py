@@ -1,0 +1,236 @@
+"""How `plimsoll migrate` shows what the server says: tables, and a bar while it works."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from time import monotonic
+from typing import Any
+
+import click
+
+from plimsoll.cli.tables import print_table
+from plimsoll.sizes import rounded
+
+Answer = Mapping[str, Any]
+STYLES = {
+    "go": "green", "no_go": "red", "inconclusive": "yellow",
+    "passed": "green", "failed": "red", "undecided": "yellow", "noted": "dim",
+    "ready": "green", "cut_over": "green", "rolled_back": "yellow", "paused": "yellow",
+}  # fmt: skip
+LINE_EVERY_S = 3.0
+
+
+def print_migrations(found: Iterable[Answer]) -> None:
+    """One line a migration."""
+    heads = ("migration", "collection", "state", "from", "to", "vectors", "left out", "verdict")
+    rows = [
+        (
+            str(each["id"]),
+            each["collection"],
+            _styled(each["state"]),
+            _space(each["source"]),
+            _space(each["target"]),
+            f"{each['vectors']} of {each['documents']}" if each["rollback"] != "none" else "",
+            str(each["quarantined"]),
+            _styled(each["verdict"]["decision"]) if each["verdict"] else "",
+        )
+        for each in found
+    ]
+    print_table(heads, rows, numbers=("vectors", "left out"))
+
+
+def print_migration(migration: Answer) -> None:
+    """Everything about one."""
+    print_migrations([migration])
+    if migration["failure"]:
+        click.echo(f"\nstopped: {migration['failure']}")
+    if migration["yielding"]:
+        click.echo(f"\nyielding: {migration['yielding']}")
+    click.echo(f"\nrollback: {_rollback(migration)}")
+    if migration["watch"]:
+        watch = migration["watch"]
+        click.echo(
+            f"\nwatched for {duration(watch['ends_in_s'])} more: {watch['unanswered']} of "
+            f"{watch['searches']} searches had no answer"
+        )
+    if migration["verdict"]:
+        click.echo()
+        print_verdict(migration["verdict"])
+    if migration["quarantine"]:
+        click.echo()
+        print_table(
+            ("quarantined", "tries", "old vector", "why"),
+            [
+                (
+                    left["id"],
+                    str(left["attempts"]),
+                    "yes" if left["has_old_vector"] else "no",
+                    left["reason"],
+                )
+                for left in migration["quarantine"]
+            ],
+            numbers=("tries",),
+        )
+    click.echo()
+    print_table(
+        ("at", "state", "who", "why"),
+        [
+            (change["at"], _styled(change["after"]), change["who"], change["why"])
+            for change in migration["changes"]
+        ],
+    )
+
+
+def print_verdict(verdict: Answer) -> None:
+    """Each check, then what they add up to."""
+    print_table(
+        ("check", "outcome", "found"),
+        [
+            (check["name"], _styled(check["outcome"]), check["message"])
+            for check in verdict["checks"]
+        ],
+    )
+    click.echo("\nverdict: ", nl=False)
+    decision = verdict["decision"]
+    click.echo(click.style(decision, fg=STYLES[decision]))
+    for told in (*verdict["reasons"], *verdict["warnings"]):
+        click.echo(f"  {told}")
+
+
+def print_doctor(report: Answer) -> None:
+    """A collection's versions, then what would block and what is odd."""
+    click.echo(
+        f"{report['collection']}: {report['documents']} documents, {report['without_text']} "
+        f"without text, {report['repeated_texts']} with the text of another\n"
+    )
+    heads = (
+        "version of", "dims", "vectors", "active", "norms", "zero", "repeated", "not finite",
+        "as embedded again",
+    )  # fmt: skip
+    print_table(
+        heads,
+        [
+            (
+                _space(version),
+                str(version["dimensions"]),
+                str(version["vectors"]),
+                "yes" if version["active"] else "no",
+                _norms(version),
+                str(version["zero"]),
+                str(version["repeated"]),
+                str(version["not_finite"]),
+                f"{version['equal_again']} of {version['embedded_again']}",
+            )
+            for version in report["versions"]
+        ],
+        numbers=("dims", "vectors", "zero", "repeated", "not finite"),
+    )
+    for kind in ("blocking", "warnings"):
+        for told in report[kind]:
+            click.echo(f"\n{kind.removesuffix('s')}: {told}", nl=False)
+    click.echo("" if report["blocking"] or report["warnings"] else "\nnothing stands in the way")
+
+
+def print_plan(plan: Answer) -> None:
+    """What a move would take."""
+    rows = [
+        ("from", _space(plan["source"])),
+        ("to", _space(plan["target"])),
+        ("documents", f"{plan['documents']}, {plan['counted']} of them counted"),
+        ("tokens", f"{plan['tokens']:,} ± {plan['tokens_error']:,}"),
+        ("time", f"{duration(plan['seconds'])} at {plan['tokens_per_s']:,.0f} tokens/s"),
+        ("disk", rounded(plan["disk_bytes"])),
+    ]
+    print_table((plan["collection"], ""), rows)
+    for told in plan["warnings"]:
+        click.echo(f"\nwarning: {told}")
+
+
+class RunBar:
+    """How far a migration is, on standard error: a bar on a terminal, elsewhere now and then a
+    line. Owns what is drawn.
+    """
+
+    def __init__(self) -> None:
+        self._next_line_s = 0.0
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[told]}", markup=False),
+                console=Console(file=sys.stderr),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=None, told="")
+            self._bar.start()
+
+    def show(self, migration: Answer) -> None:
+        """Draw how far it is now."""
+        told = _speed(migration)
+        done = migration["vectors"] + migration["quarantined"]
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                description=migration["state"],
+                completed=done,
+                total=migration["documents"],
+                told=told,
+            )
+        elif monotonic() >= self._next_line_s:
+            self._next_line_s = monotonic() + LINE_EVERY_S
+            click.echo(
+                f"{migration['state']}: {done} of {migration['documents']} documents {told}",
+                err=True,
+            )
+
+    def stop(self) -> None:
+        """Take it away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Such as 2 h 05 min, 3 min 20 s or 12 s."""
+    minutes, left_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {left_s:02} s" if minutes else f"{left_s} s"
+
+
+def _speed(migration: Answer) -> str:
+    if migration["yielding"]:
+        return f"yielding: {migration['yielding']}"
+    if migration["rows_per_s"] is None:
+        return ""
+    told = f"{migration['rows_per_s']:.0f}/s, {migration['tokens_per_s']:,.0f} tokens/s"
+    if migration["eta_s"]:
+        told += f", {duration(migration['eta_s'])} left"
+    return told
+
+
+def _rollback(migration: Answer) -> str:
+    if migration["rollback"] != "partial":
+        return str(migration["rollback"])
+    return (
+        "partial: what is written now goes to the new version alone "
+        f"({migration['without_old_vector']} documents have no old vector)"
+    )
+
+
+def _norms(version: Answer) -> str:
+    if version["least_norm"] is None:
+        return ""
+    return f"{version['least_norm']:.3g} to {version['greatest_norm']:.3g}"
+
+
+def _space(space: Answer) -> str:
+    return str(space["model"] or space["fingerprint"])
+
+
+def _styled(word: str) -> str | tuple[str, str]:
+    return (word, STYLES[word]) if word in STYLES else word

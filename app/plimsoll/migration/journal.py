@@ -1,0 +1,256 @@
+"""The tables of migrations: what each is, how far, what changed its state, what failed.
+
+Functions over a connection that is in a transaction of the file of collections, which the caller
+holds: a batch's vectors and its checkpoint commit together. The tables are made in
+corpora/schema.py.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from plimsoll.corpora import versions
+from plimsoll.corpora.records import Collection, Space, StoredDocument, Version
+from plimsoll.corpora.schema import documents_table, vectors_table
+from plimsoll.errors import MigrationStateError, UnknownMigrationError
+from plimsoll.migration.records import Checkpoint, Migration, Quarantined, StateChange
+from plimsoll.migration.states import ENDED, MigrationState, check_change
+
+_COLUMNS = """id, collection, name, source_version, source_fingerprint, source_dimensions,
+    source_model, target_version, target_fingerprint, target_dimensions, target_model, state,
+    position, n_embedded, n_skipped, n_tokens, judged, verdict, created_at"""
+
+
+def create(
+    connection: sqlite3.Connection,
+    collection: Collection,
+    target: Version,
+    judged: Sequence[Mapping[str, Any]],
+    who: str,
+    why: str,
+) -> Migration:
+    """Note a new migration, planned. Raises MigrationStateError where another has not ended."""
+    other = of_collection(connection, collection.id)
+    if other is not None:
+        raise MigrationStateError(
+            f"migration {other.id} of {collection.name!r} is {other.state.value}; cancel or purge "
+            "it before another begins"
+        )
+    source = collection.active
+    (number,) = connection.execute(
+        """INSERT INTO migrations (collection, name, source_version, source_fingerprint,
+            source_dimensions, source_model, target_version, target_fingerprint,
+            target_dimensions, target_model, state, judged)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id""",
+        (
+            collection.id, collection.name,
+            source.id, source.space.fingerprint, source.space.dimensions, source.space.model,
+            target.id, target.space.fingerprint, target.space.dimensions, target.space.model,
+            MigrationState.PLANNED.value, json.dumps(judged),
+        ),
+    ).fetchone()  # fmt: skip
+    _note_change(connection, number, None, MigrationState.PLANNED, who, why)
+    return find(connection, number)
+
+
+def find(connection: sqlite3.Connection, migration: int) -> Migration:
+    """The migration of this number. Raises UnknownMigrationError."""
+    query = f"SELECT {_COLUMNS} FROM migrations WHERE id = ?"
+    row = connection.execute(query, (migration,)).fetchone()
+    if row is None:
+        raise UnknownMigrationError(
+            f"there is no migration {migration}; see GET /migrations", param="id"
+        )
+    return _migration(row)
+
+
+def all_migrations(connection: sqlite3.Connection) -> list[Migration]:
+    """Every migration, the newest first."""
+    query = f"SELECT {_COLUMNS} FROM migrations ORDER BY id DESC"
+    return [_migration(row) for row in connection.execute(query)]
+
+
+def of_collection(connection: sqlite3.Connection, collection: int) -> Migration | None:
+    """The one of a collection that has not ended; there is at most one."""
+    query = f"SELECT {_COLUMNS} FROM migrations WHERE collection = ? ORDER BY id DESC LIMIT 1"
+    row = connection.execute(query, (collection,)).fetchone()
+    found = None if row is None else _migration(row)
+    return None if found is None or found.state in ENDED else found
+
+
+def is_there(connection: sqlite3.Connection, migration: Migration) -> bool:
+    """Whether both versions still are: they go with their collection, or one of them at the end."""
+    there = {version.id for version in versions.of_collection(connection, migration.collection_id)}
+    return {migration.source_version, migration.target_version} <= there
+
+
+def check_there(connection: sqlite3.Connection, migration: Migration) -> None:
+    """Raise MigrationStateError where a version has gone."""
+    if not is_there(connection, migration):
+        raise MigrationStateError(
+            f"migration {migration.id} has nothing to work on: {migration.collection!r} was dropped"
+        )
+
+
+def change_state(
+    connection: sqlite3.Connection, migration: int, after: MigrationState, who: str, why: str
+) -> Migration:
+    """Change a state and write down who did and why.
+
+    Raises UnknownMigrationError, and MigrationStateError where it may not follow.
+    """
+    before = find(connection, migration).state
+    check_change(migration, before, after)
+    connection.execute("UPDATE migrations SET state = ? WHERE id = ?", (after.value, migration))
+    _note_change(connection, migration, before, after, who, why)
+    return find(connection, migration)
+
+
+def changes(connection: sqlite3.Connection, migration: int) -> list[StateChange]:
+    """Every change of state, the first one first."""
+    found = connection.execute(
+        """SELECT changed_at, who, before, after, why FROM migration_changes
+        WHERE migration = ? ORDER BY id""",
+        (migration,),
+    )
+    return [
+        StateChange(
+            changed_at, who, MigrationState(before) if before else None, MigrationState(after), why
+        )
+        for changed_at, who, before, after, why in found
+    ]
+
+
+def set_checkpoint(connection: sqlite3.Connection, migration: int, checkpoint: Checkpoint) -> None:
+    """Say how far a migration is."""
+    connection.execute(
+        """UPDATE migrations SET position = ?, n_embedded = ?, n_skipped = ?, n_tokens = ?
+        WHERE id = ?""",
+        (
+            checkpoint.position,
+            checkpoint.n_embedded,
+            checkpoint.n_skipped,
+            checkpoint.n_tokens,
+            migration,
+        ),
+    )
+
+
+def set_verdict(connection: sqlite3.Connection, migration: int, verdict: Mapping[str, Any]) -> None:
+    """Keep the last verdict."""
+    connection.execute(
+        "UPDATE migrations SET verdict = ? WHERE id = ?", (json.dumps(verdict), migration)
+    )
+
+
+def set_judged(
+    connection: sqlite3.Connection, migration: int, judged: Sequence[Mapping[str, Any]]
+) -> None:
+    """Keep the queries that the next verdict asks."""
+    connection.execute(
+        "UPDATE migrations SET judged = ? WHERE id = ?", (json.dumps(judged), migration)
+    )
+
+
+def quarantine(
+    connection: sqlite3.Connection,
+    migration: int,
+    document: StoredDocument,
+    reason: str,
+    n_attempts: int,
+) -> None:
+    """Leave a text out: as it is now, so that the document is tried again once it has changed."""
+    connection.execute(
+        """INSERT OR REPLACE INTO quarantine (migration, row, text_sha256, reason, n_attempts)
+        VALUES (?, ?, ?, ?, ?)""",
+        (migration, document.row, document.text_sha256, reason, n_attempts),
+    )
+
+
+def clear_quarantine(connection: sqlite3.Connection, migration: int) -> None:
+    """Let every text that was left out be tried again."""
+    connection.execute("DELETE FROM quarantine WHERE migration = ?", (migration,))
+
+
+def quarantined(
+    connection: sqlite3.Connection, migration: Migration, most: int
+) -> list[Quarantined]:
+    """Up to `most` documents that are left out now, in their order."""
+    found = connection.execute(
+        f"""SELECT documents.id, reason, n_attempts, old.row IS NOT NULL
+        {_quarantined_now(migration)} ORDER BY quarantine.row LIMIT ?""",
+        (migration.id, most),
+    )
+    return [Quarantined(id, why, n, bool(has_old)) for id, why, n, has_old in found]
+
+
+def count_quarantined(connection: sqlite3.Connection, migration: Migration) -> tuple[int, int]:
+    """How many documents are left out now, and how many of them have an old vector."""
+    query = f"SELECT count(*), count(old.row) {_quarantined_now(migration)}"
+    n, n_with_old = connection.execute(query, (migration.id,)).fetchone()
+    return int(n), int(n_with_old)
+
+
+def lacking(
+    connection: sqlite3.Connection, migration: Migration, position: int
+) -> Iterable[tuple[int, int]]:
+    """Rows after `position` whose documents have no new vector and are not left out, with the
+    bytes of their texts; in their order.
+    """
+    found: Iterable[tuple[int, int]] = connection.execute(
+        f"""SELECT documents.row, length(CAST(documents.text AS BLOB))
+        FROM {documents_table(migration.collection_id)} AS documents
+        LEFT JOIN {vectors_table(migration.target_version)} AS new ON new.row = documents.row
+        LEFT JOIN quarantine ON quarantine.migration = ?1 AND quarantine.row = documents.row
+            AND quarantine.text_sha256 = documents.text_sha256
+        WHERE documents.row > ?2 AND new.row IS NULL AND quarantine.row IS NULL
+        ORDER BY documents.row""",
+        (migration.id, position),
+    )
+    return found
+
+
+def _quarantined_now(migration: Migration) -> str:
+    """Of rows whose text is still the one that failed, and that got no vector elsewhere."""
+    return f"""FROM quarantine
+        JOIN {documents_table(migration.collection_id)} AS documents
+            ON documents.row = quarantine.row AND documents.text_sha256 = quarantine.text_sha256
+        LEFT JOIN {vectors_table(migration.source_version)} AS old ON old.row = quarantine.row
+        LEFT JOIN {vectors_table(migration.target_version)} AS new ON new.row = quarantine.row
+        WHERE quarantine.migration = ? AND new.row IS NULL"""
+
+
+def _note_change(
+    connection: sqlite3.Connection,
+    migration: int,
+    before: MigrationState | None,
+    after: MigrationState,
+    who: str,
+    why: str,
+) -> None:
+    connection.execute(
+        "INSERT INTO migration_changes (migration, who, before, after, why) VALUES (?, ?, ?, ?, ?)",
+        (migration, who, before.value if before else None, after.value, why),
+    )
+
+
+def _migration(row: tuple[Any, ...]) -> Migration:
+    number, collection, name, *rest = row
+    source_version, *source = rest[:4]
+    target_version, *target = rest[4:8]
+    state, position, n_embedded, n_skipped, n_tokens, judged, verdict, created_at = rest[8:]
+    return Migration(
+        id=number,
+        collection_id=collection,
+        collection=name,
+        source_version=source_version,
+        source=Space(*source),
+        target_version=target_version,
+        target=Space(*target),
+        state=MigrationState(state),
+        checkpoint=Checkpoint(position, n_embedded, n_skipped, n_tokens),
+        judged=json.loads(judged),
+        verdict=json.loads(verdict) if verdict else None,
+        created_at=created_at,
+    )

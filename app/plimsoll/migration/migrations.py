@@ -1,0 +1,302 @@
+"""The use cases of migrations: begun, looked at, paused, resumed, judged, cut over, taken back.
+
+Every change is one transaction of the file of collections, with who asked for it and why. At most
+one migration of a collection is open at a time.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from sqlite3 import Connection
+from time import monotonic
+from typing import Any, TypeAlias, TypeVar
+
+from plimsoll.corpora.database import Database
+from plimsoll.corpora.records import Space
+from plimsoll.errors import MigrationStateError, StoreError, UnknownModelError
+from plimsoll.migration import journal, pointer
+from plimsoll.migration.records import Migration
+from plimsoll.migration.runs import SERVER, MigrationRuns
+from plimsoll.migration.startup import leave_out_unserved
+from plimsoll.migration.states import UNDER_WAY, MigrationState
+from plimsoll.migration.status import MigrationStatus, counts_of, status_of
+from plimsoll.migration.validation import MigrationJudge
+from plimsoll.migration.watch import CutoverWatch
+from plimsoll.models.pool import ModelPool
+from plimsoll.serving.core import Drain
+from plimsoll.serving.gate import RequestPermit
+from plimsoll.serving.threads import run_in
+from plimsoll.telemetry.migrations import MigrationMetrics
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# Of a status that is watched.
+EVENT_EVERY_S = 1.0
+
+_S = MigrationState
+Change: TypeAlias = Callable[[Connection], Migration]
+
+
+class Migrations:
+    """Begins and ends migrations. thread: reads and writes the file for them; ends with `close`."""
+
+    def __init__(
+        self,
+        database: Database,
+        models: ModelPool,
+        runs: MigrationRuns,
+        judge: MigrationJudge,
+        metrics: MigrationMetrics,
+        drain: Drain,
+        thread: ThreadPoolExecutor,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._database = database
+        self._models = models
+        self._runs = runs
+        self._judge = judge
+        self._metrics = metrics
+        self._drain = drain
+        self._thread = thread
+        self._watch = CutoverWatch(clock)
+        self._going_back = set[asyncio.Task[None]]()
+        self._changing = asyncio.Lock()  # a run is stopped before its state changes
+
+    async def start(self) -> None:
+        """Go on with what was under way when the server stopped."""
+        if not self._database.path.exists():
+            return
+        try:
+            found = await self._write(
+                lambda connection: leave_out_unserved(connection, self._is_served)
+            )
+        except StoreError as error:  # collections are refused with it; all else is served
+            log.error("%s", error)
+            return
+        for migration in found:
+            if migration.state in UNDER_WAY:
+                log.info("migration %d of %r goes on", migration.id, migration.collection)
+                self._runs.start(migration.id)
+
+    async def close(self) -> None:
+        """Stop working, and end the thread; a server that starts again goes on."""
+        await self._runs.close()
+        await asyncio.gather(*self._going_back)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def searched(self, collection: str, is_answered: bool) -> None:
+        """Take note of a search; too many without an answer soon after a cut-over take it back."""
+        seen = self._watch.searched(collection, is_answered)
+        if seen is not None:
+            why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
+            task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
+            self._going_back.add(task)
+            task.add_done_callback(self._going_back.discard)
+
+    async def begin(
+        self,
+        collection: str,
+        model: str,
+        permit: RequestPermit,
+        who: str,
+        why: str,
+        *,
+        dimensions: int | None = None,
+        judged: Sequence[Mapping[str, Any]] = (),
+        starts: bool = True,
+    ) -> MigrationStatus:
+        """Move a collection to a served model; starts: at once, else when it is resumed.
+
+        Raises UnknownCollectionError, UnknownModelError, MigrationStateError, InvalidRequestError,
+        and ModelErrors and OverloadError where the model has to be opened to know its space.
+        """
+        target = await self.target_space(model, dimensions, permit)
+
+        def work(connection: Connection) -> Migration:
+            migration = pointer.begin(connection, collection, target, [*judged], who, why)
+            if starts:
+                migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
+            return migration
+
+        migration = await self._write(work)
+        self._metrics.changed(migration.state.value)
+        if starts:
+            self._runs.start(migration.id)
+        return await self.status(migration.id)
+
+    async def target_space(
+        self, model: str, dimensions: int | None, permit: RequestPermit
+    ) -> Space:
+        """The space that a served model embeds documents into. Raises as `begin` does."""
+        slot = self._models.find(model)
+        permit.enter(asks_breaker=True)  # before a model opens into memory that is short
+        async with self._models.lease(slot.name) as opened:
+            size = opened.traits.check_dimensions(dimensions)
+            return Space(opened.traits.fingerprint(size, "search_document"), size, slot.name)
+
+    async def statuses(self) -> list[MigrationStatus]:
+        """Every migration, the newest first."""
+        found = await self._read(
+            lambda connection: [
+                counts_of(connection, migration) for migration in journal.all_migrations(connection)
+            ]
+        )
+        return [status_of(counts, *self._run_of(counts.migration.id)) for counts in found]
+
+    async def status(self, number: int) -> MigrationStatus:
+        """One of them. Raises UnknownMigrationError."""
+        counts = await self._read(
+            lambda connection: counts_of(connection, journal.find(connection, number))
+        )
+        return status_of(counts, *self._run_of(number))
+
+    async def watch(self, number: int) -> AsyncIterator[MigrationStatus]:
+        """Its status, again and again, until nothing is under way. Raises as `status` does."""
+        while True:
+            status = await self.status(number)
+            yield status
+            if status.state not in UNDER_WAY or self._drain.started:
+                return
+            await asyncio.sleep(EVENT_EVERY_S)
+
+    async def pause(self, number: int, who: str, why: str) -> MigrationStatus:
+        """Stop embedding; new documents still go to both versions. Raises MigrationStateError."""
+        return await self._stop_and_change(
+            number, lambda connection: journal.change_state(connection, number, _S.PAUSED, who, why)
+        )
+
+    async def cancel(self, number: int, who: str, why: str) -> MigrationStatus:
+        """Give up before cut-over and drop the new version. Raises MigrationStateError."""
+        return await self._stop_and_change(
+            number, lambda connection: pointer.cancel(connection, number, who, why)
+        )
+
+    async def resume(self, number: int, who: str, why: str) -> MigrationStatus:
+        """Begin, or go on at the checkpoint. Raises MigrationStateError."""
+
+        def work(connection: Connection) -> Migration:
+            migration = journal.find(connection, number)
+            # One that stopped and could not write that down is under way, by what the file says.
+            if self._runs.unwritten_failure(number) is None:
+                if migration.state is _S.READY:
+                    raise MigrationStateError(f"migration {number} is ready; validate it instead")
+                migration = journal.change_state(connection, number, _S.RUNNING, who, why)
+            pointer.set_target_takes_writes(connection, migration, takes_writes=True)
+            return migration
+
+        return await self._change(number, work, starts=True)
+
+    async def validate(
+        self, number: int, judged: Sequence[Mapping[str, Any]] | None, who: str, why: str
+    ) -> MigrationStatus:
+        """Judge a ready one again, having tried again what failed. Raises as `pause` does.
+
+        judged: None: by the queries it has.
+        """
+
+        def work(connection: Connection) -> Migration:
+            state = journal.find(connection, number).state
+            if state is not _S.READY:
+                raise MigrationStateError(f"migration {number} is {state.value}, not ready")
+            if judged is not None:
+                journal.set_judged(connection, number, judged)
+            journal.clear_quarantine(connection, number)
+            migration = journal.change_state(connection, number, _S.RUNNING, who, why)
+            pointer.set_target_takes_writes(connection, migration, takes_writes=True)
+            return migration
+
+        return await self._change(number, work, starts=True)
+
+    async def cut_over(
+        self, number: int, who: str, why: str, *, force: bool = False
+    ) -> MigrationStatus:
+        """Let searches read the new version. Raises VerdictError, MigrationStateError."""
+        source = (await self._read(lambda connection: journal.find(connection, number))).source
+        keeps_old = await self._judge.can_embed(source)
+        status = await self._change(
+            number,
+            lambda connection: pointer.cut_over(
+                connection, number, who, why, force=force, keeps_old=keeps_old
+            ),
+        )
+        self._watch.begin(number, status.counts.migration.collection)
+        return await self.status(number)
+
+    async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
+        """Let searches read the old version again. Raises MigrationStateError."""
+        self._watch.end(number)
+        return await self._change(
+            number, lambda connection: pointer.roll_back(connection, number, who, why)
+        )
+
+    async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
+        """Drop the version that searches do not read. Raises MigrationStateError."""
+        self._watch.end(number)
+        return await self._change(
+            number, lambda connection: pointer.purge(connection, number, who, why)
+        )
+
+    async def _change(self, number: int, work: Change, *, starts: bool = False) -> MigrationStatus:
+        async with self._changing:
+            await self._write_change(work)
+            if starts:
+                self._runs.start(number)
+        return await self.status(number)
+
+    async def _stop_and_change(self, number: int, work: Change) -> MigrationStatus:
+        async with self._changing:
+            is_worked_on = self._runs.progress(number) is not None
+            await self._runs.stop(number)
+            try:
+                await self._write_change(work)
+            except BaseException:
+                if is_worked_on:
+                    self._runs.start(number)
+                raise
+            self._runs.forget_failure(number)
+        return await self.status(number)
+
+    async def _write_change(self, work: Change) -> None:
+        changed = await self._write(work)
+        self._metrics.changed(changed.state.value)
+
+    async def _go_back(self, number: int, why: str) -> None:
+        log.error("migration %d is taken back: %s", number, why)
+        try:
+            await self.roll_back(number, SERVER, why)
+        except (MigrationStateError, StoreError) as error:  # an operator was quicker; a full disk
+            log.error("migration %d is not taken back: %s", number, error)
+
+    def _is_served(self, space: Space) -> bool:
+        if space.model is None:
+            return False
+        try:
+            self._models.find(space.model)
+        except UnknownModelError:
+            return False
+        return True
+
+    def _run_of(self, number: int) -> Any:
+        return (
+            self._runs.progress(number),
+            self._runs.unwritten_failure(number),
+            self._watch.of(number),
+        )
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        def read() -> T:
+            with self._database.reading() as connection:
+                return work(connection)
+
+        return await run_in(self._thread, read)
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        def write() -> T:
+            with self._database.writing() as connection:
+                return work(connection)
+
+        return await run_in(self._thread, write)

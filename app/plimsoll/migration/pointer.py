@@ -1,0 +1,148 @@
+"""What moves a collection from one version to the other and back, each in one transaction.
+
+Functions over a connection that is in a transaction, which the caller holds: the pointer, the
+versions and the journal change together or not at all.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from plimsoll.corpora import documents, vectors, versions
+from plimsoll.corpora.records import Collection, Space, Version, VersionState
+from plimsoll.errors import InvalidRequestError, VerdictError
+from plimsoll.migration import journal
+from plimsoll.migration.records import Migration
+from plimsoll.migration.states import MigrationState
+
+
+def begin(
+    connection: sqlite3.Connection,
+    name: str,
+    target: Space,
+    judged: list[Mapping[str, Any]],
+    who: str,
+    why: str,
+) -> Migration:
+    """Plan a collection's move into `target`; new documents get a vector of it from now on.
+
+    Raises UnknownCollectionError, MigrationStateError, and InvalidRequestError where it is there.
+    """
+    collection = versions.find(connection, name)
+    if collection.active.space.fingerprint == target.fingerprint:
+        raise InvalidRequestError(
+            f"{name!r} has vectors of {target.fingerprint} already: {target.model!r} would give "
+            "the same ones",
+            param="model",
+        )
+    version = versions.add(connection, collection.id, target, VersionState.BUILDING)
+    return journal.create(connection, collection, version, judged, who, why)
+
+
+def set_target_takes_writes(
+    connection: sqlite3.Connection, migration: Migration, *, takes_writes: bool
+) -> None:
+    """Whether new documents get a vector of the new version, if that is still there."""
+    if journal.is_there(connection, migration):
+        _, target = _versions(connection, migration)
+        versions.set_takes_writes(connection, target, takes_writes=takes_writes)
+
+
+def leave_out(
+    connection: sqlite3.Connection, migration: Migration, numbers: list[int]
+) -> list[Version]:
+    """Give new documents no vector of these versions; returns those that took them until now."""
+    left = [
+        version
+        for version in _versions(connection, migration)
+        if version.id in numbers and version.takes_writes
+    ]
+    for version in left:
+        versions.set_takes_writes(connection, version, takes_writes=False)
+    return left
+
+
+def cut_over(
+    connection: sqlite3.Connection,
+    number: int,
+    who: str,
+    why: str,
+    *,
+    force: bool,
+    keeps_old: bool,
+) -> Migration:
+    """Let searches read the new version. keeps_old: what is written goes into the old one too.
+
+    Raises MigrationStateError, and VerdictError unless forced where the verdict is not go or a
+    document has come since that lacks a new vector.
+    """
+    migration = journal.change_state(connection, number, MigrationState.CUT_OVER, who, why)
+    collection = _collection(connection, migration)
+    if not force:
+        _check_verdict(connection, migration)
+    source, target = _versions(connection, migration)
+    versions.set_state(connection, target, VersionState.COMPLETE)
+    versions.set_takes_writes(connection, source, takes_writes=keeps_old)
+    versions.activate(connection, collection, target)
+    return migration
+
+
+def roll_back(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:
+    """Let searches read the old version again. Raises MigrationStateError."""
+    migration = journal.change_state(connection, number, MigrationState.ROLLED_BACK, who, why)
+    collection = _collection(connection, migration)
+    source, _ = _versions(connection, migration)
+    versions.activate(connection, collection, source)
+    return migration
+
+
+def purge(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:
+    """Drop the version that searches do not read. Raises MigrationStateError."""
+    before = journal.find(connection, number)
+    migration = journal.change_state(connection, number, MigrationState.PURGED, who, why)
+    if journal.is_there(connection, before):
+        source, target = _versions(connection, before)
+        left = source if before.state is MigrationState.CUT_OVER else target
+        versions.drop_version(connection, left)
+    return migration
+
+
+def cancel(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:
+    """Drop the new version, which no search has read. Raises MigrationStateError."""
+    migration = journal.change_state(connection, number, MigrationState.CANCELLED, who, why)
+    if journal.is_there(connection, migration):
+        _, target = _versions(connection, migration)
+        versions.drop_version(connection, target)
+    return migration
+
+
+def _check_verdict(connection: sqlite3.Connection, migration: Migration) -> None:
+    verdict = migration.verdict or {"decision": "none", "reasons": ["nothing was judged"]}
+    if verdict["decision"] != "go":
+        raise VerdictError(
+            f"the verdict of migration {migration.id} is {verdict['decision']}: "
+            f"{'; '.join(verdict['reasons'])}; force it if that is meant"
+        )
+    n_documents = documents.count(connection, migration.collection_id)
+    n_new = vectors.count(connection, migration.target_version)
+    n_quarantined, _ = journal.count_quarantined(connection, migration)
+    n_lacking = n_documents - n_new - n_quarantined
+    if n_lacking:
+        raise VerdictError(
+            f"since the verdict of migration {migration.id}, {n_lacking} documents came that lack "
+            "a new vector: validate it again, or force the cut-over"
+        )
+
+
+def _collection(connection: sqlite3.Connection, migration: Migration) -> Collection:
+    journal.check_there(connection, migration)
+    return versions.find(connection, migration.collection)
+
+
+def _versions(connection: sqlite3.Connection, migration: Migration) -> tuple[Version, Version]:
+    """The old and the new one."""
+    by_id = {
+        version.id: version
+        for version in versions.of_collection(connection, migration.collection_id)
+    }
+    return by_id[migration.source_version], by_id[migration.target_version]

@@ -1,0 +1,228 @@
+"""Whether searches stay as good: by judged queries, by neighbours, and how long a query takes.
+
+The old version answers the same questions beside the new one wherever its vectors of queries are to
+be had: from a model here, or from the user.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from sqlite3 import Connection
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+
+from plimsoll.corpora import documents, vectors
+from plimsoll.corpora.database import Database
+from plimsoll.corpora.records import StoredDocument, Version
+from plimsoll.corpora.words import search_words
+from plimsoll.migration.embedder import PatientEmbedder
+from plimsoll.migration.judged import JudgedQuery
+from plimsoll.migration.measures import DEPTH, mean_overlap, ndcg, recall, standard_error
+from plimsoll.migration.records import Migration
+from plimsoll.migration.scans import nearest
+from plimsoll.migration.verdict import Check, Outcome
+from plimsoll.serving.threads import run_in
+
+T = TypeVar("T")
+
+# Fewer say nothing.
+LEAST_QUERIES = 10
+LEAST_DOCUMENTS = 50
+# Of nDCG@10, absolute: less is lost between two good models.
+MOST_DROP = 0.02
+# Beyond chance. On Cranfield all-MiniLM-L6-v2 has 0.59 with all-mpnet-base-v2, and random weights
+# of its shape have 0.10 with either.
+GO_OVERLAP = 0.3
+NO_GO_OVERLAP = 0.15
+TIMED_QUERIES = 20
+TIMED_CHARACTERS = 200  # a query is no whole document
+
+
+class QualityJudge:
+    """Compares two versions of one collection. thread: reads the file."""
+
+    def __init__(self, database: Database, thread: Executor, old: Version, new: Version) -> None:
+        self._database = database
+        self._thread = thread
+        self._old = old
+        self._new = new
+
+    async def judged(
+        self,
+        migration: Migration,
+        queries: Sequence[JudgedQuery],
+        old: PatientEmbedder | None,
+        new: PatientEmbedder,
+        *,
+        decides: bool,
+    ) -> Check:
+        """nDCG@10 and recall@10 of the new version beside the old one's, or beside BM25's."""
+        grades = [query.grades for query in queries]
+        texts = [query.query for query in queries]
+        ours = await self._found(self._new, await _queries(new, texts))
+        words = await run_in(self._thread, self._by_words, migration, texts)
+        old_vectors = [query.old_vector for query in queries]
+        theirs: list[list[str]] | None = None
+        if old is not None:
+            theirs = await self._found(self._old, await _queries(old, texts))
+        elif all(vector is not None for vector in old_vectors):
+            theirs = await self._found(self._old, old_vectors)
+        answers = {"new": ours, "bm25": words} | ({} if theirs is None else {"old": theirs})
+        gains = {
+            name: [ndcg(found, known) for found, known in zip(lists, grades, strict=True)]
+            for name, lists in answers.items()
+        }
+        figures: dict[str, Any] = {"queries": len(queries), "most_drop": MOST_DROP}
+        for name, lists in answers.items():
+            figures[f"{name}_ndcg_at_10"] = float(np.mean(gains[name]))
+            figures[f"{name}_recall_at_10"] = float(
+                np.mean([recall(found, known) for found, known in zip(lists, grades, strict=True)])
+            )
+        yardstick = "bm25" if theirs is None else "old"
+        drops = np.subtract(gains[yardstick], gains["new"]).tolist()
+        figures["drop"], figures["standard_error"] = float(np.mean(drops)), standard_error(drops)
+        outcome: Outcome = outcome_of_drops(drops) if decides else "noted"
+        warns = outcome == "passed" and figures["drop"] > 0
+        return Check("judged_queries", outcome, _told(figures, yardstick), figures, warns)
+
+    async def neighbours(
+        self, old: np.ndarray, new: np.ndarray, rows: Sequence[int], *, decides: bool
+    ) -> Check:
+        """How far both versions agree on the nearest documents of sampled ones.
+
+        old, new: float32, vectors of the documents in `rows`, of either version.
+        """
+
+        n_documents = await run_in(self._thread, self._read, self._n_compared)
+        figures: dict[str, Any] = {"documents": n_documents, "sampled": len(rows)}
+        if n_documents < LEAST_DOCUMENTS:
+            return Check(
+                "neighbours",
+                "undecided" if decides else "noted",
+                f"fewer than {LEAST_DOCUMENTS} documents have both vectors: their neighbours say "
+                "nothing; give judged queries",
+                figures,
+            )
+        before = await run_in(self._thread, self._read, _near(self._old, old, rows))
+        after = await run_in(self._thread, self._read, _near(self._new, new, rows))
+        overlap = mean_overlap(before, after, n_documents - 1)
+        figures |= {
+            "overlap_at_10": overlap, "go_from": GO_OVERLAP, "no_go_below": NO_GO_OVERLAP
+        }  # fmt: skip
+        outcome: Outcome = "noted"
+        if decides:
+            outcome = "passed" if overlap >= GO_OVERLAP else "undecided"
+            if overlap < NO_GO_OVERLAP:
+                outcome = "failed"
+        message = f"old and new version agree on {overlap:.0%} of the 10 nearest beyond chance"
+        if outcome == "undecided":
+            message += ": give judged queries, which say whether that is better or worse"
+        return Check("neighbours", outcome, message, figures)
+
+    async def latency(
+        self, sample: Sequence[StoredDocument], old: PatientEmbedder | None, new: PatientEmbedder
+    ) -> Check:
+        """How long one short query takes to embed, behind whatever else the server does."""
+        texts = [document.text[:TIMED_CHARACTERS] for document in sample[:TIMED_QUERIES]]
+        figures: dict[str, Any] = {"queries": len(texts)}
+        for name, embedder in (("new", new), ("old", old)):
+            if embedder is not None and texts:
+                await embedder.embed(texts[:1], "search_query")  # the model may have to open
+                figures[f"{name}_median_ms"] = await _median_ms(embedder, texts)
+        told = ", ".join(
+            f"{name} {figures[f'{name}_median_ms']:.1f} ms"
+            for name in ("old", "new")
+            if f"{name}_median_ms" in figures
+        )
+        return Check(
+            "latency", "noted", f"median time of embedding a query: {told or '-'}", figures
+        )
+
+    async def _found(
+        self, version: Version, queries: Sequence[np.ndarray | None]
+    ) -> list[list[str]]:
+        """Document ids, nearest first, for each query; of one without a vector, none."""
+        given = [vector for vector in queries if vector is not None]
+
+        def look(connection: Connection) -> list[list[str]]:
+            found = nearest(connection, version, np.stack(given), DEPTH) if given else []
+            return [
+                [
+                    document.id
+                    for document in documents.of_rows(connection, version.collection_id, rows)
+                ]
+                for rows in found
+            ]
+
+        lists = iter(await run_in(self._thread, self._read, look))
+        return [[] if vector is None else next(lists) for vector in queries]
+
+    def _n_compared(self, connection: Connection) -> int:
+        """Documents that a neighbour may be: those of the version that has fewer."""
+        return min(vectors.count(connection, version.id) for version in (self._old, self._new))
+
+    def _by_words(self, migration: Migration, texts: Sequence[str]) -> list[list[str]]:
+        def look(connection: Connection) -> list[list[str]]:
+            collection = migration.collection_id
+            found = (search_words(connection, collection, text, DEPTH) for text in texts)
+            return [
+                [
+                    document.id
+                    for document in documents.of_rows(connection, collection, ranked.rows.tolist())
+                ]
+                for ranked in found
+            ]
+
+        return self._read(look)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._database.reading() as connection:
+            return work(connection)
+
+
+def _near(
+    version: Version, queries: np.ndarray, rows: Sequence[int]
+) -> Callable[[Connection], list[list[int]]]:
+    """Looks for the neighbours of documents in `rows`, which are not their own."""
+
+    def look(connection: Connection) -> list[list[int]]:
+        found = nearest(connection, version, queries, DEPTH + 1)
+        return [
+            [near for near in nearby if near != row][:DEPTH]
+            for row, nearby in zip(rows, found, strict=True)
+        ]
+
+    return look
+
+
+async def _queries(embedder: PatientEmbedder, texts: Sequence[str]) -> list[np.ndarray | None]:
+    return (await embedder.embed(texts, "search_query")).vectors
+
+
+async def _median_ms(embedder: PatientEmbedder, texts: Sequence[str]) -> float:
+    seconds = []
+    for text in texts:
+        began_s = perf_counter()
+        await embedder.embed([text], "search_query")
+        seconds.append(perf_counter() - began_s)
+    return float(np.median(seconds)) * 1000
+
+
+def outcome_of_drops(drops: Sequence[float]) -> Outcome:
+    """Few queries decide nothing, and neither does a drop that chance explains."""
+    if len(drops) < LEAST_QUERIES:
+        return "undecided"
+    drop = float(np.mean(drops))
+    if drop <= MOST_DROP:
+        return "passed"
+    return "failed" if drop > 2 * standard_error(drops) else "undecided"
+
+
+def _told(figures: dict[str, Any], yardstick: str) -> str:
+    change = "loses" if figures["drop"] > 0 else "gains"
+    whose = "the old version" if yardstick == "old" else "BM25, the old version being left out"
+    return (
+        f"nDCG@10 {figures['new_ndcg_at_10']:.4f}, {change} {abs(figures['drop']):.4f} against "
+        f"{figures[f'{yardstick}_ndcg_at_10']:.4f} of {whose}, on {figures['queries']} queries"
+    )

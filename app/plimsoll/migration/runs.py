@@ -1,0 +1,179 @@
+"""The tasks of migrations that are under way: started, stopped, and what each ended in.
+
+Owns the tasks. Lives on the event loop. A task that is stopped leaves the state as it is: the
+journal says what was, and a server that starts goes on from there.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextvars import Context
+from dataclasses import dataclass
+from sqlite3 import Connection
+from time import monotonic
+from typing import TypeVar
+
+from plimsoll.corpora.database import Database
+from plimsoll.errors import MigrationStateError, PlimsollError, StoreError
+from plimsoll.migration import journal, pointer
+from plimsoll.migration.coordinator import MigrationCoordinator
+from plimsoll.migration.embedder import Pause
+from plimsoll.migration.progress import ProgressMonitor
+from plimsoll.migration.records import Migration
+from plimsoll.migration.stages import Written
+from plimsoll.migration.states import MigrationState
+from plimsoll.migration.validation import MigrationJudge
+from plimsoll.serving.embedding import EmbeddingService
+from plimsoll.serving.gate import AdmissionGate
+from plimsoll.serving.threads import run_in
+from plimsoll.telemetry.migrations import MigrationMetrics
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SERVER = "server"
+"""Who: what a migration does by itself."""
+
+UNFORESEEN = "an unforeseen error, which stands in the server's log"
+
+
+@dataclass
+class _Run:
+    task: asyncio.Task[None]
+    progress: ProgressMonitor
+
+
+class MigrationRuns:
+    """Works off migrations. thread: reads and writes the file for them."""
+
+    def __init__(
+        self,
+        database: Database,
+        embeddings: EmbeddingService,
+        gate: AdmissionGate,
+        judge: MigrationJudge,
+        metrics: MigrationMetrics,
+        thread: Executor,
+        clock: Callable[[], float] = monotonic,
+        pause: Pause = asyncio.sleep,
+    ) -> None:
+        self._database = database
+        self._embeddings = embeddings
+        self._gate = gate
+        self._judge = judge
+        self._metrics = metrics
+        self._thread = thread
+        self._clock = clock
+        self._pause = pause
+        self._runs: dict[int, _Run] = {}
+        self._unwritten: dict[int, str] = {}  # failures that the file would not take
+
+    def start(self, number: int) -> None:
+        """Work on a migration that is running or validating, unless that is done already."""
+        run = self._runs.get(number)
+        if run is not None and not run.task.done():
+            return
+        self._unwritten.pop(number, None)
+        progress = ProgressMonitor(self._clock, self._metrics.yielded)
+        # In a context of its own: it works for no request, and outlives the one that began it.
+        task = asyncio.get_running_loop().create_task(
+            self._work(number, progress), name=f"migration {number}", context=Context()
+        )
+        self._runs[number] = _Run(task, progress)
+
+    async def stop(self, number: int) -> None:
+        """End the work on a migration; what is being stored is stored first."""
+        run = self._runs.pop(number, None)
+        if run is not None:
+            run.task.cancel()
+            await asyncio.wait((run.task,))
+
+    async def close(self) -> None:
+        """End all of it."""
+        for number in list(self._runs):
+            await self.stop(number)
+
+    def progress(self, number: int) -> ProgressMonitor | None:
+        """Of a migration that is worked on."""
+        run = self._runs.get(number)
+        return None if run is None or run.task.done() else run.progress
+
+    def unwritten_failure(self, number: int) -> str | None:
+        """Why a migration stopped, where the file could not be told."""
+        return self._unwritten.get(number)
+
+    def forget_failure(self, number: int) -> None:
+        """It has another state now."""
+        self._unwritten.pop(number, None)
+
+    async def _work(self, number: int, progress: ProgressMonitor) -> None:
+        try:
+            await self._to_its_end(number, progress)
+        except PlimsollError as error:
+            await self._fail(number, str(error))
+        except Exception:
+            log.exception("migration %d failed", number)
+            await self._fail(number, UNFORESEEN)
+
+    async def _to_its_end(self, number: int, progress: ProgressMonitor) -> None:
+        migration = await self._write(journal.find, number)
+        if migration.state is MigrationState.RUNNING:
+            coordinator = MigrationCoordinator(
+                self._database,
+                self._embeddings,
+                self._gate,
+                self._thread,
+                progress,
+                self._count,
+                self._pause,
+            )
+            await coordinator.run(migration)
+            why = "every document has a new vector or is quarantined"
+            migration = await self._change(number, MigrationState.VALIDATING, why)
+        verdict = await self._judge.judge(migration, progress.set_yielding)
+
+        def note(connection: Connection) -> None:
+            journal.set_verdict(connection, number, verdict.as_json())
+            journal.change_state(
+                connection, number, MigrationState.READY, SERVER, f"verdict: {verdict.decision}"
+            )
+
+        await self._write(note)
+        self._metrics.changed(MigrationState.READY.value)
+        log.info("migration %d of %r: %s", number, migration.collection, verdict.decision)
+
+    async def _fail(self, number: int, reason: str) -> None:
+        """Write down why it stopped; documents then go to the old version alone."""
+
+        def note(connection: Connection) -> None:
+            failed = journal.change_state(connection, number, MigrationState.FAILED, SERVER, reason)
+            pointer.set_target_takes_writes(connection, failed, takes_writes=False)
+
+        log.error("migration %d stopped: %s", number, reason)
+        try:
+            await self._write(note)
+        except StoreError:
+            self._unwritten[number] = reason
+        except MigrationStateError:  # it was ended otherwise meanwhile
+            return
+        self._metrics.changed(MigrationState.FAILED.value)
+
+    async def _change(self, number: int, after: MigrationState, why: str) -> Migration:
+        changed = await self._write(journal.change_state, number, after, SERVER, why)
+        self._metrics.changed(after.value)
+        return changed
+
+    def _count(self, written: Written) -> None:
+        self._metrics.rows("embedded", written.n_embedded)
+        self._metrics.rows("skipped", written.n_skipped)
+        self._metrics.rows("quarantined", written.n_quarantined)
+        self._metrics.tokens(written.n_tokens)
+
+    async def _write(self, work: Callable[..., T], *args: object) -> T:
+        def write() -> T:
+            with self._database.writing() as connection:
+                return work(connection, *args)
+
+        return await run_in(self._thread, write)

@@ -1,0 +1,252 @@
+"""The four specialists of a walk over a collection: reader, encoder, validator, writer.
+
+Each takes from the queue before it and gives to the one behind, both bounded, so that none runs
+ahead. What is read but not yet stored exists nowhere else: a server that dies loses no more than
+that, and reads it again.
+
+The writer stores a batch's vectors, what failed, and the checkpoint in one transaction, in which
+it looks again at every document: one that changed or went in the meantime keeps what it has now.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from sqlite3 import Connection
+from typing import TypeAlias
+
+import numpy as np
+
+from plimsoll.corpora import documents, vectors
+from plimsoll.corpora.database import Database
+from plimsoll.corpora.records import Space, StoredDocument
+from plimsoll.errors import MigrationStateError
+from plimsoll.migration import journal
+from plimsoll.migration.embedder import DocumentVectors, PatientEmbedder
+from plimsoll.migration.held_memory import HeldMemory
+from plimsoll.migration.records import Checkpoint, Migration
+from plimsoll.migration.states import MigrationState
+from plimsoll.serving.gate import RequestPermit
+from plimsoll.serving.threads import run_in
+
+QUEUE_BATCHES = 16
+BATCHES_ENCODED = 2
+BATCH_TEXTS = 64
+BATCH_BYTES = 64 << 10
+# A text as Python keeps it, with its record: up to 4 bytes for each of UTF-8.
+TEXT_COPIES = 4
+# Of a vector's length, which is 1: float32 rounds it by far less.
+NORM_TOLERANCE = 1e-3
+
+
+@dataclass
+class Batch:
+    """Documents on their way. permit: holds memory for them until they are stored."""
+
+    documents: list[StoredDocument]
+    permit: RequestPermit
+    found: DocumentVectors = field(default_factory=DocumentVectors)
+
+
+Queue: TypeAlias = asyncio.Queue[Batch | None]
+"""None: the walk has come to its end."""
+
+EncodedQueue: TypeAlias = asyncio.Queue[asyncio.Task[Batch] | None]
+"""Likewise, of batches that have their vectors or will."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one batch came to."""
+
+    n_embedded: int
+    n_quarantined: int
+    n_skipped: int
+    n_tokens: int
+    checkpoint: Checkpoint
+
+
+class Reader:
+    """Reads documents that lack a new vector, in the order of their rows."""
+
+    def __init__(self, database: Database, memory: HeldMemory, thread: Executor) -> None:
+        self._database = database
+        self._memory = memory
+        self._thread = thread
+
+    async def read(self, migration: Migration, position: int, out: Queue) -> None:
+        """Give batches of what is behind `position`, then None."""
+        while rows := await run_in(self._thread, self._next_rows, migration, position):
+            permit = await self._memory.hold(TEXT_COPIES * sum(n_bytes for _, n_bytes in rows))
+            numbers = [row for row, _ in rows]
+            found = await run_in(self._thread, self._documents, migration, numbers)
+            await out.put(Batch(found, permit))
+            position = numbers[-1]
+        await out.put(None)
+
+    def _next_rows(self, migration: Migration, position: int) -> list[tuple[int, int]]:
+        rows, total_bytes = list[tuple[int, int]](), 0
+        with self._database.reading() as connection:
+            journal.check_there(connection, migration)
+            for row, n_bytes in journal.lacking(connection, migration, position):
+                if rows and total_bytes + n_bytes > BATCH_BYTES:
+                    break
+                rows.append((row, n_bytes))
+                total_bytes += n_bytes
+                if len(rows) == BATCH_TEXTS:
+                    break
+        return rows
+
+    def _documents(self, migration: Migration, rows: Sequence[int]) -> list[StoredDocument]:
+        with self._database.reading() as connection:
+            return documents.of_rows(connection, migration.collection_id, rows)
+
+
+async def encode(
+    embedder: PatientEmbedder, source: Queue, out: EncodedQueue, group: asyncio.TaskGroup
+) -> None:
+    """Give every batch its vectors, in order: one is made ready while another one runs."""
+    free = asyncio.Semaphore(BATCHES_ENCODED)
+
+    async def embed(batch: Batch) -> Batch:
+        batch.found = await embedder.embed_documents(batch.documents)
+        free.release()
+        return batch
+
+    while (batch := await source.get()) is not None:
+        await free.acquire()
+        await out.put(group.create_task(embed(batch)))
+    await out.put(None)
+
+
+async def validate(space: Space, source: EncodedQueue, out: Queue) -> None:
+    """Take out what is no vector of the space: what is stored has been looked at."""
+    while (encoding := await source.get()) is not None:
+        batch = await encoding
+        found = batch.found
+        for row, vector in list(found.vectors.items()):
+            fault = _fault(vector, space)
+            if fault is not None:
+                del found.vectors[row]
+                found.failures[row] = (fault, 1)
+        await out.put(batch)
+    await out.put(None)
+
+
+class Writer:
+    """Stores batches, each with the checkpoint. stored: told what each came to."""
+
+    def __init__(
+        self,
+        database: Database,
+        memory: HeldMemory,
+        thread: Executor,
+        stored: Callable[[Written], None],
+    ) -> None:
+        self._database = database
+        self._memory = memory
+        self._thread = thread
+        self._stored = stored
+
+    async def write(self, migration: Migration, source: Queue) -> int:
+        """Store what comes; returns how many batches there were."""
+        n_batches = 0
+        while (batch := await source.get()) is not None:
+            if batch.documents:
+                written = await run_in(self._thread, self._store, migration.id, batch)
+                self._stored(written)
+                n_batches += 1
+            self._memory.leave(batch.permit)
+        return n_batches
+
+    def _store(self, number: int, batch: Batch) -> Written:
+        with self._database.writing() as connection:
+            migration = journal.find(connection, number)
+            journal.check_there(connection, migration)
+            if migration.state is not MigrationState.RUNNING:
+                raise MigrationStateError(f"migration {number} is {migration.state.value}")
+            return store(connection, migration, batch.documents, batch.found)
+
+
+def store(
+    connection: Connection,
+    migration: Migration,
+    batch: Sequence[StoredDocument],
+    found: DocumentVectors,
+) -> Written:
+    """Store a batch's vectors, its failures and the checkpoint, in the transaction that is open."""
+    now = {
+        document.row: document
+        for document in documents.of_rows(
+            connection, migration.collection_id, [document.row for document in batch]
+        )
+    }
+    present = {
+        document.row
+        for document in batch
+        if document.row in now and now[document.row].text_sha256 == document.text_sha256
+    }
+    # A writer of documents may have been quicker, with the same text.
+    present -= vectors.having(connection, migration.target_version, list(present))
+    rows = [row for row in found.vectors if row in present]
+    vectors.put(connection, migration.target_version, rows, [found.vectors[row] for row in rows])
+    failed = [row for row in found.failures if row in present]
+    for row in failed:
+        reason, n_attempts = found.failures[row]
+        journal.quarantine(connection, migration.id, now[row], reason, n_attempts)
+    n_skipped = len(batch) - len(rows) - len(failed)
+    before = migration.checkpoint
+    checkpoint = replace(
+        before,
+        position=batch[-1].row,
+        n_embedded=before.n_embedded + len(rows),
+        n_skipped=before.n_skipped + n_skipped,
+        n_tokens=before.n_tokens + found.n_tokens,
+    )
+    journal.set_checkpoint(connection, migration.id, checkpoint)
+    return Written(len(rows), len(failed), n_skipped, found.n_tokens, checkpoint)
+
+
+async def walk(
+    reader: Reader,
+    embedder: PatientEmbedder,
+    writer: Writer,
+    migration: Migration,
+    position: int,
+) -> int:
+    """Take every document behind `position` that lacks a vector through the four stages.
+
+    Returns how many batches there were. Raises what a stage does, once all of them have ended.
+    """
+    read, valid = Queue(QUEUE_BATCHES), Queue(QUEUE_BATCHES)
+    encoded = EncodedQueue(QUEUE_BATCHES)
+    with _unwrapped():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(reader.read(migration, position, read))
+            group.create_task(encode(embedder, read, encoded, group))
+            group.create_task(validate(migration.target, encoded, valid))
+            written = group.create_task(writer.write(migration, valid))
+    return written.result()
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise the first error of a group as itself: a migration has one reason to stop."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+
+
+def _fault(vector: np.ndarray, space: Space) -> str | None:
+    """Why a vector is none of this space; None where it is."""
+    if vector.shape != (space.dimensions,):
+        return f"vector of shape {vector.shape}, not ({space.dimensions},)"
+    length = float(np.linalg.norm(vector))
+    if not abs(length - 1) <= NORM_TOLERANCE:  # NaN too
+        return f"vector of length {length:g}, not 1"
+    return None

@@ -1,0 +1,119 @@
+"""A migration as it is now: what the file says, and how its run goes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from sqlite3 import Connection
+from typing import Literal
+
+from plimsoll.corpora import documents, vectors, versions
+from plimsoll.migration import journal
+from plimsoll.migration.progress import ProgressMonitor, eta_s
+from plimsoll.migration.records import Migration, Quarantined, StateChange
+from plimsoll.migration.states import ENDED, MigrationState
+from plimsoll.migration.watch import Watched
+
+MOST_LISTED = 100  # documents in quarantine
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the file says of a migration; the counts are 0 once a version of it is gone.
+
+    has_both: both versions are there, so that there is a way back. keeps_old: what is written goes
+    into the old version too, so that going back loses nothing.
+    n_without_old: documents that the old version has no vector of.
+    """
+
+    migration: Migration
+    changes: Sequence[StateChange]
+    n_documents: int = 0
+    n_vectors: int = 0
+    n_quarantined: int = 0
+    n_without_old: int = 0
+    keeps_old: bool = False
+    has_both: bool = False
+    quarantine: Sequence[Quarantined] = ()
+
+    @property
+    def way_back(self) -> Literal["exact", "partial", "none"]:
+        """What rollback would give."""
+        if not self.has_both:
+            return "none"
+        return "exact" if self.keeps_old else "partial"
+
+    @property
+    def n_left(self) -> int:
+        """Documents that are still to be embedded."""
+        return max(0, self.n_documents - self.n_vectors - self.n_quarantined)
+
+
+@dataclass(frozen=True)
+class MigrationStatus:
+    """A migration as it is now.
+
+    yielding: why nothing is embedded now, n_yields: how often that was. failure: why it stopped.
+    watch: what was seen since the cut-over, and for how many seconds it is still watched.
+    Rates and eta_s are None where they are not known, and of one that is not worked on.
+    """
+
+    counts: Counts
+    state: MigrationState
+    rows_per_s: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    yielding: str | None = None
+    n_yields: int = 0
+    failure: str | None = None
+    watch: tuple[Watched, float] | None = None
+
+
+def counts_of(connection: Connection, migration: Migration) -> Counts:
+    """Count in the transaction that is open."""
+    changes = journal.changes(connection, migration.id)
+    if migration.state in ENDED or not journal.is_there(connection, migration):
+        return Counts(migration, changes)
+    by_id = {
+        version.id: version
+        for version in versions.of_collection(connection, migration.collection_id)
+    }
+    n_documents = documents.count(connection, migration.collection_id)
+    source = by_id[migration.source_version]
+    is_active = migration.state is not MigrationState.CUT_OVER
+    return Counts(
+        migration,
+        changes,
+        n_documents=n_documents,
+        n_vectors=vectors.count(connection, migration.target_version),
+        n_quarantined=journal.count_quarantined(connection, migration)[0],
+        n_without_old=n_documents - vectors.count(connection, source.id),
+        keeps_old=source.takes_writes or is_active,
+        has_both=True,
+        quarantine=journal.quarantined(connection, migration, MOST_LISTED),
+    )
+
+
+def status_of(
+    counts: Counts,
+    progress: ProgressMonitor | None,
+    unwritten_failure: str | None,
+    watch: tuple[Watched, float] | None,
+) -> MigrationStatus:
+    """Put both together. unwritten_failure: why it stopped, where the file could not be told."""
+    state, failure = counts.migration.state, unwritten_failure
+    if failure is not None:
+        state = MigrationState.FAILED
+    elif state is MigrationState.FAILED:
+        failure = counts.changes[-1].why
+    if progress is None:
+        return MigrationStatus(counts, state, failure=failure, watch=watch)
+    rate = progress.rate()
+    return MigrationStatus(
+        counts,
+        state,
+        rows_per_s=None if rate is None else rate.rows_per_s,
+        tokens_per_s=None if rate is None else rate.tokens_per_s,
+        eta_s=eta_s(counts.n_left, rate) if state is MigrationState.RUNNING else None,
+        yielding=progress.yielding,
+        n_yields=progress.n_yields,
+        failure=failure,
+    )

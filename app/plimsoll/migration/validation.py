@@ -1,0 +1,236 @@
+"""Judges a new version before searches may read it: every check, its figures, one verdict.
+
+Three kinds of checks: that every document has a vector made from its present text and that each is
+sound; that a sample embedded again gives what was stored; and that searches stay as good. The last
+is asked in the strongest way that there is: cosines where both versions come from one model, judged
+queries where the user has them, else how far both versions agree on the neighbours of documents.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from sqlite3 import Connection
+
+import numpy as np
+
+from plimsoll.corpora import documents, vectors, versions
+from plimsoll.corpora.database import Database
+from plimsoll.corpora.records import Space, StoredDocument, Version
+from plimsoll.encoder.model import Traits
+from plimsoll.errors import (
+    CacheError,
+    GGUFError,
+    ModelError,
+    ModelLoadingError,
+    OverloadError,
+    UnknownModelError,
+)
+from plimsoll.migration import checks, journal
+from plimsoll.migration.embedder import PatientEmbedder, Pause, Yielding
+from plimsoll.migration.held_memory import HeldMemory
+from plimsoll.migration.judged import JudgedQuery
+from plimsoll.migration.quality import QualityJudge
+from plimsoll.migration.records import Migration
+from plimsoll.migration.scans import VectorHealth, sample_rows, vector_health
+from plimsoll.migration.verdict import Check, Verdict, decide
+from plimsoll.models.pool import ModelPool
+from plimsoll.policy.costs import vector_search_demand
+from plimsoll.serving.embedding import EmbeddingService
+from plimsoll.serving.gate import AdmissionGate
+from plimsoll.serving.threads import run_in
+
+SAMPLE_DOCUMENTS = 200
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the file says of a migration's two versions. old_vectors: None where a row has none."""
+
+    old: Version
+    new: Version
+    n_documents: int
+    n_changed_texts: int
+    n_lacking: int
+    n_new_vectors: int
+    n_quarantined: int
+    n_lost: int
+    health: VectorHealth
+    sample: list[StoredDocument]
+    new_vectors: np.ndarray
+    old_vectors: list[np.ndarray | None]
+
+
+class MigrationJudge:
+    """Draws verdicts. thread: reads the file. now: the moment, as the journal writes it."""
+
+    def __init__(
+        self,
+        database: Database,
+        models: ModelPool,
+        embeddings: EmbeddingService,
+        gate: AdmissionGate,
+        thread: Executor,
+        now: Callable[[], str],
+        pause: Pause = asyncio.sleep,
+    ) -> None:
+        self._database = database
+        self._models = models
+        self._embeddings = embeddings
+        self._gate = gate
+        self._thread = thread
+        self._now = now
+        self._pause = pause
+
+    async def judge(self, migration: Migration, yielding: Yielding) -> Verdict:
+        """Judge the new version as it is now. Raises as PatientEmbedder.embed does, StoreError."""
+        memory = HeldMemory(self._gate, yielding, self._pause)
+        try:
+            widest = max(migration.source.dimensions, migration.target.dimensions)
+            await memory.hold(vector_search_demand(widest).held_bytes)
+            facts = await run_in(self._thread, self._facts, migration)
+            new = self._embedder(migration, migration.target, yielding)
+            old = None
+            if await self.can_embed(migration.source):
+                old = self._embedder(migration, migration.source, yielding)
+            found = [
+                checks.complete(facts.n_documents, facts.n_lacking, facts.n_new_vectors,
+                                facts.n_quarantined),
+                checks.hashes(facts.n_documents, facts.n_changed_texts),
+                checks.sound(facts.health),
+                checks.quarantine(facts.n_documents, facts.n_quarantined, facts.n_lost),
+                await self._sample(facts, new),
+                *await self._quality(migration, facts, old, new),
+                checks.rollback(migration.source, can_embed=old is not None),
+            ]  # fmt: skip
+        finally:
+            memory.leave_all()
+        return decide(found, self._now(), SEED)
+
+    async def can_embed(self, space: Space) -> bool:
+        """Whether a model here embeds into `space` as it was when the vectors were made."""
+        if space.model is None:
+            return False
+        try:
+            traits = await self._traits(space.model)
+        except (UnknownModelError, ModelError, GGUFError, CacheError):
+            return False  # not served any more, or not to be opened
+        return traits.fingerprint(space.dimensions, "search_document") == space.fingerprint
+
+    async def _traits(self, model: str) -> Traits:
+        """What a model is, which has to be opened first perhaps; refusals are waited out."""
+        while True:
+            permit = self._gate.permit()
+            try:
+                permit.enter(asks_breaker=True)  # before it opens into memory that is short
+                async with self._models.lease(model) as opened:
+                    return opened.traits
+            except (OverloadError, ModelLoadingError) as error:
+                wait_s = error.retry_after_s
+            finally:
+                permit.leave()
+            await self._pause(wait_s)
+
+    async def _sample(self, facts: Facts, new: PatientEmbedder) -> Check:
+        """Embed a sample again: what is stored must be what the texts give."""
+        found = await new.embed_documents(facts.sample)
+        pairs = [
+            (found.vectors[document.row], stored)
+            for document, stored in zip(facts.sample, facts.new_vectors, strict=True)
+            if document.row in found.vectors
+        ]
+        n_identical = sum(np.array_equal(again, stored) for again, stored in pairs)
+        distances = [1 - checks.cosine(again, stored) for again, stored in pairs]
+        return checks.embedded_again(len(facts.sample), n_identical, distances)
+
+    async def _quality(
+        self,
+        migration: Migration,
+        facts: Facts,
+        old: PatientEmbedder | None,
+        new: PatientEmbedder,
+    ) -> list[Check]:
+        """Whether searches stay as good; only the strongest question decides."""
+        judge = QualityJudge(self._database, self._thread, facts.old, facts.new)
+        queries = [JudgedQuery.of_json(given) for given in migration.judged]
+        found = []
+        if await self._is_same_model(migration):
+            cosines = [
+                checks.cosine(before, after)
+                for before, after in zip(facts.old_vectors, facts.new_vectors, strict=True)
+                if before is not None
+            ]
+            found.append(checks.same_model(cosines))
+        if queries:
+            found.append(await judge.judged(migration, queries, old, new, decides=not found))
+        rows = [place for place, vector in enumerate(facts.old_vectors) if vector is not None]
+        before = [vector for vector in facts.old_vectors if vector is not None]
+        found.append(
+            await judge.neighbours(
+                np.array(before), facts.new_vectors[rows],
+                [facts.sample[place].row for place in rows], decides=not found,
+            )
+        )  # fmt: skip
+        found.append(await judge.latency(facts.sample, old, new))
+        return found
+
+    async def _is_same_model(self, migration: Migration) -> bool:
+        """Whether both versions are one model's, in two quantizations or computes."""
+        source, target = migration.source, migration.target
+        if source.model is None or target.model is None or not await self.can_embed(source):
+            return False
+        if source.dimensions != target.dimensions:
+            return False
+        old, new = await self._traits(source.model), await self._traits(target.model)
+        return (
+            old.known.name == new.known.name
+            and old.architecture == new.architecture
+            and old.vocabulary_sha256 == new.vocabulary_sha256
+        )
+
+    def _embedder(self, migration: Migration, space: Space, yielding: Yielding) -> PatientEmbedder:
+        return PatientEmbedder(
+            self._embeddings, self._gate, migration.collection, space, yielding, self._pause
+        )
+
+    def _facts(self, migration: Migration) -> Facts:
+        with self._database.reading() as connection:
+            journal.check_there(connection, migration)
+            by_id = {
+                version.id: version
+                for version in versions.of_collection(connection, migration.collection_id)
+            }
+            old, new = by_id[migration.source_version], by_id[migration.target_version]
+            rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)
+            sample = documents.of_rows(connection, migration.collection_id, rows)
+            after = vectors.get(connection, new.id, rows)
+            before = vectors.get(connection, old.id, rows)
+            n_quarantined, n_lost = journal.count_quarantined(connection, migration)
+            return Facts(
+                old=old,
+                new=new,
+                n_documents=documents.count(connection, migration.collection_id),
+                n_changed_texts=_n_changed_texts(connection, migration.collection_id),
+                n_lacking=sum(1 for _ in journal.lacking(connection, migration, 0)),
+                n_new_vectors=vectors.count(connection, new.id),
+                n_quarantined=n_quarantined,
+                n_lost=n_lost,
+                health=vector_health(connection, new),
+                sample=sample,
+                new_vectors=_stacked([after[document.row] for document in sample], new),
+                old_vectors=[before.get(document.row) for document in sample],
+            )
+
+
+def _n_changed_texts(connection: Connection, collection: int) -> int:
+    """Documents whose text is not the one that its hash names: damage, or an edit by hand."""
+    n = position = 0
+    while batch := documents.after(connection, collection, position, 256):
+        n += sum(documents.text_sha256(each.text) != each.text_sha256 for each in batch)
+        position = batch[-1].row
+    return n
+
+
+def _stacked(found: Sequence[np.ndarray], version: Version) -> np.ndarray:
+    return np.array(found, np.float32).reshape(len(found), version.space.dimensions)

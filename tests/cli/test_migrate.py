@@ -1,0 +1,189 @@
+"""`plimsoll migrate` and the routes behind it, with a server in a process of its own."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import Result
+
+from plimsoll.cli.migration_tables import duration
+from tests.cli.conftest import Commands
+from tests.migration.conftest import write_models
+from tests.migration.models import BAD, NAMES, NEW, OLD, texts
+from tests.running_server import RunningServer
+
+ADMIN, EMBED = "an-admin-key-of-this-test", "an-embed-key-of-this-test"
+JSON = {"Content-Type": "application/json"}
+N = 60
+
+Migrate = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server of three small models, with keys."""
+    folder = write_models(tmp_path_factory.mktemp("moving"))
+    options = {
+        "--model": str(folder / f"{NAMES[0]}.gguf"),
+        "--extra-models": ",".join(str(folder / f"{name}.gguf") for name in NAMES[1:]),
+        "--max-open-models": "3",
+        "--cache-dir": str(folder / "cache"),
+        "--data-dir": str(folder / "data"),
+    }
+    given = [part for pair in options.items() for part in pair]
+    keys = f"admin:{ADMIN},embed:{EMBED}"
+    with RunningServer(folder, *given, "--cache-on-tmpfs", PLIMSOLL_API_KEYS=keys) as server:
+        yield server
+
+
+@pytest.fixture
+def client(moving: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=moving.url, headers={"X-API-Key": ADMIN, **JSON}) as client:
+        yield client
+
+
+@pytest.fixture
+def migrate(run: Commands, moving: RunningServer) -> Migrate:
+    """Run `plimsoll migrate` against the server."""
+
+    def call(verb: str, *arguments: str, key: str = ADMIN) -> Result:
+        header = f"Authorization: Bearer {key}"
+        return run("migrate", verb, *arguments, "--url", moving.url, "--header", header)
+
+    return call
+
+
+@pytest.fixture
+def ships(client: httpx.Client) -> Iterator[str]:
+    """A collection of the old model; dropped at the end."""
+    client.put("/collections/ships", json={"model": OLD}).raise_for_status()
+    lines = [json.dumps({"id": f"d{n}", "text": text}) for n, text in enumerate(texts(N))]
+    sent = client.post("/collections/ships/documents", content="\n".join(lines))
+    assert sent.json()["added"] == N
+    yield "ships"
+    client.delete("/collections/ships").raise_for_status()
+
+
+def fingerprint(client: httpx.Client) -> str:
+    """Of what a search reads now."""
+    found = client.post("/collections/ships/search", json={"query": "ship"}, timeout=60)
+    return str(found.json()["fingerprint"])
+
+
+def test_a_collection_goes_there_and_back_by_commands(
+    migrate: Migrate, client: httpx.Client, ships: str
+):
+    """The walk of docs/migration.md."""
+    before = fingerprint(client)
+    assert "nothing stands in the way" in migrate("doctor", ships).output
+    planned = migrate("plan", ships, "--model", NEW)
+    assert f"{N}, {N} of them counted" in planned.output
+
+    done = migrate("run", ships, "--model", NEW, "--why", "smaller")
+    assert done.exit_code == 0, done.output
+    assert "verdict: go" in done.output
+    assert fingerprint(client) == before
+    number = str(json.loads(migrate("status", "--json").output)[0]["id"])
+
+    assert migrate("cutover", number).exit_code == 0
+    assert fingerprint(client) != before
+    assert migrate("rollback", number).exit_code == 0
+    assert fingerprint(client) == before
+    assert migrate("cutover", number).exit_code == 0
+    assert migrate("purge", number).exit_code == 0
+    shown = migrate("status", number).output
+    assert "purged" in shown
+    assert "smaller" in shown
+    refused = migrate("rollback", number)
+    assert refused.exit_code == 2
+    assert "(409)" in refused.output
+
+
+def test_a_bad_model_is_no_go_and_exit_code_1(migrate: Migrate, ships: str, tmp_path: Path):
+    queries = tmp_path / "queries.jsonl"
+    lines = [json.dumps({"query": text, "relevant": [f"d{n}"]}) for n, text in enumerate(texts(12))]
+    queries.write_text("\n".join(lines), encoding="utf-8")
+
+    done = migrate("run", ships, "--model", BAD, "--queries", str(queries), "--json")
+    assert done.exit_code == 1, done.output
+    answer = json.loads(done.stdout)
+    assert answer["verdict"]["decision"] == "no_go"
+    assert answer["judged_queries"] == 12
+    number = str(answer["id"])
+    refused = migrate("cutover", number)
+    assert refused.exit_code == 2
+    assert "force it" in refused.output
+    assert migrate("validate", number).exit_code == 1
+    assert migrate("cutover", number, "--force").exit_code == 0
+    assert migrate("rollback", number).exit_code == 0
+    assert migrate("purge", number).exit_code == 0
+
+
+def test_a_run_goes_on_with_what_is_paused(migrate: Migrate, client: httpx.Client, ships: str):
+    asked = {"collection": ships, "model": NEW, "start": False}
+    number = str(client.post("/migrations", json=asked).json()["id"])
+    done = migrate("run", ships, "--model", NEW)
+
+    assert done.exit_code == 0, done.output
+    assert migrate("cancel", number).exit_code == 0
+    again = migrate("run", ships, "--model", NEW)
+    assert again.exit_code == 0
+    answer = json.loads(migrate("status", "--json").output)[0]
+    assert answer["id"] > int(number)
+    assert migrate("cancel", str(answer["id"])).exit_code == 0
+
+
+def test_events_end_when_nothing_is_under_way(client: httpx.Client, ships: str):
+    """Each is the migration as it then was; a watcher has to do nothing else."""
+    number = client.post("/migrations", json={"collection": ships, "model": NEW}).json()["id"]
+    with client.stream("GET", f"/migrations/{number}/events", timeout=60) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.iter_lines() if line]
+
+    assert lines[::2] == ["event: migration"] * (len(lines) // 2)
+    last = json.loads(lines[-1].removeprefix("data: "))
+    assert (last["state"], last["vectors"], last["documents"]) == ("ready", N, N)
+    client.post(f"/migrations/{number}/cancel", json={}).raise_for_status()
+
+
+def test_only_operators_move_collections(migrate: Migrate, ships: str):
+    """A key for embedding may look, and change nothing."""
+    assert migrate("status", key=EMBED).exit_code == 0
+    for verb, *arguments in (
+        ("doctor", ships),
+        ("plan", ships, "--model", NEW),
+        ("run", ships, "--model", NEW),
+        ("cutover", "1"),
+        ("rollback", "1"),
+        ("purge", "1"),
+        ("pause", "1"),
+        ("cancel", "1"),
+        ("validate", "1"),
+    ):
+        refused = migrate(verb, *arguments, key=EMBED)
+        assert (refused.exit_code, "(403)" in refused.output) == (2, True), verb
+
+
+def test_a_server_that_is_not_there_is_said(run: Commands):
+    refused = run("migrate", "status", "--url", "http://127.0.0.1:9")
+    assert refused.exit_code == 2
+    assert "the server at http://127.0.0.1:9 does not answer" in refused.output
+
+
+def test_a_file_that_holds_no_queries_is_refused_with_its_line(
+    migrate: Migrate, ships: str, tmp_path: Path
+):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"query": "ship", "relevant": ["d1"]}\n{"query": "sea"}\n', "utf-8")
+    refused = migrate("run", ships, "--model", NEW, "--queries", str(queries))
+    assert refused.exit_code == 2
+    assert "line 2 is no judged query" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, told: str):
+    assert duration(seconds) == told

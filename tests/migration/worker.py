@@ -1,0 +1,77 @@
+"""A server's inside in a process of its own: goes on with what is under way, and may be killed.
+
+Called as `python -m tests.migration.worker FOLDER [STAGE NUMBER]`: STAGE is killed by SIGKILL when
+it has given its batch of that number on. Prints a line when it has started, and ends when nothing
+is under way.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from plimsoll.migration import stages
+from tests.migration.models import inside, settings_of
+
+
+def kill_at(stage: str, number: int) -> None:
+    """Have a stage end the process as a power cut does."""
+    n_calls = 0
+
+    def count() -> None:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if stage == "reader":
+        read = stages.Reader._documents
+
+        def read_and_count(self, migration, rows):
+            found = read(self, migration, rows)
+            count()
+            return found
+
+        stages.Reader._documents = read_and_count
+    elif stage == "writer":
+        store = stages.store
+
+        def store_and_count(connection, migration, batch, found):
+            written = store(connection, migration, batch, found)
+            count()  # vectors and checkpoint are written, and not yet committed
+            return written
+
+        stages.store = store_and_count
+    elif stage == "encoder":
+        embed = stages.PatientEmbedder.embed_documents
+
+        async def embed_and_count(self, documents):
+            found = await embed(self, documents)
+            count()
+            return found
+
+        stages.PatientEmbedder.embed_documents = embed_and_count
+    else:
+        fault = stages._fault
+
+        def look_and_count(vector, space):
+            if n_calls < number:
+                count()
+            return fault(vector, space)
+
+        stages._fault = look_and_count
+
+
+async def run(folder: Path) -> None:
+    """Work until nothing is under way."""
+    async with inside(settings_of(folder)) as server:
+        print("started", flush=True)
+        for status in await server.migrations.statuses():
+            await server.until_rest(status.counts.migration.id)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        kill_at(sys.argv[2], int(sys.argv[3]))
+    asyncio.run(run(Path(sys.argv[1])))
