@@ -90,6 +90,12 @@ def of_ids(
     return {document.id: document for document in found if document is not None}
 
 
+def having(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> set[str]:
+    """Those of these ids that a document has."""
+    query = f"SELECT 1 FROM {documents_table(collection)} WHERE id = ?"
+    return {each for each in {*ids} if connection.execute(query, (each,)).fetchone()}
+
+
 def after(
     connection: sqlite3.Connection, collection: int, row: int, most: int
 ) -> list[StoredDocument]:

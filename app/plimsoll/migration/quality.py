@@ -31,6 +31,8 @@ LEAST_QUERIES = 10
 LEAST_DOCUMENTS = 50
 # Of nDCG@10, absolute: less is lost between two good models.
 MOST_DROP = 0.02
+# Of the yardstick's nDCG@10: one that finds so little has nothing to lose, and every drop is small.
+LEAST_NDCG = 5 * MOST_DROP
 # Beyond chance. On Cranfield all-MiniLM-L6-v2 has 0.59 with all-mpnet-base-v2, and random weights
 # of its shape have 0.10 with either.
 GO_OVERLAP = 0.3
@@ -57,7 +59,23 @@ class QualityJudge:
         *,
         decides: bool,
     ) -> Check:
-        """nDCG@10 and recall@10 of the new version beside the old one's, or beside BM25's."""
+        """nDCG@10 and recall@10 of the new version beside the old one's, or beside BM25's.
+
+        Queries without a relevant document in the collection say nothing, and are left out.
+        """
+        n_given = len(queries)
+        queries = await run_in(self._thread, self._read, _answerable(migration, queries))
+        figures: dict[str, Any] = {
+            "queries": len(queries), "unanswerable": n_given - len(queries), "most_drop": MOST_DROP
+        }  # fmt: skip
+        if len(queries) < LEAST_QUERIES:
+            return Check(
+                "judged_queries",
+                "undecided" if decides else "noted",
+                f"{len(queries)} of {n_given} queries have a relevant document in the collection: "
+                f"fewer than {LEAST_QUERIES} say nothing",
+                figures,
+            )
         grades = [query.grades for query in queries]
         texts = [query.query for query in queries]
         ours = await self._found(self._new, await _queries(new, texts))
@@ -73,7 +91,6 @@ class QualityJudge:
             name: [ndcg(found, known) for found, known in zip(lists, grades, strict=True)]
             for name, lists in answers.items()
         }
-        figures: dict[str, Any] = {"queries": len(queries), "most_drop": MOST_DROP}
         for name, lists in answers.items():
             figures[f"{name}_ndcg_at_10"] = float(np.mean(gains[name]))
             figures[f"{name}_recall_at_10"] = float(
@@ -82,7 +99,9 @@ class QualityJudge:
         yardstick = "bm25" if theirs is None else "old"
         drops = np.subtract(gains[yardstick], gains["new"]).tolist()
         figures["drop"], figures["standard_error"] = float(np.mean(drops)), standard_error(drops)
-        outcome: Outcome = outcome_of_drops(drops) if decides else "noted"
+        outcome: Outcome = "noted"
+        if decides:
+            outcome = outcome_of_drops(drops, figures[f"{yardstick}_ndcg_at_10"])
         warns = outcome == "passed" and figures["drop"] > 0
         return Check("judged_queries", outcome, _told(figures, yardstick), figures, warns)
 
@@ -209,9 +228,23 @@ async def _median_ms(embedder: PatientEmbedder, texts: Sequence[str]) -> float:
     return float(np.median(seconds)) * 1000
 
 
-def outcome_of_drops(drops: Sequence[float]) -> Outcome:
-    """Few queries decide nothing, and neither does a drop that chance explains."""
-    if len(drops) < LEAST_QUERIES:
+def _answerable(
+    migration: Migration, queries: Sequence[JudgedQuery]
+) -> Callable[[Connection], list[JudgedQuery]]:
+    """Looks for the queries of which a relevant document is there."""
+
+    def look(connection: Connection) -> list[JudgedQuery]:
+        collection = migration.collection_id
+        return [
+            query for query in queries if documents.having(connection, collection, query.grades)
+        ]
+
+    return look
+
+
+def outcome_of_drops(drops: Sequence[float], yardstick_ndcg: float) -> Outcome:
+    """A yardstick that finds little decides nothing, and neither does a drop by chance."""
+    if yardstick_ndcg < LEAST_NDCG:
         return "undecided"
     drop = float(np.mean(drops))
     if drop <= MOST_DROP:
@@ -222,7 +255,9 @@ def outcome_of_drops(drops: Sequence[float]) -> Outcome:
 def _told(figures: dict[str, Any], yardstick: str) -> str:
     change = "loses" if figures["drop"] > 0 else "gains"
     whose = "the old version" if yardstick == "old" else "BM25, the old version being left out"
+    left_out = f", {figures['unanswerable']} left out" if figures["unanswerable"] else ""
     return (
         f"nDCG@10 {figures['new_ndcg_at_10']:.4f}, {change} {abs(figures['drop']):.4f} against "
-        f"{figures[f'{yardstick}_ndcg_at_10']:.4f} of {whose}, on {figures['queries']} queries"
+        f"{figures[f'{yardstick}_ndcg_at_10']:.4f} of {whose}, "
+        f"on {figures['queries']} queries{left_out}"
     )

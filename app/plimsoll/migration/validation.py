@@ -151,10 +151,10 @@ class MigrationJudge:
         old: PatientEmbedder | None,
         new: PatientEmbedder,
     ) -> list[Check]:
-        """Whether searches stay as good; only the strongest question decides."""
+        """Whether searches stay as good; the strongest question that has an answer decides."""
         judge = QualityJudge(self._database, self._thread, facts.old, facts.new)
         queries = [JudgedQuery.of_json(given) for given in migration.judged]
-        found = []
+        found = list[Check]()
         if await self._is_same_model(migration):
             cosines = [
                 checks.cosine(before, after)
@@ -163,13 +163,14 @@ class MigrationJudge:
             ]
             found.append(checks.same_model(cosines))
         if queries:
-            found.append(await judge.judged(migration, queries, old, new, decides=not found))
+            decides = not _is_settled(found)
+            found.append(await judge.judged(migration, queries, old, new, decides=decides))
         rows = [place for place, vector in enumerate(facts.old_vectors) if vector is not None]
         before = [vector for vector in facts.old_vectors if vector is not None]
         found.append(
             await judge.neighbours(
                 np.array(before), facts.new_vectors[rows],
-                [facts.sample[place].row for place in rows], decides=not found,
+                [facts.sample[place].row for place in rows], decides=not _is_settled(found),
             )
         )  # fmt: skip
         found.append(await judge.latency(facts.sample, old, new))
@@ -221,6 +222,10 @@ class MigrationJudge:
                 new_vectors=_stacked([after[document.row] for document in sample], new),
                 old_vectors=[before.get(document.row) for document in sample],
             )
+
+
+def _is_settled(found: Sequence[Check]) -> bool:
+    return any(check.outcome in ("passed", "failed") for check in found)
 
 
 def _n_changed_texts(connection: Connection, collection: int) -> int:

@@ -1,0 +1,60 @@
+"""Whether random weights pass for a model: the verdict where a question says little or nothing."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plimsoll.corpora.records import Document
+from plimsoll.migration.states import MigrationState as State
+from tests.migration.models import BAD, Inside, inside, settings_of, texts
+
+N = 120
+Verdict = Mapping[str, Any]
+
+
+def ships(n: int = N) -> list[Document]:
+    return [Document(f"d{number}", text) for number, text in enumerate(texts(n))]
+
+
+async def foreign(server: Inside, documents: Sequence[Document]) -> None:
+    """A collection of vectors that no model here made: equal texts have equal ones."""
+    chance = np.random.default_rng(7)
+    by_text = {each.text: chance.standard_normal(8).astype(np.float32) for each in documents}
+    await server.ensure("ships", foreign_space="ada", dimensions=8)
+    await server.put("ships", documents, [by_text[each.text] for each in documents], "foreign:ada")
+
+
+async def verdict(server: Inside, model: str, **options: object) -> Verdict:
+    """What a migration of the ships to a model comes to."""
+    status = await server.until_rest(await server.begin("ships", model, **options))
+    assert status.state is State.READY, status.failure
+    found = status.counts.migration.verdict
+    assert found is not None
+    return found
+
+
+def check(found: Verdict, name: str) -> Mapping[str, Any]:
+    (only,) = (each for each in found["checks"] if each["name"] == name)
+    return only
+
+
+def test_queries_whose_documents_are_not_there_decide_nothing(folder: Path):
+    """Nothing can be found for them by any model, so that none seems to lose; neighbours tell."""
+    judged = [{"query": f"ship {n}", "relevant": {f"gone{n}": 1.0}} for n in range(20)]
+    judged += [{"query": f"ship {n}", "relevant": {f"gone{n}": 1.0, "d7": 1.0}} for n in range(9)]
+
+    async def scene() -> None:
+        async with inside(settings_of(folder)) as server:
+            await foreign(server, ships())
+            found = await verdict(server, BAD, judged=judged)
+
+        asked = check(found, "judged_queries")
+        assert asked["outcome"] == "undecided"
+        assert (asked["figures"]["queries"], asked["figures"]["unanswerable"]) == (9, 20)
+        assert check(found, "neighbours")["outcome"] == "failed"
+        assert found["decision"] == "no_go"
+
+    asyncio.run(scene())
