@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from plimsoll.corpora.records import Document
 from plimsoll.migration.states import MigrationState as State
@@ -55,6 +56,24 @@ def test_queries_whose_documents_are_not_there_decide_nothing(folder: Path):
         assert asked["outcome"] == "undecided"
         assert (asked["figures"]["queries"], asked["figures"]["unanswerable"]) == (9, 20)
         assert check(found, "neighbours")["outcome"] == "failed"
+        assert found["decision"] == "no_go"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("n_copies", [2, 5, 11])
+def test_copies_of_a_text_are_no_neighbours(folder: Path, n_copies: int):
+    """They are each other's nearest under any model, which says nothing of this one."""
+    copies = [Document(f"{each.id}-{n}", each.text) for each in ships(60) for n in range(n_copies)]
+
+    async def scene() -> None:
+        async with inside(settings_of(folder)) as server:
+            await foreign(server, copies)
+            found = await verdict(server, BAD)
+
+        asked = check(found, "neighbours")
+        assert asked["figures"]["documents"] == asked["figures"]["sampled"] == 60
+        assert asked["outcome"] == "failed"
         assert found["decision"] == "no_go"
 
     asyncio.run(scene())

@@ -20,7 +20,7 @@ from plimsoll.migration.embedder import PatientEmbedder
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.measures import DEPTH, mean_overlap, ndcg, recall, standard_error
 from plimsoll.migration.records import Migration
-from plimsoll.migration.scans import nearest
+from plimsoll.migration.scans import nearest, rows_of_different_texts
 from plimsoll.migration.verdict import Check, Outcome
 from plimsoll.serving.threads import run_in
 
@@ -105,26 +105,31 @@ class QualityJudge:
         warns = outcome == "passed" and figures["drop"] > 0
         return Check("judged_queries", outcome, _told(figures, yardstick), figures, warns)
 
-    async def neighbours(
-        self, old: np.ndarray, new: np.ndarray, rows: Sequence[int], *, decides: bool
-    ) -> Check:
-        """How far both versions agree on the nearest documents of sampled ones.
+    async def neighbours(self, most: int, seed: int, *, decides: bool) -> Check:
+        """How far both versions agree on the nearest documents of `most` ones, drawn at random.
 
-        old, new: float32, vectors of the documents in `rows`, of either version.
+        A text that stands in many documents counts once: its copies are each other's nearest under
+        any model.
         """
 
-        n_documents = await run_in(self._thread, self._read, self._n_compared)
-        figures: dict[str, Any] = {"documents": n_documents, "sampled": len(rows)}
+        def look(connection: Connection) -> tuple[int, list[list[int]], list[list[int]]]:
+            rows = rows_of_different_texts(connection, self._old, self._new)
+            drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+            if len(rows) < LEAST_DOCUMENTS:
+                return len(rows), [], []
+            before = _neighbours(connection, self._old, drawn, rows)
+            return len(rows), before, _neighbours(connection, self._new, drawn, rows)
+
+        n_documents, before, after = await run_in(self._thread, self._read, look)
+        figures: dict[str, Any] = {"documents": n_documents, "sampled": len(before)}
         if n_documents < LEAST_DOCUMENTS:
             return Check(
                 "neighbours",
                 "undecided" if decides else "noted",
-                f"fewer than {LEAST_DOCUMENTS} documents have both vectors: their neighbours say "
-                "nothing; give judged queries",
+                f"fewer than {LEAST_DOCUMENTS} documents of different texts have both vectors: "
+                "their neighbours say nothing; give judged queries",
                 figures,
             )
-        before = await run_in(self._thread, self._read, _near(self._old, old, rows))
-        after = await run_in(self._thread, self._read, _near(self._new, new, rows))
         overlap = mean_overlap(before, after, n_documents - 1)
         figures |= {
             "overlap_at_10": overlap, "go_from": GO_OVERLAP, "no_go_below": NO_GO_OVERLAP
@@ -177,10 +182,6 @@ class QualityJudge:
         lists = iter(await run_in(self._thread, self._read, look))
         return [[] if vector is None else next(lists) for vector in queries]
 
-    def _n_compared(self, connection: Connection) -> int:
-        """Documents that a neighbour may be: those of the version that has fewer."""
-        return min(vectors.count(connection, version.id) for version in (self._old, self._new))
-
     def _by_words(self, migration: Migration, texts: Sequence[str]) -> list[list[str]]:
         def look(connection: Connection) -> list[list[str]]:
             collection = migration.collection_id
@@ -200,19 +201,20 @@ class QualityJudge:
             return work(connection)
 
 
-def _near(
-    version: Version, queries: np.ndarray, rows: Sequence[int]
-) -> Callable[[Connection], list[list[int]]]:
-    """Looks for the neighbours of documents in `rows`, which are not their own."""
+def _neighbours(
+    connection: Connection, version: Version, drawn: np.ndarray, rows: np.ndarray
+) -> list[list[int]]:
+    """Neighbours, among `rows`, of documents drawn from them, which are not their own.
 
-    def look(connection: Connection) -> list[list[int]]:
-        found = nearest(connection, version, queries, DEPTH + 1)
-        return [
-            [near for near in nearby if near != row][:DEPTH]
-            for row, nearby in zip(rows, found, strict=True)
-        ]
-
-    return look
+    drawn, rows: int64, ascending.
+    """
+    by_row = vectors.get(connection, version.id, drawn.tolist())
+    queries = np.stack([by_row[row] for row in drawn.tolist()])
+    found = nearest(connection, version, queries, DEPTH + 1, among=rows)
+    return [
+        [near for near in nearby if near != row][:DEPTH]
+        for row, nearby in zip(drawn.tolist(), found, strict=True)
+    ]
 
 
 async def _queries(embedder: PatientEmbedder, texts: Sequence[str]) -> list[np.ndarray | None]:

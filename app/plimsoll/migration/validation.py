@@ -165,14 +165,8 @@ class MigrationJudge:
         if queries:
             decides = not _is_settled(found)
             found.append(await judge.judged(migration, queries, old, new, decides=decides))
-        rows = [place for place, vector in enumerate(facts.old_vectors) if vector is not None]
-        before = [vector for vector in facts.old_vectors if vector is not None]
-        found.append(
-            await judge.neighbours(
-                np.array(before), facts.new_vectors[rows],
-                [facts.sample[place].row for place in rows], decides=not _is_settled(found),
-            )
-        )  # fmt: skip
+        decides = not _is_settled(found)
+        found.append(await judge.neighbours(SAMPLE_DOCUMENTS, SEED, decides=decides))
         found.append(await judge.latency(facts.sample, old, new))
         return found
 
