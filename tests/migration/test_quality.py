@@ -10,7 +10,7 @@ import pytest
 
 from plimsoll.corpora.records import Document
 from plimsoll.migration.states import MigrationState as State
-from tests.migration.models import BAD, Inside, inside, settings_of, texts
+from tests.migration.models import BAD, OLD, Inside, inside, settings_of, texts
 
 N = 120
 Verdict = Mapping[str, Any]
@@ -75,5 +75,47 @@ def test_copies_of_a_text_are_no_neighbours(folder: Path, n_copies: int):
         assert asked["figures"]["documents"] == asked["figures"]["sampled"] == 60
         assert asked["outcome"] == "failed"
         assert found["decision"] == "no_go"
+
+    asyncio.run(scene())
+
+
+def gibberish() -> list[Document]:
+    """Texts that share no words: only what a model has learned brings two of them together."""
+    chance = np.random.default_rng(3)
+    letters = chance.choice([*"abcdefghijklmnopqrstuvwxyz"], (N, 40, 5))
+    return [
+        Document(f"d{number}", " ".join("".join(word) for word in words))
+        for number, words in enumerate(letters)
+    ]
+
+
+async def found_by(server: Inside, model: str) -> list[dict[str, Any]]:
+    """Queries judged by what one model finds first."""
+    await server.ensure(model, model=model)
+    await server.put(model, gibberish())
+    judged = []
+    for document in gibberish()[::6]:
+        query = document.text[:40]
+        found = await server.search(query, collection=model, top_k=3)
+        relevant = {each.document.id: 1.0 for each in found.results}
+        judged.append({"query": query, "relevant": relevant})
+    return judged
+
+
+@pytest.mark.parametrize(("judge", "decision"), [(BAD, "go"), (OLD, "no_go"), (None, "no_go")])
+def test_another_model_under_the_same_name_is_judged_by_its_searches(
+    folder: Path, judge: str | None, decision: str
+):
+    """It may be a better fine-tune, or random weights: its vectors lie elsewhere either way."""
+
+    async def scene() -> None:
+        async with inside(settings_of(folder)) as server:
+            judged = [] if judge is None else await found_by(server, judge)
+            await server.ensure("ships", model=OLD)
+            await server.put("ships", gibberish())
+            found = await verdict(server, BAD, judged=judged)
+
+        assert check(found, "same_model")["outcome"] == "noted"
+        assert found["decision"] == decision
 
     asyncio.run(scene())

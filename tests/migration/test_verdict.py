@@ -49,8 +49,8 @@ def test_a_go_can_warn():
         (checks.embedded_again(2, 1, [0.0, 2e-6]), "failed"),
         (checks.embedded_again(2, 1, [0.0]), "failed"),  # one gives no vector any more
         (checks.same_model([0.99, 1.0]), "passed"),
-        (checks.same_model([0.9899, 1.0]), "failed"),
-        (checks.same_model([]), "undecided"),
+        (checks.same_model([0.9899, 1.0]), "noted"),  # a fine-tune perhaps
+        (checks.same_model([]), "noted"),
     ],
     ids=lambda value: value.message if isinstance(value, Check) else value,
 )

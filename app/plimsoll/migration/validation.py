@@ -171,7 +171,7 @@ class MigrationJudge:
         return found
 
     async def _is_same_model(self, migration: Migration) -> bool:
-        """Whether both versions are one model's, in two quantizations or computes."""
+        """Whether both versions go by one model's name and shape, as two quantizations of it do."""
         source, target = migration.source, migration.target
         if source.model is None or target.model is None or not await self.can_embed(source):
             return False
