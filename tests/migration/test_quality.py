@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from plimsoll.corpora.records import Document
+from plimsoll.errors import InvalidRequestError
+from plimsoll.migration import journal
 from plimsoll.migration.states import MigrationState as State
 from tests.migration.models import BAD, OLD, Inside, inside, settings_of, texts
 
@@ -117,5 +119,47 @@ def test_another_model_under_the_same_name_is_judged_by_its_searches(
 
         assert check(found, "same_model")["outcome"] == "noted"
         assert found["decision"] == decision
+
+    asyncio.run(scene())
+
+
+def test_a_vector_of_a_query_has_the_size_of_the_old_space(folder: Path):
+    """It is refused when it is given: a migration that stops at its end would stop there again."""
+    judged = [{"query": "ship", "relevant": {"d1": 1.0}, "old_vector": [1.0] * 7}]
+
+    async def scene() -> None:
+        async with inside(settings_of(folder)) as server:
+            await foreign(server, ships())
+            with pytest.raises(InvalidRequestError, match=r"query 0 has 7 values.* 8$") as refused:
+                await server.begin("ships", BAD, judged=judged)
+            assert refused.value.param == "queries"
+            assert await server.migrations.statuses() == []
+
+            await verdict(server, BAD)
+            with pytest.raises(InvalidRequestError, match="query 0 has 7 values"):
+                await server.migrations.validate(1, judged, "test", "")
+            assert (await server.migrations.status(1)).state is State.READY
+
+    asyncio.run(scene())
+
+
+def test_one_that_failed_takes_other_queries(folder: Path):
+    """Those that it has may be why it failed."""
+    judged = [{"query": text, "relevant": {f"d{n}": 1.0}} for n, text in enumerate(texts(N)[:20])]
+
+    async def scene() -> None:
+        async with inside(settings_of(folder)) as server:
+            await foreign(server, ships())
+            number = await server.begin("ships", BAD, starts=False)
+            with server.corpora.database.writing() as connection:
+                for state in (State.RUNNING, State.FAILED):
+                    journal.change_state(connection, number, state, "test", "")
+            await server.migrations.validate(number, judged, "test", "")
+            status = await server.until_rest(number)
+            assert status.state is State.READY
+            assert status.counts.migration.verdict is not None
+            assert (
+                check(status.counts.migration.verdict, "judged_queries")["figures"]["queries"] == 20
+            )
 
     asyncio.run(scene())

@@ -14,6 +14,7 @@ from plimsoll.corpora import versions
 from plimsoll.corpora.records import Collection, Space, StoredDocument, Version
 from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.errors import MigrationStateError, UnknownMigrationError
+from plimsoll.migration.judged import check_judged
 from plimsoll.migration.records import Checkpoint, Migration, Quarantined, StateChange
 from plimsoll.migration.states import ENDED, MigrationState, check_change
 
@@ -30,7 +31,10 @@ def create(
     who: str,
     why: str,
 ) -> Migration:
-    """Note a new migration, planned. Raises MigrationStateError where another has not ended."""
+    """Note a new migration, planned.
+
+    Raises MigrationStateError where another has not ended, and as check_judged does.
+    """
     other = of_collection(connection, collection.id)
     if other is not None:
         raise MigrationStateError(
@@ -38,6 +42,7 @@ def create(
             "it before another begins"
         )
     source = collection.active
+    check_judged(judged, source.space)
     (number,) = connection.execute(
         """INSERT INTO migrations (collection, name, source_version, source_fingerprint,
             source_dimensions, source_model, target_version, target_fingerprint,
@@ -145,11 +150,12 @@ def set_verdict(connection: sqlite3.Connection, migration: int, verdict: Mapping
 
 
 def set_judged(
-    connection: sqlite3.Connection, migration: int, judged: Sequence[Mapping[str, Any]]
+    connection: sqlite3.Connection, migration: Migration, judged: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Keep the queries that the next verdict asks."""
+    """Keep the queries that the next verdict asks. Raises as check_judged does."""
+    check_judged(judged, migration.source)
     connection.execute(
-        "UPDATE migrations SET judged = ? WHERE id = ?", (json.dumps(judged), migration)
+        "UPDATE migrations SET judged = ? WHERE id = ?", (json.dumps(judged), migration.id)
     )
 
 

@@ -78,12 +78,14 @@ class QualityJudge:
             )
         grades = [query.grades for query in queries]
         texts = [query.query for query in queries]
-        ours = await self._found(self._new, await _queries(new, texts))
+        new_vectors = await new.embed_queries(texts)
+        figures["not_embedded"] = sum(vector is None for vector in new_vectors)
+        ours = await self._found(self._new, new_vectors)
         words = await run_in(self._thread, self._by_words, migration, texts)
         old_vectors = [query.old_vector for query in queries]
         theirs: list[list[str]] | None = None
         if old is not None:
-            theirs = await self._found(self._old, await _queries(old, texts))
+            theirs = await self._found(self._old, await old.embed_queries(texts))
         elif all(vector is not None for vector in old_vectors):
             theirs = await self._found(self._old, old_vectors)
         answers = {"new": ours, "bm25": words} | ({} if theirs is None else {"old": theirs})
@@ -215,10 +217,6 @@ def _neighbours(
         [near for near in nearby if near != row][:DEPTH]
         for row, nearby in zip(drawn.tolist(), found, strict=True)
     ]
-
-
-async def _queries(embedder: PatientEmbedder, texts: Sequence[str]) -> list[np.ndarray | None]:
-    return (await embedder.embed(texts, "search_query")).vectors
 
 
 async def _median_ms(embedder: PatientEmbedder, texts: Sequence[str]) -> float:
