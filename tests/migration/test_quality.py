@@ -163,3 +163,19 @@ def test_one_that_failed_takes_other_queries(folder: Path):
             )
 
     asyncio.run(scene())
+
+
+def test_judged_queries_are_read_only_to_judge_by_them(folder: Path):
+    """They may be megabytes of vectors, and a migration's row is read and written every batch."""
+    judged = [{"query": "ship", "relevant": {"d1": 1.0}}] * 3
+
+    async def scene() -> None:
+        async with inside(settings_of(folder)) as server:
+            await foreign(server, ships())
+            number = await server.begin("ships", BAD, judged=judged, starts=False)
+            with server.corpora.database.writing() as connection:
+                assert len(journal.judged_queries(connection, number)) == 3
+                connection.execute("UPDATE judged_queries SET queries = 'damaged'")
+                assert journal.find(connection, number).n_judged == 3
+
+    asyncio.run(scene())

@@ -60,6 +60,7 @@ class Facts:
     sample: list[StoredDocument]
     new_vectors: np.ndarray
     old_vectors: list[np.ndarray | None]
+    judged: list[JudgedQuery]
 
 
 class MigrationJudge:
@@ -153,7 +154,6 @@ class MigrationJudge:
     ) -> list[Check]:
         """Whether searches stay as good; the strongest question that has an answer decides."""
         judge = QualityJudge(self._database, self._thread, facts.old, facts.new)
-        queries = [JudgedQuery.of_json(given) for given in migration.judged]
         found = list[Check]()
         if await self._is_same_model(migration):
             cosines = [
@@ -162,9 +162,9 @@ class MigrationJudge:
                 if before is not None
             ]
             found.append(checks.same_model(cosines))
-        if queries:
+        if facts.judged:
             decides = not _is_settled(found)
-            found.append(await judge.judged(migration, queries, old, new, decides=decides))
+            found.append(await judge.judged(migration, facts.judged, old, new, decides=decides))
         decides = not _is_settled(found)
         found.append(await judge.neighbours(SAMPLE_DOCUMENTS, SEED, decides=decides))
         found.append(await judge.latency(facts.sample, old, new))
@@ -215,6 +215,7 @@ class MigrationJudge:
                 sample=sample,
                 new_vectors=_stacked([after[document.row] for document in sample], new),
                 old_vectors=[before.get(document.row) for document in sample],
+                judged=journal.judged_queries(connection, migration.id),
             )
 
 
