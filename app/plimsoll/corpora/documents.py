@@ -82,6 +82,15 @@ def of_rows(
     return [_document(values) for values in found if values is not None]
 
 
+def hashes(
+    connection: sqlite3.Connection, collection: int, rows: Sequence[int]
+) -> dict[int, bytes]:
+    """SHA-256 of the texts in these rows, of those that are there."""
+    query = f"SELECT row, text_sha256 FROM {documents_table(collection)} WHERE row = ?"
+    found = (connection.execute(query, (row,)).fetchone() for row in rows)
+    return dict(pair for pair in found if pair is not None)
+
+
 def of_ids(
     connection: sqlite3.Connection, collection: int, ids: Iterable[str]
 ) -> dict[str, StoredDocument]:
