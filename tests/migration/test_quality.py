@@ -11,7 +11,10 @@ import pytest
 from plimsoll.corpora.records import Document
 from plimsoll.errors import InvalidRequestError
 from plimsoll.migration import journal
+from plimsoll.migration.held_memory import HeldMemory
+from plimsoll.migration.stages import BATCH_BYTES, TEXT_COPIES
 from plimsoll.migration.states import MigrationState as State
+from plimsoll.serving.gate import RequestPermit
 from tests.migration.models import BAD, OLD, Inside, inside, settings_of, texts
 
 N = 120
@@ -177,5 +180,31 @@ def test_judged_queries_are_read_only_to_judge_by_them(folder: Path):
                 assert len(journal.judged_queries(connection, number)) == 3
                 connection.execute("UPDATE judged_queries SET queries = 'damaged'")
                 assert journal.find(connection, number).n_judged == 3
+
+    asyncio.run(scene())
+
+
+def test_judging_holds_memory_for_the_texts_that_it_reads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A batch of them at a time, however large the sampled documents are."""
+    held_bytes, hold = list[int](), HeldMemory.hold
+    large = [Document(each.id, each.text + " ship" * 1500) for each in ships(40)]
+
+    async def noting(memory: HeldMemory, n_bytes: int) -> RequestPermit:
+        held_bytes.append(n_bytes)
+        return await hold(memory, n_bytes)
+
+    async def scene() -> None:
+        async with inside(settings_of(folder)) as server:
+            await foreign(server, large)
+            await verdict(server, BAD)
+            monkeypatch.setattr(HeldMemory, "hold", noting)
+            await server.migrations.validate(1, None, "test", "")
+            await server.until_rest(1)
+
+        _, *of_texts = held_bytes
+        assert sum(of_texts) >= TEXT_COPIES * sum(len(each.text) for each in large)
+        assert max(of_texts) <= TEXT_COPIES * BATCH_BYTES
 
     asyncio.run(scene())

@@ -131,6 +131,21 @@ def rows(connection: sqlite3.Connection, collection: int) -> np.ndarray:
     return np.fromiter((row for (row,) in found), np.int64)
 
 
+def n_changed_texts(connection: sqlite3.Connection, collection: int) -> int:
+    """Documents whose text is not the one that its hash names: damage, or an edit by hand."""
+    found = connection.execute(f"SELECT text, text_sha256 FROM {documents_table(collection)}")
+    return sum(text_sha256(text) != digest for text, digest in found)
+
+
+def openings(
+    connection: sqlite3.Connection, collection: int, rows: Sequence[int], n_characters: int
+) -> list[str]:
+    """The first characters of the texts in these rows, of those that are there."""
+    query = f"SELECT substr(text, 1, ?) FROM {documents_table(collection)} WHERE row = ?"
+    found = (connection.execute(query, (n_characters, row)).fetchone() for row in rows)
+    return [values[0] for values in found if values is not None]
+
+
 def text_counts(connection: sqlite3.Connection, collection: int) -> tuple[int, int, int]:
     """How many documents, how many of them without text, how many with the text of another."""
     n, n_blank, n_different = connection.execute(

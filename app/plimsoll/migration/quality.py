@@ -14,7 +14,7 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
-from plimsoll.corpora.records import StoredDocument, Version
+from plimsoll.corpora.records import Version
 from plimsoll.corpora.words import search_words
 from plimsoll.migration.embedder import PatientEmbedder
 from plimsoll.migration.judged import JudgedQuery
@@ -147,10 +147,9 @@ class QualityJudge:
         return Check("neighbours", outcome, message, figures)
 
     async def latency(
-        self, sample: Sequence[StoredDocument], old: PatientEmbedder | None, new: PatientEmbedder
+        self, texts: Sequence[str], old: PatientEmbedder | None, new: PatientEmbedder
     ) -> Check:
         """How long one short query takes to embed, behind whatever else the server does."""
-        texts = [document.text[:TIMED_CHARACTERS] for document in sample[:TIMED_QUERIES]]
         figures: dict[str, Any] = {"queries": len(texts)}
         for name, embedder in (("new", new), ("old", old)):
             if embedder is not None and texts:

@@ -9,7 +9,7 @@ it looks again at every document: one that changed or went in the meantime keeps
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -67,6 +67,19 @@ class Written:
     checkpoint: Checkpoint
 
 
+def first_batch(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first rows, with the bytes of their texts, that are read at once: one at least."""
+    rows, total_bytes = list[tuple[int, int]](), 0
+    for row, n_bytes in sizes:
+        if rows and total_bytes + n_bytes > BATCH_BYTES:
+            break
+        rows.append((row, n_bytes))
+        total_bytes += n_bytes
+        if len(rows) == BATCH_TEXTS:
+            break
+    return rows
+
+
 class Reader:
     """Reads documents that lack a new vector, in the order of their rows."""
 
@@ -97,17 +110,9 @@ class Reader:
         return Batch(unread, await self._memory.hold(0), DocumentVectors(failures=failures))
 
     def _next_rows(self, migration: Migration, position: int) -> list[tuple[int, int]]:
-        rows, total_bytes = list[tuple[int, int]](), 0
         with self._database.reading() as connection:
             journal.check_there(connection, migration)
-            for row, n_bytes in journal.lacking(connection, migration, position):
-                if rows and total_bytes + n_bytes > BATCH_BYTES:
-                    break
-                rows.append((row, n_bytes))
-                total_bytes += n_bytes
-                if len(rows) == BATCH_TEXTS:
-                    break
-        return rows
+            return first_batch(journal.lacking(connection, migration, position))
 
     def _documents(self, migration: Migration, rows: Sequence[int]) -> list[StoredDocument]:
         with self._database.reading() as connection:
