@@ -172,13 +172,7 @@ class QualityJudge:
 
         def look(connection: Connection) -> list[list[str]]:
             found = nearest(connection, version, np.stack(given), DEPTH) if given else []
-            return [
-                [
-                    document.id
-                    for document in documents.of_rows(connection, version.collection_id, rows)
-                ]
-                for rows in found
-            ]
+            return [documents.ids(connection, version.collection_id, rows) for rows in found]
 
         lists = iter(await run_in(self._thread, self._read, look))
         return [[] if vector is None else next(lists) for vector in queries]
@@ -187,13 +181,7 @@ class QualityJudge:
         def look(connection: Connection) -> list[list[str]]:
             collection = migration.collection_id
             found = (search_words(connection, collection, text, DEPTH) for text in texts)
-            return [
-                [
-                    document.id
-                    for document in documents.of_rows(connection, collection, ranked.rows.tolist())
-                ]
-                for ranked in found
-            ]
+            return [documents.ids(connection, collection, ranked.rows.tolist()) for ranked in found]
 
         return self._read(look)
 
