@@ -101,9 +101,16 @@ def test_a_collection_goes_there_and_back_by_commands(
     assert "(409)" in refused.output
 
 
-def test_a_bad_model_is_no_go_and_exit_code_1(migrate: Migrate, ships: str, tmp_path: Path):
-    queries = tmp_path / "queries.jsonl"
-    lines = [json.dumps({"query": text, "relevant": [f"d{n}"]}) for n, text in enumerate(texts(12))]
+def test_a_bad_model_is_no_go_and_exit_code_1(
+    migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
+):
+    """The queries are judged by what the old model finds first."""
+    queries, lines = tmp_path / "queries.jsonl", list[str]()
+    for text in texts(12):
+        asked = {"query": text[:9], "top_k": 1, "mode": "dense"}
+        answer = client.post(f"/collections/{ships}/search", json=asked).json()
+        relevant = [answer["results"][0]["id"]]
+        lines.append(json.dumps({"query": text[:9], "relevant": relevant}))
     queries.write_text("\n".join(lines), encoding="utf-8")
 
     done = migrate("run", ships, "--model", BAD, "--queries", str(queries), "--json")

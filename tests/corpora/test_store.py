@@ -486,6 +486,28 @@ def test_a_file_takes_the_steps_that_it_lacks(database: Database, monkeypatch: p
     assert n_vectors(database, collection.active) == 1
 
 
+def test_judged_queries_of_an_older_file_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They stood in the migration's own row."""
+    path = tmp_path / "older.sqlite3"
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "STEPS", schema.STEPS[:2])
+        older = Database(path)
+        with older.writing() as connection:
+            connection.execute(
+                """INSERT INTO migrations (collection, name, source_version, source_fingerprint,
+                    source_dimensions, target_version, target_fingerprint, target_dimensions,
+                    state, judged)
+                VALUES (1, 'ships', 1, 'a', 8, 2, 'b', 8, 'ready', '[{"query": "ship"}]')"""
+            )
+        older.close()
+
+    database = Database(path)
+    with database.reading() as connection:
+        found = connection.execute("SELECT * FROM judged_queries").fetchall()
+    database.close()
+    assert found == [(1, 1, '[{"query": "ship"}]')]
+
+
 def test_a_step_that_fails_leaves_the_file_as_it_was(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ):

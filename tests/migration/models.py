@@ -90,11 +90,11 @@ class Inside:
         finally:
             permit.leave()
 
-    async def search(self, query: str, **options: Any) -> SearchResults:
-        """Search the collection of ships."""
+    async def search(self, query: str, collection: str = "ships", **options: Any) -> SearchResults:
+        """Search a collection."""
         permit = self.core.gate.permit()
         try:
-            task = SearchTask("ships", query, **{"top_k": 5, "mode": "dense", **options})
+            task = SearchTask(collection, query, **{"top_k": 5, "mode": "dense", **options})
             return await self.corpora.search.search(task, permit)
         finally:
             permit.leave()

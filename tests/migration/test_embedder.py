@@ -17,7 +17,12 @@ from plimsoll.errors import (
     SpaceMismatchError,
     TooLargeError,
 )
-from plimsoll.migration.embedder import MOST_ATTEMPTS, DocumentVectors, PatientEmbedder
+from plimsoll.migration.embedder import (
+    MOST_ATTEMPTS,
+    QUERIES_AT_ONCE,
+    DocumentVectors,
+    PatientEmbedder,
+)
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.tasks import Embeddings, EmbedTask, TextFailure
 from tests.fakes import fake_traits
@@ -174,3 +179,22 @@ def test_vectors_of_another_space_are_never_taken():
     scene.service.fingerprint = "v1:another"
     with pytest.raises(SpaceMismatchError):
         scene.embed("ship")
+
+
+@pytest.mark.parametrize("error", [TooLargeError, EncodeError])
+def test_one_query_that_cannot_be_embedded_leaves_the_others_their_vectors(
+    error: type[TooLargeError | EncodeError],
+):
+    """A judged query that is too long must not stop a migration at its end."""
+
+    def answer(texts: Sequence[str]) -> None:
+        if "too long" in texts:
+            raise error("no room for it")
+
+    scene = Scene(answer)
+    queries = ["query"] * 70 + ["too long"] + ["query"] * 70
+    found = asyncio.run(scene.embedder.embed_queries(queries))
+    assert [place for place, vector in enumerate(found) if vector is None] == [70]
+    assert len(found) == len(queries)
+    assert max(len(task.texts) for task in scene.service.tasks) == QUERIES_AT_ONCE
+    assert {task.input_type for task in scene.service.tasks} == {"search_query"}

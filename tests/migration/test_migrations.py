@@ -14,11 +14,14 @@ from plimsoll.corpora.tasks import SearchResults
 from plimsoll.errors import (
     MigrationStateError,
     StoreError,
+    TooLargeError,
     UnknownMigrationError,
     VerdictError,
 )
 from plimsoll.migration import journal
+from plimsoll.migration.stages import TEXT_COPIES
 from plimsoll.migration.states import MigrationState as State
+from plimsoll.serving.gate import RequestPermit
 from tests.migration.models import BAD, NEW, OLD, Inside, inside, settings_of, texts
 
 N = 120
@@ -347,9 +350,12 @@ def test_no_search_fails_or_mixes_spaces_while_the_pointer_changes(
 
 def test_random_weights_are_no_go_and_a_forced_one_can_be_rolled_back(folder: Path):
     """Judged queries tell: what the old version finds, the new one does not."""
-    judged = [{"query": text, "relevant": {f"d{n}": 1.0}} for n, text in enumerate(texts(N)[:20])]
 
     async def scene(server: Inside) -> None:
+        judged = []
+        for text in texts(N)[:20]:
+            best = (await server.search(text[:9])).results[0].document.id
+            judged.append({"query": text[:9], "relevant": {best: 1.0}})
         before = await server.search("ship load line")
         number = await ready(server, BAD, judged=judged)
         with pytest.raises(VerdictError, match="the verdict of migration 1 is no_go: "):
@@ -376,6 +382,33 @@ def test_a_verdict_can_be_asked_again_with_other_queries(folder: Path):
         figures = check["figures"]
         assert figures["queries"] == 20
         assert figures["old_recall_at_10"] == figures["new_recall_at_10"] == 1
+
+    run(folder, scene)
+
+
+def test_a_document_that_memory_is_never_enough_for_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It must not keep the others from moving."""
+    keep = RequestPermit.keep
+    huge = Document("huge", "ship " * 20_000)
+
+    def limited(permit: RequestPermit, n_bytes: int) -> None:
+        if n_bytes == len(huge.text) * TEXT_COPIES:
+            raise TooLargeError("never so much")
+        keep(permit, n_bytes)
+
+    async def scene(server: Inside) -> None:
+        await server.put("ships", [huge])
+        with monkeypatch.context() as patched:
+            patched.setattr(RequestPermit, "keep", limited)
+            number = await server.begin("ships", NEW)
+            status = await server.until_rest(number)
+
+        (left,) = status.counts.quarantine
+        assert (left.document_id, left.reason) == ("huge", "never so much")
+        assert status.state is State.READY
+        assert status.counts.n_vectors == N
 
     run(folder, scene)
 

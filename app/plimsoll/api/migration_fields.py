@@ -227,7 +227,7 @@ def migration_json(status: MigrationStatus) -> dict[str, Any]:
         "rollback": counts.way_back,
         "without_old_vector": counts.n_without_old,
         "watch": _watch_json(status),
-        "judged_queries": len(migration.judged),
+        "judged_queries": migration.n_judged,
         "verdict": migration.verdict,
         "quarantine": [
             {

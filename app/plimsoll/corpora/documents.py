@@ -82,12 +82,34 @@ def of_rows(
     return [_document(values) for values in found if values is not None]
 
 
+def hashes(
+    connection: sqlite3.Connection, collection: int, rows: Sequence[int]
+) -> dict[int, bytes]:
+    """SHA-256 of the texts in these rows, of those that are there."""
+    query = f"SELECT row, text_sha256 FROM {documents_table(collection)} WHERE row = ?"
+    found = (connection.execute(query, (row,)).fetchone() for row in rows)
+    return dict(pair for pair in found if pair is not None)
+
+
+def ids(connection: sqlite3.Connection, collection: int, rows: Sequence[int]) -> list[str]:
+    """Ids of the documents in these rows, in the order asked for; no text is read."""
+    query = f"SELECT id FROM {documents_table(collection)} WHERE row = ?"
+    found = (connection.execute(query, (row,)).fetchone() for row in rows)
+    return [values[0] for values in found if values is not None]
+
+
 def of_ids(
     connection: sqlite3.Connection, collection: int, ids: Iterable[str]
 ) -> dict[str, StoredDocument]:
     """Those of these documents that are there."""
     found = (get(connection, collection, document_id) for document_id in ids)
     return {document.id: document for document in found if document is not None}
+
+
+def having(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> set[str]:
+    """Those of these ids that a document has."""
+    query = f"SELECT 1 FROM {documents_table(collection)} WHERE id = ?"
+    return {each for each in {*ids} if connection.execute(query, (each,)).fetchone()}
 
 
 def after(
@@ -114,6 +136,21 @@ def rows(connection: sqlite3.Connection, collection: int) -> np.ndarray:
     """The rows of all documents, int64 (n,), in any order: SQLite reads the index of ids alone."""
     found = connection.execute(f"SELECT row FROM {documents_table(collection)}")
     return np.fromiter((row for (row,) in found), np.int64)
+
+
+def n_changed_texts(connection: sqlite3.Connection, collection: int) -> int:
+    """Documents whose text is not the one that its hash names: damage, or an edit by hand."""
+    found = connection.execute(f"SELECT text, text_sha256 FROM {documents_table(collection)}")
+    return sum(text_sha256(text) != digest for text, digest in found)
+
+
+def openings(
+    connection: sqlite3.Connection, collection: int, rows: Sequence[int], n_characters: int
+) -> list[str]:
+    """The first characters of the texts in these rows, of those that are there."""
+    query = f"SELECT substr(text, 1, ?) FROM {documents_table(collection)} WHERE row = ?"
+    found = (connection.execute(query, (n_characters, row)).fetchone() for row in rows)
+    return [values[0] for values in found if values is not None]
 
 
 def text_counts(connection: sqlite3.Connection, collection: int) -> tuple[int, int, int]:

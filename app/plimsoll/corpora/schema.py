@@ -83,6 +83,16 @@ STEPS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (migration, row)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (  # they may be megabytes, which a migration's row is not to be read and rewritten with
+        """CREATE TABLE judged_queries (
+            migration INTEGER PRIMARY KEY REFERENCES migrations (id),
+            n_queries INTEGER NOT NULL,
+            queries TEXT NOT NULL
+        ) STRICT""",
+        """INSERT INTO judged_queries (migration, n_queries, queries)
+            SELECT id, json_array_length(judged), judged FROM migrations""",
+        "ALTER TABLE migrations DROP COLUMN judged",
+    ),
 )
 
 

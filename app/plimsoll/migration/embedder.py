@@ -20,6 +20,7 @@ from plimsoll.serving.gate import AdmissionGate
 from plimsoll.serving.tasks import Embeddings, EmbedTask
 
 MOST_ATTEMPTS = 3
+QUERIES_AT_ONCE = 64
 
 Pause = Callable[[float], Awaitable[None]]
 Yielding = Callable[[str | None], None]
@@ -84,12 +85,29 @@ class PatientEmbedder:
         check_space(self._collection, self._space, answer)
         return answer
 
+    async def embed_queries(self, queries: Sequence[str]) -> list[np.ndarray | None]:
+        """Vectors of queries; None of one that cannot be embedded. Raises as `embed` otherwise."""
+        found = list[np.ndarray | None]()
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            found += await self._some_queries(queries[start : start + QUERIES_AT_ONCE])
+        return found
+
     async def embed_documents(self, documents: Sequence[StoredDocument]) -> DocumentVectors:
         """Embed what can be embedded, and say of the rest why not. Raises as `embed` otherwise."""
         found = DocumentVectors()
         if documents:
             await self._add(found, documents)
         return found
+
+    async def _some_queries(self, queries: Sequence[str]) -> list[np.ndarray | None]:
+        try:
+            return (await self.embed(queries, "search_query")).vectors
+        except (EncodeError, TooLargeError):
+            if len(queries) == 1:
+                return [None]
+        middle = len(queries) // 2
+        first = await self._some_queries(queries[:middle])
+        return first + await self._some_queries(queries[middle:])
 
     async def _add(self, found: DocumentVectors, documents: Sequence[StoredDocument]) -> None:
         try:

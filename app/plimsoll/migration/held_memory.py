@@ -1,6 +1,6 @@
 """Memory that a migration holds for what it has read, asked for as any client asks."""
 
-from plimsoll.errors import OverloadError
+from plimsoll.errors import OverloadError, TooLargeError
 from plimsoll.migration.embedder import Pause, Yielding
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 
@@ -18,7 +18,10 @@ class HeldMemory:
         self._permits = set[RequestPermit]()
 
     async def hold(self, n_bytes: int) -> RequestPermit:
-        """Hold so many bytes, waiting until there is room."""
+        """Hold so many bytes, waiting until there is room.
+
+        Raises TooLargeError where there never will be.
+        """
         permit = self._gate.permit()
         self._permits.add(permit)
         while True:
@@ -29,6 +32,9 @@ class HeldMemory:
             except OverloadError as error:
                 self._yielding(str(error))
                 wait_s = error.retry_after_s
+            except TooLargeError:
+                self.leave(permit)
+                raise
             await self._pause(wait_s)
 
     def leave(self, permit: RequestPermit) -> None:

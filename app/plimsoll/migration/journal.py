@@ -14,12 +14,14 @@ from plimsoll.corpora import versions
 from plimsoll.corpora.records import Collection, Space, StoredDocument, Version
 from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.errors import MigrationStateError, UnknownMigrationError
+from plimsoll.migration.judged import JudgedQuery, check_judged
 from plimsoll.migration.records import Checkpoint, Migration, Quarantined, StateChange
 from plimsoll.migration.states import ENDED, MigrationState, check_change
 
 _COLUMNS = """id, collection, name, source_version, source_fingerprint, source_dimensions,
     source_model, target_version, target_fingerprint, target_dimensions, target_model, state,
-    position, n_embedded, n_skipped, n_tokens, judged, verdict, created_at"""
+    position, n_embedded, n_skipped, n_tokens,
+    (SELECT n_queries FROM judged_queries WHERE migration = migrations.id), verdict, created_at"""
 
 
 def create(
@@ -30,7 +32,10 @@ def create(
     who: str,
     why: str,
 ) -> Migration:
-    """Note a new migration, planned. Raises MigrationStateError where another has not ended."""
+    """Note a new migration, planned.
+
+    Raises MigrationStateError where another has not ended, and as check_judged does.
+    """
     other = of_collection(connection, collection.id)
     if other is not None:
         raise MigrationStateError(
@@ -41,15 +46,16 @@ def create(
     (number,) = connection.execute(
         """INSERT INTO migrations (collection, name, source_version, source_fingerprint,
             source_dimensions, source_model, target_version, target_fingerprint,
-            target_dimensions, target_model, state, judged)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id""",
+            target_dimensions, target_model, state)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id""",
         (
             collection.id, collection.name,
             source.id, source.space.fingerprint, source.space.dimensions, source.space.model,
             target.id, target.space.fingerprint, target.space.dimensions, target.space.model,
-            MigrationState.PLANNED.value, json.dumps(judged),
+            MigrationState.PLANNED.value,
         ),
     ).fetchone()  # fmt: skip
+    _put_judged(connection, number, source.space, judged)
     _note_change(connection, number, None, MigrationState.PLANNED, who, why)
     return find(connection, number)
 
@@ -145,12 +151,18 @@ def set_verdict(connection: sqlite3.Connection, migration: int, verdict: Mapping
 
 
 def set_judged(
-    connection: sqlite3.Connection, migration: int, judged: Sequence[Mapping[str, Any]]
+    connection: sqlite3.Connection, migration: Migration, judged: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Keep the queries that the next verdict asks."""
-    connection.execute(
-        "UPDATE migrations SET judged = ? WHERE id = ?", (json.dumps(judged), migration)
-    )
+    """Keep the queries that the next verdict asks. Raises as check_judged does."""
+    _put_judged(connection, migration.id, migration.source, judged)
+
+
+def judged_queries(connection: sqlite3.Connection, migration: int) -> list[JudgedQuery]:
+    """The queries that it is judged by."""
+    (queries,) = connection.execute(
+        "SELECT queries FROM judged_queries WHERE migration = ?", (migration,)
+    ).fetchone()
+    return [JudgedQuery.of_json(given) for given in json.loads(queries)]
 
 
 def quarantine(
@@ -221,6 +233,20 @@ def _quarantined_now(migration: Migration) -> str:
         WHERE quarantine.migration = ? AND new.row IS NULL"""
 
 
+def _put_judged(
+    connection: sqlite3.Connection,
+    migration: int,
+    source: Space,
+    judged: Sequence[Mapping[str, Any]],
+) -> None:
+    check_judged(judged, source)
+    connection.execute(
+        """INSERT OR REPLACE INTO judged_queries (migration, n_queries, queries)
+        VALUES (?, ?, ?)""",
+        (migration, len(judged), json.dumps(judged)),
+    )
+
+
 def _note_change(
     connection: sqlite3.Connection,
     migration: int,
@@ -239,7 +265,7 @@ def _migration(row: tuple[Any, ...]) -> Migration:
     number, collection, name, *rest = row
     source_version, *source = rest[:4]
     target_version, *target = rest[4:8]
-    state, position, n_embedded, n_skipped, n_tokens, judged, verdict, created_at = rest[8:]
+    state, position, n_embedded, n_skipped, n_tokens, n_judged, verdict, created_at = rest[8:]
     return Migration(
         id=number,
         collection_id=collection,
@@ -250,7 +276,7 @@ def _migration(row: tuple[Any, ...]) -> Migration:
         target=Space(*target),
         state=MigrationState(state),
         checkpoint=Checkpoint(position, n_embedded, n_skipped, n_tokens),
-        judged=json.loads(judged),
+        n_judged=n_judged,
         verdict=json.loads(verdict) if verdict else None,
         created_at=created_at,
     )

@@ -1,10 +1,13 @@
 """Judged queries: what is asked, and which documents answer it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from plimsoll.corpora.records import Space
+from plimsoll.errors import InvalidRequestError
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,15 @@ class JudgedQuery:
             given["relevant"],
             None if vector is None else np.array(vector, np.float32),
         )
+
+
+def check_judged(judged: Sequence[Mapping[str, Any]], source: Space) -> None:
+    """Raise InvalidRequestError where a vector, as `of_json` takes it, is none of the old space."""
+    for place, given in enumerate(judged):
+        vector = given.get("old_vector")
+        if vector is not None and len(vector) != source.dimensions:
+            raise InvalidRequestError(
+                f"old_vector of query {place} has {len(vector)} values; those of the old version "
+                f"have {source.dimensions}",
+                param="queries",
+            )

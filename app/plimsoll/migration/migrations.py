@@ -193,17 +193,19 @@ class Migrations:
     async def validate(
         self, number: int, judged: Sequence[Mapping[str, Any]] | None, who: str, why: str
     ) -> MigrationStatus:
-        """Judge a ready one again, having tried again what failed. Raises as `pause` does.
+        """Judge a ready one again, having tried again what failed; a failed one goes on.
 
-        judged: None: by the queries it has.
+        judged: None: by the queries it has. Raises as `pause` does, and InvalidRequestError.
         """
 
         def work(connection: Connection) -> Migration:
-            state = journal.find(connection, number).state
-            if state is not _S.READY:
-                raise MigrationStateError(f"migration {number} is {state.value}, not ready")
+            migration = journal.find(connection, number)
+            if migration.state not in (_S.READY, _S.FAILED):
+                raise MigrationStateError(
+                    f"migration {number} is {migration.state.value}, neither ready nor failed"
+                )
             if judged is not None:
-                journal.set_judged(connection, number, judged)
+                journal.set_judged(connection, migration, judged)
             journal.clear_quarantine(connection, number)
             migration = journal.change_state(connection, number, _S.RUNNING, who, why)
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)

@@ -14,13 +14,13 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
-from plimsoll.corpora.records import StoredDocument, Version
+from plimsoll.corpora.records import Version
 from plimsoll.corpora.words import search_words
 from plimsoll.migration.embedder import PatientEmbedder
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.measures import DEPTH, mean_overlap, ndcg, recall, standard_error
 from plimsoll.migration.records import Migration
-from plimsoll.migration.scans import nearest
+from plimsoll.migration.scans import nearest, rows_of_different_texts
 from plimsoll.migration.verdict import Check, Outcome
 from plimsoll.serving.threads import run_in
 
@@ -31,6 +31,8 @@ LEAST_QUERIES = 10
 LEAST_DOCUMENTS = 50
 # Of nDCG@10, absolute: less is lost between two good models.
 MOST_DROP = 0.02
+# Of the yardstick's nDCG@10: one that finds so little has nothing to lose, and every drop is small.
+LEAST_NDCG = 5 * MOST_DROP
 # Beyond chance. On Cranfield all-MiniLM-L6-v2 has 0.59 with all-mpnet-base-v2, and random weights
 # of its shape have 0.10 with either.
 GO_OVERLAP = 0.3
@@ -57,15 +59,33 @@ class QualityJudge:
         *,
         decides: bool,
     ) -> Check:
-        """nDCG@10 and recall@10 of the new version beside the old one's, or beside BM25's."""
+        """nDCG@10 and recall@10 of the new version beside the old one's, or beside BM25's.
+
+        Queries without a relevant document in the collection say nothing, and are left out.
+        """
+        n_given = len(queries)
+        queries = await run_in(self._thread, self._read, _answerable(migration, queries))
+        figures: dict[str, Any] = {
+            "queries": len(queries), "unanswerable": n_given - len(queries), "most_drop": MOST_DROP
+        }  # fmt: skip
+        if len(queries) < LEAST_QUERIES:
+            return Check(
+                "judged_queries",
+                "undecided" if decides else "noted",
+                f"{len(queries)} of {n_given} queries have a relevant document in the collection: "
+                f"fewer than {LEAST_QUERIES} say nothing",
+                figures,
+            )
         grades = [query.grades for query in queries]
         texts = [query.query for query in queries]
-        ours = await self._found(self._new, await _queries(new, texts))
+        new_vectors = await new.embed_queries(texts)
+        figures["not_embedded"] = sum(vector is None for vector in new_vectors)
+        ours = await self._found(self._new, new_vectors)
         words = await run_in(self._thread, self._by_words, migration, texts)
         old_vectors = [query.old_vector for query in queries]
         theirs: list[list[str]] | None = None
         if old is not None:
-            theirs = await self._found(self._old, await _queries(old, texts))
+            theirs = await self._found(self._old, await old.embed_queries(texts))
         elif all(vector is not None for vector in old_vectors):
             theirs = await self._found(self._old, old_vectors)
         answers = {"new": ours, "bm25": words} | ({} if theirs is None else {"old": theirs})
@@ -73,7 +93,6 @@ class QualityJudge:
             name: [ndcg(found, known) for found, known in zip(lists, grades, strict=True)]
             for name, lists in answers.items()
         }
-        figures: dict[str, Any] = {"queries": len(queries), "most_drop": MOST_DROP}
         for name, lists in answers.items():
             figures[f"{name}_ndcg_at_10"] = float(np.mean(gains[name]))
             figures[f"{name}_recall_at_10"] = float(
@@ -82,30 +101,37 @@ class QualityJudge:
         yardstick = "bm25" if theirs is None else "old"
         drops = np.subtract(gains[yardstick], gains["new"]).tolist()
         figures["drop"], figures["standard_error"] = float(np.mean(drops)), standard_error(drops)
-        outcome: Outcome = outcome_of_drops(drops) if decides else "noted"
+        outcome: Outcome = "noted"
+        if decides:
+            outcome = outcome_of_drops(drops, figures[f"{yardstick}_ndcg_at_10"])
         warns = outcome == "passed" and figures["drop"] > 0
         return Check("judged_queries", outcome, _told(figures, yardstick), figures, warns)
 
-    async def neighbours(
-        self, old: np.ndarray, new: np.ndarray, rows: Sequence[int], *, decides: bool
-    ) -> Check:
-        """How far both versions agree on the nearest documents of sampled ones.
+    async def neighbours(self, most: int, seed: int, *, decides: bool) -> Check:
+        """How far both versions agree on the nearest documents of `most` ones, drawn at random.
 
-        old, new: float32, vectors of the documents in `rows`, of either version.
+        A text that stands in many documents counts once: its copies are each other's nearest under
+        any model.
         """
 
-        n_documents = await run_in(self._thread, self._read, self._n_compared)
-        figures: dict[str, Any] = {"documents": n_documents, "sampled": len(rows)}
+        def look(connection: Connection) -> tuple[int, list[list[int]], list[list[int]]]:
+            rows = rows_of_different_texts(connection, self._old, self._new)
+            drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+            if len(rows) < LEAST_DOCUMENTS:
+                return len(rows), [], []
+            before = _neighbours(connection, self._old, drawn, rows)
+            return len(rows), before, _neighbours(connection, self._new, drawn, rows)
+
+        n_documents, before, after = await run_in(self._thread, self._read, look)
+        figures: dict[str, Any] = {"documents": n_documents, "sampled": len(before)}
         if n_documents < LEAST_DOCUMENTS:
             return Check(
                 "neighbours",
                 "undecided" if decides else "noted",
-                f"fewer than {LEAST_DOCUMENTS} documents have both vectors: their neighbours say "
-                "nothing; give judged queries",
+                f"fewer than {LEAST_DOCUMENTS} documents of different texts have both vectors: "
+                "their neighbours say nothing; give judged queries",
                 figures,
             )
-        before = await run_in(self._thread, self._read, _near(self._old, old, rows))
-        after = await run_in(self._thread, self._read, _near(self._new, new, rows))
         overlap = mean_overlap(before, after, n_documents - 1)
         figures |= {
             "overlap_at_10": overlap, "go_from": GO_OVERLAP, "no_go_below": NO_GO_OVERLAP
@@ -121,10 +147,9 @@ class QualityJudge:
         return Check("neighbours", outcome, message, figures)
 
     async def latency(
-        self, sample: Sequence[StoredDocument], old: PatientEmbedder | None, new: PatientEmbedder
+        self, texts: Sequence[str], old: PatientEmbedder | None, new: PatientEmbedder
     ) -> Check:
         """How long one short query takes to embed, behind whatever else the server does."""
-        texts = [document.text[:TIMED_CHARACTERS] for document in sample[:TIMED_QUERIES]]
         figures: dict[str, Any] = {"queries": len(texts)}
         for name, embedder in (("new", new), ("old", old)):
             if embedder is not None and texts:
@@ -147,32 +172,16 @@ class QualityJudge:
 
         def look(connection: Connection) -> list[list[str]]:
             found = nearest(connection, version, np.stack(given), DEPTH) if given else []
-            return [
-                [
-                    document.id
-                    for document in documents.of_rows(connection, version.collection_id, rows)
-                ]
-                for rows in found
-            ]
+            return [documents.ids(connection, version.collection_id, rows) for rows in found]
 
         lists = iter(await run_in(self._thread, self._read, look))
         return [[] if vector is None else next(lists) for vector in queries]
-
-    def _n_compared(self, connection: Connection) -> int:
-        """Documents that a neighbour may be: those of the version that has fewer."""
-        return min(vectors.count(connection, version.id) for version in (self._old, self._new))
 
     def _by_words(self, migration: Migration, texts: Sequence[str]) -> list[list[str]]:
         def look(connection: Connection) -> list[list[str]]:
             collection = migration.collection_id
             found = (search_words(connection, collection, text, DEPTH) for text in texts)
-            return [
-                [
-                    document.id
-                    for document in documents.of_rows(connection, collection, ranked.rows.tolist())
-                ]
-                for ranked in found
-            ]
+            return [documents.ids(connection, collection, ranked.rows.tolist()) for ranked in found]
 
         return self._read(look)
 
@@ -181,23 +190,20 @@ class QualityJudge:
             return work(connection)
 
 
-def _near(
-    version: Version, queries: np.ndarray, rows: Sequence[int]
-) -> Callable[[Connection], list[list[int]]]:
-    """Looks for the neighbours of documents in `rows`, which are not their own."""
+def _neighbours(
+    connection: Connection, version: Version, drawn: np.ndarray, rows: np.ndarray
+) -> list[list[int]]:
+    """Neighbours, among `rows`, of documents drawn from them, which are not their own.
 
-    def look(connection: Connection) -> list[list[int]]:
-        found = nearest(connection, version, queries, DEPTH + 1)
-        return [
-            [near for near in nearby if near != row][:DEPTH]
-            for row, nearby in zip(rows, found, strict=True)
-        ]
-
-    return look
-
-
-async def _queries(embedder: PatientEmbedder, texts: Sequence[str]) -> list[np.ndarray | None]:
-    return (await embedder.embed(texts, "search_query")).vectors
+    drawn, rows: int64, ascending.
+    """
+    by_row = vectors.get(connection, version.id, drawn.tolist())
+    queries = np.stack([by_row[row] for row in drawn.tolist()])
+    found = nearest(connection, version, queries, DEPTH + 1, among=rows)
+    return [
+        [near for near in nearby if near != row][:DEPTH]
+        for row, nearby in zip(drawn.tolist(), found, strict=True)
+    ]
 
 
 async def _median_ms(embedder: PatientEmbedder, texts: Sequence[str]) -> float:
@@ -209,9 +215,23 @@ async def _median_ms(embedder: PatientEmbedder, texts: Sequence[str]) -> float:
     return float(np.median(seconds)) * 1000
 
 
-def outcome_of_drops(drops: Sequence[float]) -> Outcome:
-    """Few queries decide nothing, and neither does a drop that chance explains."""
-    if len(drops) < LEAST_QUERIES:
+def _answerable(
+    migration: Migration, queries: Sequence[JudgedQuery]
+) -> Callable[[Connection], list[JudgedQuery]]:
+    """Looks for the queries of which a relevant document is there."""
+
+    def look(connection: Connection) -> list[JudgedQuery]:
+        collection = migration.collection_id
+        return [
+            query for query in queries if documents.having(connection, collection, query.grades)
+        ]
+
+    return look
+
+
+def outcome_of_drops(drops: Sequence[float], yardstick_ndcg: float) -> Outcome:
+    """A yardstick that finds little decides nothing, and neither does a drop by chance."""
+    if yardstick_ndcg < LEAST_NDCG:
         return "undecided"
     drop = float(np.mean(drops))
     if drop <= MOST_DROP:
@@ -222,7 +242,9 @@ def outcome_of_drops(drops: Sequence[float]) -> Outcome:
 def _told(figures: dict[str, Any], yardstick: str) -> str:
     change = "loses" if figures["drop"] > 0 else "gains"
     whose = "the old version" if yardstick == "old" else "BM25, the old version being left out"
+    left_out = f", {figures['unanswerable']} left out" if figures["unanswerable"] else ""
     return (
         f"nDCG@10 {figures['new_ndcg_at_10']:.4f}, {change} {abs(figures['drop']):.4f} against "
-        f"{figures[f'{yardstick}_ndcg_at_10']:.4f} of {whose}, on {figures['queries']} queries"
+        f"{figures[f'{yardstick}_ndcg_at_10']:.4f} of {whose}, "
+        f"on {figures['queries']} queries{left_out}"
     )

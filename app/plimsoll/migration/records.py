@@ -26,7 +26,7 @@ class Checkpoint:
 class Migration:
     """A collection's move from one version to another.
 
-    judged: queries whose answers are known, as they were given. verdict: the last one, as JSON.
+    n_judged: queries whose answers are known. verdict: the last one, as JSON.
     """
 
     id: int
@@ -38,7 +38,7 @@ class Migration:
     target: Space
     state: MigrationState
     checkpoint: Checkpoint
-    judged: list[Mapping[str, Any]]
+    n_judged: int
     verdict: Mapping[str, Any] | None
     created_at: str
 

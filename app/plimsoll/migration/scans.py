@@ -12,6 +12,7 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.records import Version
+from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.migration.stages import NORM_TOLERANCE
 
 # Vectors that are compared bit by bit: the first that many rows.
@@ -58,16 +59,25 @@ def vector_health(connection: sqlite3.Connection, version: Version) -> VectorHea
 
 
 def nearest(
-    connection: sqlite3.Connection, version: Version, queries: np.ndarray, depth: int
+    connection: sqlite3.Connection,
+    version: Version,
+    queries: np.ndarray,
+    depth: int,
+    among: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Rows of the `depth` nearest vectors by cosine, nearest first, for each query.
 
     queries: float32 (n, dimensions), of the version's own space. Equal ones in order of their rows.
+    among: int64, ascending: no other rows are looked at; None: every one is.
     """
     queries = _unit(queries)
     scores = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for numbers, values in _segments(connection, version):
+        if among is not None:
+            start, end = np.searchsorted(among, (numbers[0], numbers[-1] + 1))
+            is_among = np.isin(numbers, among[start:end], assume_unique=True)
+            numbers, values = numbers[is_among], values[is_among]
         scores = np.hstack((scores, queries @ _unit(values).T))
         rows = np.hstack((rows, np.broadcast_to(numbers, (len(queries), len(numbers)))))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
@@ -75,6 +85,19 @@ def nearest(
         rows = np.take_along_axis(rows, order, axis=1)
     found: list[list[int]] = rows.tolist()
     return found
+
+
+def rows_of_different_texts(
+    connection: sqlite3.Connection, old: Version, new: Version
+) -> np.ndarray:
+    """A row of each text that has vectors of both versions, int64, ascending."""
+    found = connection.execute(
+        f"""SELECT min(documents.row) FROM {documents_table(old.collection_id)} AS documents
+        JOIN {vectors_table(old.id)} AS old ON old.row = documents.row
+        JOIN {vectors_table(new.id)} AS new ON new.row = documents.row
+        GROUP BY documents.text_sha256"""
+    )
+    return np.sort(np.fromiter((row for (row,) in found), np.int64))
 
 
 def sample_rows(

@@ -9,7 +9,7 @@ it looks again at every document: one that changed or went in the meantime keeps
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ import numpy as np
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space, StoredDocument
-from plimsoll.errors import MigrationStateError
+from plimsoll.errors import MigrationStateError, TooLargeError
 from plimsoll.migration import journal
 from plimsoll.migration.embedder import DocumentVectors, PatientEmbedder
 from plimsoll.migration.held_memory import HeldMemory
@@ -67,6 +67,19 @@ class Written:
     checkpoint: Checkpoint
 
 
+def first_batch(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first rows, with the bytes of their texts, that are read at once: one at least."""
+    rows, total_bytes = list[tuple[int, int]](), 0
+    for row, n_bytes in sizes:
+        if rows and total_bytes + n_bytes > BATCH_BYTES:
+            break
+        rows.append((row, n_bytes))
+        total_bytes += n_bytes
+        if len(rows) == BATCH_TEXTS:
+            break
+    return rows
+
+
 class Reader:
     """Reads documents that lack a new vector, in the order of their rows."""
 
@@ -78,29 +91,36 @@ class Reader:
     async def read(self, migration: Migration, position: int, out: Queue) -> None:
         """Give batches of what is behind `position`, then None."""
         while rows := await run_in(self._thread, self._next_rows, migration, position):
-            permit = await self._memory.hold(TEXT_COPIES * sum(n_bytes for _, n_bytes in rows))
             numbers = [row for row, _ in rows]
-            found = await run_in(self._thread, self._documents, migration, numbers)
-            await out.put(Batch(found, permit))
+            try:
+                permit = await self._memory.hold(TEXT_COPIES * sum(n_bytes for _, n_bytes in rows))
+            except TooLargeError as error:
+                await out.put(await self._left_out(migration, numbers, str(error)))
+            else:
+                found = await run_in(self._thread, self._documents, migration, numbers)
+                await out.put(Batch(found, permit))
             position = numbers[-1]
         await out.put(None)
 
+    async def _left_out(self, migration: Migration, rows: Sequence[int], reason: str) -> Batch:
+        """Documents that failed, without their texts: a lone one that is too large to be read."""
+        hashes = await run_in(self._thread, self._hashes, migration, rows)
+        unread = [StoredDocument(row, "", "", {}, digest) for row, digest in hashes.items()]
+        failures = {document.row: (reason, 1) for document in unread}
+        return Batch(unread, await self._memory.hold(0), DocumentVectors(failures=failures))
+
     def _next_rows(self, migration: Migration, position: int) -> list[tuple[int, int]]:
-        rows, total_bytes = list[tuple[int, int]](), 0
         with self._database.reading() as connection:
             journal.check_there(connection, migration)
-            for row, n_bytes in journal.lacking(connection, migration, position):
-                if rows and total_bytes + n_bytes > BATCH_BYTES:
-                    break
-                rows.append((row, n_bytes))
-                total_bytes += n_bytes
-                if len(rows) == BATCH_TEXTS:
-                    break
-        return rows
+            return first_batch(journal.lacking(connection, migration, position))
 
     def _documents(self, migration: Migration, rows: Sequence[int]) -> list[StoredDocument]:
         with self._database.reading() as connection:
             return documents.of_rows(connection, migration.collection_id, rows)
+
+    def _hashes(self, migration: Migration, rows: Sequence[int]) -> dict[int, bytes]:
+        with self._database.reading() as connection:
+            return documents.hashes(connection, migration.collection_id, rows)
 
 
 async def encode(
@@ -110,7 +130,8 @@ async def encode(
     free = asyncio.Semaphore(BATCHES_ENCODED)
 
     async def embed(batch: Batch) -> Batch:
-        batch.found = await embedder.embed_documents(batch.documents)
+        if not batch.found.failures:
+            batch.found = await embedder.embed_documents(batch.documents)
         free.release()
         return batch
 
@@ -176,17 +197,9 @@ def store(
     found: DocumentVectors,
 ) -> Written:
     """Store a batch's vectors, its failures and the checkpoint, in the transaction that is open."""
-    now = {
-        document.row: document
-        for document in documents.of_rows(
-            connection, migration.collection_id, [document.row for document in batch]
-        )
-    }
-    present = {
-        document.row
-        for document in batch
-        if document.row in now and now[document.row].text_sha256 == document.text_sha256
-    }
+    by_row = {document.row: document for document in batch}
+    now = documents.hashes(connection, migration.collection_id, list(by_row))
+    present = {row for row, document in by_row.items() if now.get(row) == document.text_sha256}
     # A writer of documents may have been quicker, with the same text.
     present -= vectors.having(connection, migration.target_version, list(present))
     rows = [row for row in found.vectors if row in present]
@@ -194,7 +207,7 @@ def store(
     failed = [row for row in found.failures if row in present]
     for row in failed:
         reason, n_attempts = found.failures[row]
-        journal.quarantine(connection, migration.id, now[row], reason, n_attempts)
+        journal.quarantine(connection, migration.id, by_row[row], reason, n_attempts)
     n_skipped = len(batch) - len(rows) - len(failed)
     before = migration.checkpoint
     checkpoint = replace(

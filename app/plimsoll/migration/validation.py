@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from sqlite3 import Connection
 
 import numpy as np
 
@@ -24,15 +23,17 @@ from plimsoll.errors import (
     ModelError,
     ModelLoadingError,
     OverloadError,
+    TooLargeError,
     UnknownModelError,
 )
 from plimsoll.migration import checks, journal
 from plimsoll.migration.embedder import PatientEmbedder, Pause, Yielding
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.judged import JudgedQuery
-from plimsoll.migration.quality import QualityJudge
+from plimsoll.migration.quality import TIMED_CHARACTERS, TIMED_QUERIES, QualityJudge
 from plimsoll.migration.records import Migration
 from plimsoll.migration.scans import VectorHealth, sample_rows, vector_health
+from plimsoll.migration.stages import TEXT_COPIES, first_batch
 from plimsoll.migration.verdict import Check, Verdict, decide
 from plimsoll.models.pool import ModelPool
 from plimsoll.policy.costs import vector_search_demand
@@ -46,7 +47,11 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Facts:
-    """What the file says of a migration's two versions. old_vectors: None where a row has none."""
+    """What the file says of a migration's two versions.
+
+    sample: rows that have a new vector, with the bytes of their documents. openings: short texts.
+    old_vectors: None where a row has none.
+    """
 
     old: Version
     new: Version
@@ -57,9 +62,11 @@ class Facts:
     n_quarantined: int
     n_lost: int
     health: VectorHealth
-    sample: list[StoredDocument]
+    sample: list[tuple[int, int]]
+    openings: list[str]
     new_vectors: np.ndarray
     old_vectors: list[np.ndarray | None]
+    judged: list[JudgedQuery]
 
 
 class MigrationJudge:
@@ -100,7 +107,7 @@ class MigrationJudge:
                 checks.hashes(facts.n_documents, facts.n_changed_texts),
                 checks.sound(facts.health),
                 checks.quarantine(facts.n_documents, facts.n_quarantined, facts.n_lost),
-                await self._sample(facts, new),
+                await self._sample(facts, new, memory),
                 *await self._quality(migration, facts, old, new),
                 checks.rollback(migration.source, can_embed=old is not None),
             ]  # fmt: skip
@@ -132,17 +139,36 @@ class MigrationJudge:
                 permit.leave()
             await self._pause(wait_s)
 
-    async def _sample(self, facts: Facts, new: PatientEmbedder) -> Check:
-        """Embed a sample again: what is stored must be what the texts give."""
-        found = await new.embed_documents(facts.sample)
-        pairs = [
-            (found.vectors[document.row], stored)
-            for document, stored in zip(facts.sample, facts.new_vectors, strict=True)
-            if document.row in found.vectors
-        ]
+    async def _sample(self, facts: Facts, new: PatientEmbedder, memory: HeldMemory) -> Check:
+        """Embed a sample again: what is stored must be what the texts give.
+
+        A document that memory is never enough for is left out of it.
+        """
+        n_sampled, pairs = 0, list[tuple[np.ndarray, np.ndarray]]()
+        left = facts.sample
+        while batch := first_batch(left):
+            left = left[len(batch) :]
+            try:
+                permit = await memory.hold(TEXT_COPIES * sum(n_bytes for _, n_bytes in batch))
+            except TooLargeError:
+                continue
+            rows = [row for row, _ in batch]
+            read, stored = await run_in(self._thread, self._with_vectors, facts.new, rows)
+            found = (await new.embed_documents(read)).vectors
+            n_sampled += len(read)
+            pairs += [(found[row], vector) for row, vector in stored.items() if row in found]
+            memory.leave(permit)
         n_identical = sum(np.array_equal(again, stored) for again, stored in pairs)
         distances = [1 - checks.cosine(again, stored) for again, stored in pairs]
-        return checks.embedded_again(len(facts.sample), n_identical, distances)
+        return checks.embedded_again(n_sampled, n_identical, distances)
+
+    def _with_vectors(
+        self, version: Version, rows: Sequence[int]
+    ) -> tuple[list[StoredDocument], dict[int, np.ndarray]]:
+        """Documents in these rows that have a vector, as both are now."""
+        with self._database.reading() as connection:
+            stored = vectors.get(connection, version.id, rows)
+            return documents.of_rows(connection, version.collection_id, list(stored)), stored
 
     async def _quality(
         self,
@@ -151,10 +177,9 @@ class MigrationJudge:
         old: PatientEmbedder | None,
         new: PatientEmbedder,
     ) -> list[Check]:
-        """Whether searches stay as good; only the strongest question decides."""
+        """Whether searches stay as good; the strongest question that has an answer decides."""
         judge = QualityJudge(self._database, self._thread, facts.old, facts.new)
-        queries = [JudgedQuery.of_json(given) for given in migration.judged]
-        found = []
+        found = list[Check]()
         if await self._is_same_model(migration):
             cosines = [
                 checks.cosine(before, after)
@@ -162,21 +187,16 @@ class MigrationJudge:
                 if before is not None
             ]
             found.append(checks.same_model(cosines))
-        if queries:
-            found.append(await judge.judged(migration, queries, old, new, decides=not found))
-        rows = [place for place, vector in enumerate(facts.old_vectors) if vector is not None]
-        before = [vector for vector in facts.old_vectors if vector is not None]
-        found.append(
-            await judge.neighbours(
-                np.array(before), facts.new_vectors[rows],
-                [facts.sample[place].row for place in rows], decides=not found,
-            )
-        )  # fmt: skip
-        found.append(await judge.latency(facts.sample, old, new))
+        if facts.judged:
+            decides = not _is_settled(found)
+            found.append(await judge.judged(migration, facts.judged, old, new, decides=decides))
+        decides = not _is_settled(found)
+        found.append(await judge.neighbours(SAMPLE_DOCUMENTS, SEED, decides=decides))
+        found.append(await judge.latency(facts.openings, old, new))
         return found
 
     async def _is_same_model(self, migration: Migration) -> bool:
-        """Whether both versions are one model's, in two quantizations or computes."""
+        """Whether both versions go by one model's name and shape, as two quantizations of it do."""
         source, target = migration.source, migration.target
         if source.model is None or target.model is None or not await self.can_embed(source):
             return False
@@ -203,7 +223,6 @@ class MigrationJudge:
             }
             old, new = by_id[migration.source_version], by_id[migration.target_version]
             rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)
-            sample = documents.of_rows(connection, migration.collection_id, rows)
             after = vectors.get(connection, new.id, rows)
             before = vectors.get(connection, old.id, rows)
             n_quarantined, n_lost = journal.count_quarantined(connection, migration)
@@ -211,25 +230,27 @@ class MigrationJudge:
                 old=old,
                 new=new,
                 n_documents=documents.count(connection, migration.collection_id),
-                n_changed_texts=_n_changed_texts(connection, migration.collection_id),
+                n_changed_texts=documents.n_changed_texts(connection, migration.collection_id),
                 n_lacking=sum(1 for _ in journal.lacking(connection, migration, 0)),
                 n_new_vectors=vectors.count(connection, new.id),
                 n_quarantined=n_quarantined,
                 n_lost=n_lost,
                 health=vector_health(connection, new),
-                sample=sample,
-                new_vectors=_stacked([after[document.row] for document in sample], new),
-                old_vectors=[before.get(document.row) for document in sample],
+                sample=[
+                    (row, documents.n_bytes(connection, migration.collection_id, [row]))
+                    for row in rows
+                ],
+                openings=documents.openings(
+                    connection, migration.collection_id, rows[:TIMED_QUERIES], TIMED_CHARACTERS
+                ),
+                new_vectors=_stacked([after[row] for row in rows], new),
+                old_vectors=[before.get(row) for row in rows],
+                judged=journal.judged_queries(connection, migration.id),
             )
 
 
-def _n_changed_texts(connection: Connection, collection: int) -> int:
-    """Documents whose text is not the one that its hash names: damage, or an edit by hand."""
-    n = position = 0
-    while batch := documents.after(connection, collection, position, 256):
-        n += sum(documents.text_sha256(each.text) != each.text_sha256 for each in batch)
-        position = batch[-1].row
-    return n
+def _is_settled(found: Sequence[Check]) -> bool:
+    return any(check.outcome in ("passed", "failed") for check in found)
 
 
 def _stacked(found: Sequence[np.ndarray], version: Version) -> np.ndarray:

@@ -153,7 +153,7 @@ def router(migrations: Migrations) -> APIRouter:
         "/migrations/{number}/validate",
         response_model=MigrationFields,
         responses=of_a_change,
-        summary="Judge a ready migration again",
+        summary="Judge a ready or failed migration again",
     )
     @needs(Access.ADMIN)
     async def validate_migration(number: MigrationNumber, body: ValidateRequest) -> Response:
