@@ -19,7 +19,7 @@ from plimsoll.errors import MigrationStateError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
-from plimsoll.migration.startup import leave_out_unserved
+from plimsoll.migration.startup import IdleVersions, leave_out_unserved
 from plimsoll.migration.states import UNDER_WAY, MigrationState
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
@@ -63,6 +63,7 @@ class Migrations:
         self._drain = drain
         self._thread = thread
         self._watch = CutoverWatch(clock)
+        self._looking: asyncio.Task[None] | None = None  # at versions that searches do not read
         self._going_back = set[asyncio.Task[None]]()
         self._changing = asyncio.Lock()  # a run is stopped before its state changes
 
@@ -81,10 +82,15 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
+        idle = IdleVersions(self._database, self._judge, self._thread)
+        self._looking = asyncio.create_task(idle.look(found))
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
         await self._runs.close()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait((self._looking,))
         await asyncio.gather(*self._going_back)
         await asyncio.to_thread(self._thread.shutdown)
 

@@ -48,6 +48,22 @@ def set_target_takes_writes(
         versions.set_takes_writes(connection, target, takes_writes=takes_writes)
 
 
+def set_idle_takes_writes(
+    connection: sqlite3.Connection, before: Migration, *, takes_writes: bool
+) -> bool:
+    """Whether new documents get a vector of the version that searches do not read.
+
+    Returns whether that is news. Does nothing where the migration is another than `before` now.
+    """
+    if journal.find(connection, before.id).state is not before.state:
+        return False
+    if not journal.is_there(connection, before):
+        return False
+    (idle,) = (each for each in _versions(connection, before) if each.id == before.idle[0])
+    versions.set_takes_writes(connection, idle, takes_writes=takes_writes)
+    return idle.takes_writes is not takes_writes
+
+
 def leave_out(
     connection: sqlite3.Connection, migration: Migration, numbers: list[int]
 ) -> list[Version]:

@@ -1,15 +1,23 @@
-"""What a server that starts has to know of migrations before it serves."""
+"""What a server that starts has to find out of migrations: which versions it can still write to."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from sqlite3 import Connection
 
+from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space
+from plimsoll.errors import StoreError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.records import Migration
-from plimsoll.migration.states import ENDED
+from plimsoll.migration.states import ENDED, UNDER_WAY, MigrationState
+from plimsoll.migration.validation import MigrationJudge
+from plimsoll.serving.threads import run_in
 
 log = logging.getLogger(__name__)
+
+# Those in which a version that searches do not read is kept in step, and no run looks after it.
+AT_REST = frozenset(MigrationState) - ENDED - UNDER_WAY - {MigrationState.FAILED}
 
 
 def leave_out_unserved(
@@ -37,3 +45,37 @@ def leave_out_unserved(
                 migration.id, migration.collection, version.space.model,
             )  # fmt: skip
     return found
+
+
+class IdleVersions:
+    """Looks whether models still embed into versions that searches do not read, while it serves.
+
+    A model has to be opened for that: its file may have been replaced, or may be back.
+    """
+
+    def __init__(self, database: Database, judge: MigrationJudge, thread: Executor) -> None:
+        self._database = database
+        self._judge = judge
+        self._thread = thread
+
+    async def look(self, migrations: Sequence[Migration]) -> None:
+        """Write on to versions whose model is as it was, and no more to others."""
+        for migration in migrations:
+            if migration.state not in AT_REST:
+                continue
+            _, space = migration.idle
+            takes_writes = await self._judge.can_embed(space)
+            try:
+                is_news = await run_in(self._thread, self._set, migration, takes_writes)
+            except StoreError as error:
+                log.error("%s", error)
+                continue
+            if is_news:
+                log.warning(
+                    "migration %d of %r: new documents get %s vector of %r from now on",
+                    migration.id, migration.collection, "a" if takes_writes else "no", space.model,
+                )  # fmt: skip
+
+    def _set(self, migration: Migration, takes_writes: bool) -> bool:
+        with self._database.writing() as connection:
+            return pointer.set_idle_takes_writes(connection, migration, takes_writes=takes_writes)

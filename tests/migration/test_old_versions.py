@@ -1,0 +1,135 @@
+"""A version that searches do not read, and whose model goes, changes or comes back."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from plimsoll.corpora.records import Document
+from plimsoll.migration.states import MigrationState as State
+from plimsoll.migration.status import MigrationStatus
+from tests.migration.models import (
+    BAD,
+    CHECK_S,
+    NAMES,
+    NEW,
+    OLD,
+    Inside,
+    inside,
+    settings_of,
+    texts,
+)
+
+N = 60
+UNREADABLE = b"GGUF, but no more of it"
+
+
+def play(
+    folder: Path, scene: Callable[[Inside], Awaitable[None]], names: tuple[str, ...] = NAMES
+) -> None:
+    """Start a server that serves these models, and play a scene in it."""
+
+    async def run() -> None:
+        async with inside(settings_of(folder, names)) as server:
+            await scene(server)
+
+    asyncio.run(run())
+
+
+async def make_ready(server: Inside) -> None:
+    """A collection of ships, with a migration that could be cut over."""
+    await server.ensure("ships", model=OLD)
+    await server.put("ships", [Document(f"d{n}", text) for n, text in enumerate(texts(N))])
+    status = await server.until_rest(await server.begin("ships", NEW))
+    assert status.state is State.READY, status.failure
+
+
+async def cut_over(server: Inside) -> None:
+    """Such a migration, cut over."""
+    await make_ready(server)
+    await server.migrations.cut_over(1, "test", "")
+
+
+async def roll_back(server: Inside) -> None:
+    """Such a migration, cut over and back."""
+    await cut_over(server)
+    await server.migrations.roll_back(1, "test", "")
+
+
+async def until(server: Inside, is_so: Callable[[MigrationStatus], bool]) -> MigrationStatus:
+    """Wait until the server has looked at the models."""
+    async with asyncio.timeout(20):
+        while not is_so(status := await server.migrations.status(1)):
+            await asyncio.sleep(CHECK_S)
+    return status
+
+
+def replace_by_other_weights(folder: Path) -> None:
+    shutil.copy(folder / f"{BAD}.gguf", folder / f"{OLD}.gguf")
+
+
+def make_unreadable(folder: Path) -> None:
+    (folder / f"{OLD}.gguf").write_bytes(UNREADABLE)
+
+
+@pytest.mark.parametrize("spoil", [replace_by_other_weights, make_unreadable])
+def test_documents_come_in_although_the_old_version_s_model_cannot_be_used(
+    folder: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+):
+    """What the old version lacks is told by the status, and once by the log."""
+
+    async def write(server: Inside) -> None:
+        await until(server, lambda status: not status.counts.keeps_old)
+        with server.corpora.database.writing() as connection:  # as before that was found out
+            connection.execute("UPDATE versions SET takes_writes = 1")
+        for name in ("x", "y"):
+            put = await server.put("ships", [Document(name, f"a lighthouse {name}")])
+            assert put.added == 1
+        assert (await server.search("a lighthouse x")).results[0].document.id == "x"
+        status = await server.migrations.status(1)
+        assert (status.counts.n_without_old, status.counts.way_back) == (2, "partial")
+
+    play(folder, cut_over)
+    spoil(folder)
+    with caplog.at_level(logging.WARNING, logger="plimsoll.corpora.ingest"):
+        play(folder, write)
+    told = [each for each in caplog.records if each.name == "plimsoll.corpora.ingest"]
+    assert [each.getMessage().startswith("new documents of 'ships' get no") for each in told] == [
+        True
+    ]
+
+
+def test_a_server_that_starts_finds_that_a_file_was_replaced_under_its_name(folder: Path):
+    """Its vectors would be refused at the next search after a rollback."""
+
+    async def look(server: Inside) -> None:
+        status = await until(server, lambda status: not status.counts.keeps_old)
+        assert (status.counts.n_without_old, status.counts.way_back) == (0, "partial")
+
+    play(folder, cut_over)
+    replace_by_other_weights(folder)
+    play(folder, look)
+
+
+def test_a_model_that_is_back_gets_new_documents_again(folder: Path):
+    """What came meanwhile is missing, and is told."""
+
+    async def without(server: Inside) -> None:
+        await server.put("ships", [Document("x", "a lighthouse")])
+        assert (await server.migrations.status(1)).counts.way_back == "partial"
+
+    async def back(server: Inside) -> None:
+        await until(server, lambda status: status.counts.keeps_old)
+        await server.put("ships", [Document("y", "a second lighthouse")])
+        status = await server.migrations.status(1)
+        assert (status.counts.n_without_old, status.counts.way_back) == (1, "partial")
+        await server.migrations.roll_back(1, "test", "")
+        await server.put("ships", [Document("x", "a lighthouse")])
+        assert (await server.migrations.status(1)).counts.way_back == "exact"
+
+    play(folder, cut_over)
+    play(folder, without, (NEW, BAD))
+    play(folder, back)
