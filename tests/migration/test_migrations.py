@@ -19,7 +19,7 @@ from plimsoll.errors import (
 )
 from plimsoll.migration import journal
 from plimsoll.migration.states import MigrationState as State
-from tests.migration.models import BAD, NEW, OLD, Inside, inside, settings_of, texts
+from tests.migration.models import BAD, CHECK_S, NEW, OLD, Inside, inside, settings_of, texts
 
 N = 120
 Scene = Callable[[Inside], Awaitable[None]]
@@ -194,6 +194,42 @@ def test_a_paused_migration_goes_on_where_it_was(folder: Path):
         assert done.state is State.READY
         assert done.counts.n_vectors == N + 30
         assert done.counts.migration.checkpoint.n_embedded == N
+
+    run(folder, scene)
+
+
+def test_a_request_that_is_cancelled_leaves_no_migration_without_its_run(folder: Path):
+    """What it has committed has its consequences."""
+
+    async def scene(server: Inside) -> None:
+        with server.corpora.database._writing:
+            asked = asyncio.create_task(server.begin("ships", NEW))
+            while not server.migrations._steps:
+                await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(0)  # the step hands its work to the thread, which waits
+            asked.cancel()
+        await asyncio.wait((asked,))
+        assert asked.cancelled()
+        await asyncio.gather(*server.migrations._steps)
+        async with asyncio.timeout(60):
+            assert (await server.until_rest(1)).state is State.READY
+
+    run(folder, scene)
+
+
+def test_a_run_of_what_is_not_under_way_ends_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """It was ready before it could be paused, for instance, and went on for nothing."""
+
+    async def scene(server: Inside) -> None:
+        number = await ready(server)
+        before = await server.migrations.status(number)
+        runs = server.migrations._runs
+        with monkeypatch.context() as patch:
+            patch.setattr(server.migrations._judge, "judge", None)
+            runs.start(number)
+            while runs.progress(number) is not None:
+                await asyncio.sleep(CHECK_S)
+        assert await server.migrations.status(number) == before
 
     run(folder, scene)
 

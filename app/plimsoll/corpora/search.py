@@ -76,7 +76,7 @@ class CollectionSearch:
         """Tell `listener` of each search by meaning: its collection, and whether it was answered.
 
         It was not where the version or its model is at fault, or where nothing was found without a
-        filter. Refusals for want of memory are not told.
+        filter in a collection with documents. Refusals for want of memory are not told.
         """
         self._listener = listener
 
@@ -127,7 +127,12 @@ class CollectionSearch:
         except (SpaceMismatchError, ModelError, EncodeError):
             self._tell(task.collection, is_answered=False)
             raise
-        self._tell(task.collection, is_answered=bool(found.results) or condition is not None)
+        is_answered = bool(found.results) or condition is not None
+        if not is_answered:
+            is_answered = await self._read(
+                lambda connection: _is_empty(connection, task.collection)
+            )
+        self._tell(task.collection, is_answered=is_answered)
         return found
 
     def _tell(self, collection: str, *, is_answered: bool) -> None:
@@ -273,6 +278,10 @@ def check_space(name: str, space: Space, embedded: Embeddings) -> None:
 def _collection_and_rows(connection: Connection, name: str) -> tuple[Collection, int]:
     collection = versions.find(connection, name)
     return collection, documents.last_row(connection, collection.id)
+
+
+def _is_empty(connection: Connection, name: str) -> bool:
+    return not documents.count(connection, versions.find(connection, name).id)
 
 
 def _degraded(degraded: Degraded) -> DegradedSearch:

@@ -6,7 +6,7 @@ one migration of a collection is open at a time.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from sqlite3 import Connection
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space
-from plimsoll.errors import MigrationStateError, StoreError, UnknownModelError
+from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
@@ -25,6 +25,7 @@ from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.migration.watch import CutoverWatch
 from plimsoll.models.pool import ModelPool
+from plimsoll.models.slot import LOADING_RETRY_S
 from plimsoll.serving.core import Drain
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.threads import run_in
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # Of a status that is watched.
 EVENT_EVERY_S = 1.0
+# For the old model to open, before the pointer changes.
+MOST_MODEL_WAIT_S = 30.0
 
 _S = MigrationState
 Change: TypeAlias = Callable[[Connection], Migration]
@@ -63,8 +66,9 @@ class Migrations:
         self._drain = drain
         self._thread = thread
         self._watch = CutoverWatch(clock)
-        self._looking: asyncio.Task[None] | None = None  # at versions that searches do not read
-        self._going_back = set[asyncio.Task[None]]()
+        self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
+        self._going_back: dict[int, asyncio.Task[None]] = {}  # one of a migration
+        self._steps = set[asyncio.Task[Any]]()  # changes under way
         self._changing = asyncio.Lock()  # a run is stopped before its state changes
 
     async def start(self) -> None:
@@ -83,25 +87,27 @@ class Migrations:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
         idle = IdleVersions(self._database, self._judge, self._thread)
-        self._looking = asyncio.create_task(idle.look(found))
+        self._looking = [asyncio.create_task(idle.look(found))]
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
+        asking = [*self._going_back.values(), *self._looking]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*self._steps, return_exceptions=True)
         await self._runs.close()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait((self._looking,))
-        await asyncio.gather(*self._going_back)
         await asyncio.to_thread(self._thread.shutdown)
 
     def searched(self, collection: str, is_answered: bool) -> None:
         """Take note of a search; too many without an answer soon after a cut-over take it back."""
         seen = self._watch.searched(collection, is_answered)
-        if seen is not None:
-            why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
-            task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
-            self._going_back.add(task)
-            task.add_done_callback(self._going_back.discard)
+        if seen is None or seen.number in self._going_back:
+            return
+        why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
+        task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
+        self._going_back[seen.number] = task
+        task.add_done_callback(lambda _: self._going_back.pop(seen.number))
 
     async def begin(
         self,
@@ -128,11 +134,13 @@ class Migrations:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration
 
-        migration = await self._write(work)
-        self._metrics.changed(migration.state.value)
-        if starts:
-            self._runs.start(migration.id)
-        return await self.status(migration.id)
+        async def step() -> Migration:
+            migration = await self._write_change(work)
+            if starts:
+                self._runs.start(migration.id)
+            return migration
+
+        return await self.status((await self._whole(step())).id)
 
     async def target_space(
         self, model: str, dimensions: int | None, permit: RequestPermit
@@ -194,7 +202,7 @@ class Migrations:
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration
 
-        return await self._change(number, work, starts=True)
+        return await self._change(number, work, self._runs.start)
 
     async def validate(
         self, number: int, judged: Sequence[Mapping[str, Any]] | None, who: str, why: str
@@ -215,67 +223,120 @@ class Migrations:
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration
 
-        return await self._change(number, work, starts=True)
+        return await self._change(number, work, self._runs.start)
 
     async def cut_over(
         self, number: int, who: str, why: str, *, force: bool = False
     ) -> MigrationStatus:
-        """Let searches read the new version. Raises VerdictError, MigrationStateError."""
-        source = (await self._read(lambda connection: journal.find(connection, number))).source
-        keeps_old = await self._judge.can_embed(source)
-        status = await self._change(
+        """Let searches read the new version.
+
+        Raises VerdictError, MigrationStateError, and ModelLoadingError where the old model takes
+        long to open.
+        """
+        before = await self._read(lambda connection: journal.find(connection, number))
+        keeps_old = await self._can_embed(before.source)
+        return await self._change(
             number,
             lambda connection: pointer.cut_over(
                 connection, number, who, why, force=force, keeps_old=keeps_old
             ),
+            lambda number: self._watch.begin(number, before.collection),
         )
-        self._watch.begin(number, status.counts.migration.collection)
-        return await self.status(number)
 
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
         """Let searches read the old version again. Raises MigrationStateError."""
-        self._watch.end(number)
         return await self._change(
-            number, lambda connection: pointer.roll_back(connection, number, who, why)
+            number,
+            lambda connection: pointer.roll_back(connection, number, who, why),
+            self._watch.end,
         )
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
         """Drop the version that searches do not read. Raises MigrationStateError."""
-        self._watch.end(number)
         return await self._change(
-            number, lambda connection: pointer.purge(connection, number, who, why)
+            number,
+            lambda connection: pointer.purge(connection, number, who, why),
+            self._watch.end,
         )
 
-    async def _change(self, number: int, work: Change, *, starts: bool = False) -> MigrationStatus:
-        async with self._changing:
-            await self._write_change(work)
-            if starts:
-                self._runs.start(number)
+    async def _change(
+        self, number: int, work: Change, then: Callable[[int], None] = lambda number: None
+    ) -> MigrationStatus:
+        """Change a state; then: what follows in this process, told the number."""
+
+        async def step() -> None:
+            async with self._changing:
+                await self._write_change(work)
+                then(number)
+
+        await self._whole(step())
         return await self.status(number)
 
     async def _stop_and_change(self, number: int, work: Change) -> MigrationStatus:
-        async with self._changing:
-            is_worked_on = self._runs.progress(number) is not None
-            await self._runs.stop(number)
-            try:
-                await self._write_change(work)
-            except BaseException:
-                if is_worked_on:
-                    self._runs.start(number)
-                raise
-            self._runs.forget_failure(number)
+        async def step() -> None:
+            async with self._changing:
+                is_worked_on = self._runs.progress(number) is not None
+                await self._runs.stop(number)
+                try:
+                    await self._write_change(work)
+                except BaseException:
+                    if is_worked_on:  # it ends at once where nothing is under way any more
+                        self._runs.start(number)
+                    raise
+                self._runs.forget_failure(number)
+
+        await self._whole(step())
         return await self.status(number)
 
-    async def _write_change(self, work: Change) -> None:
+    async def _whole(self, step: Coroutine[Any, Any, T]) -> T:
+        """Take a step to its end, also for a caller that is cancelled.
+
+        What was committed has its consequences in this process: a run that begins, a watch.
+        """
+        task = asyncio.create_task(step)
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        return await asyncio.shield(task)
+
+    async def _write_change(self, work: Change) -> Migration:
         changed = await self._write(work)
         self._metrics.changed(changed.state.value)
+        return changed
 
     async def _go_back(self, number: int, why: str) -> None:
-        log.error("migration %d is taken back: %s", number, why)
         try:
+            no_better = await self._why_no_better(number)
+            if no_better is not None:
+                log.error("migration %d is not taken back (%s): %s", number, why, no_better)
+                self._watch.stay(number, no_better)
+                return
+            log.error("migration %d is taken back: %s", number, why)
             await self.roll_back(number, SERVER, why)
-        except (MigrationStateError, StoreError) as error:  # an operator was quicker; a full disk
+        # An operator was quicker; or a full disk, a slow model: the next such search tries again.
+        except (MigrationStateError, StoreError, ModelLoadingError) as error:
             log.error("migration %d is not taken back: %s", number, error)
+
+    async def _why_no_better(self, number: int) -> str | None:
+        """Why searches of the old version would lack documents, or have no answer either."""
+        counts = (await self.status(number)).counts
+        if not counts.keeps_old:
+            return "what was written after cut-over is not in the old version"
+        source = counts.migration.source
+        if not await self._can_embed(source):
+            return f"{source.model!r} does not embed queries into the old version any more"
+        return None
+
+    async def _can_embed(self, space: Space) -> bool:
+        """As the judge says, who is patient; a change is not. Raises ModelLoadingError."""
+        try:
+            async with asyncio.timeout(MOST_MODEL_WAIT_S):
+                return await self._judge.can_embed(space)
+        except TimeoutError:
+            raise ModelLoadingError(
+                f"{space.model!r} has not opened within {MOST_MODEL_WAIT_S:.0f} s; the migration "
+                "is as it was",
+                retry_after_s=LOADING_RETRY_S,
+            ) from None
 
     def _is_served(self, space: Space) -> bool:
         if space.model is None:
