@@ -167,10 +167,13 @@ def test_a_collection_without_documents_moves_too(folder: Path):
 def test_a_collection_has_one_migration_at_a_time(folder: Path):
     async def scene(server: Inside) -> None:
         await ready(server)
-        with pytest.raises(MigrationStateError, match="migration 1 of 'ships' is ready"):
+        with pytest.raises(MigrationStateError, match="migration 1 of 'ships' is ready; cancel it"):
             await server.begin("ships", BAD)
         with pytest.raises(UnknownMigrationError):
             await server.migrations.status(2)
+        await server.migrations.cut_over(1, "test", "")
+        with pytest.raises(MigrationStateError, match="is cut_over; purge it"):
+            await server.begin("ships", BAD)
         assert "vectors_3" not in tables(server)
 
     run(folder, scene)

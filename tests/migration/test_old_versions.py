@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from plimsoll.corpora.records import Document
+from plimsoll.corpora.records import Document, Space
+from plimsoll.errors import MigrationStateError, ModelLoadingError, VerdictError
+from plimsoll.migration import migrations
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.migration.status import MigrationStatus
 from tests.migration.models import (
@@ -133,3 +135,79 @@ def test_a_model_that_is_back_gets_new_documents_again(folder: Path):
     play(folder, cut_over)
     play(folder, without, (NEW, BAD))
     play(folder, back)
+
+
+def test_a_rolled_back_one_that_lacks_documents_is_filled_and_cut_over_again(folder: Path):
+    """One start without the new model is no end of it."""
+
+    async def without(server: Inside) -> None:
+        await server.put("ships", [Document("x", "a lighthouse")])
+
+    async def back(server: Inside) -> None:
+        with pytest.raises(VerdictError, match="1 documents came that lack a new vector: validate"):
+            await server.migrations.cut_over(1, "test", "")
+        with pytest.raises(MigrationStateError, match="is rolled_back; validate it instead"):
+            await server.migrations.resume(1, "test", "")
+        await server.migrations.validate(1, None, "test", "")
+        status = await server.until_rest(1)
+        assert (status.state, status.counts.n_vectors) == (State.READY, N + 1)
+        await server.put("ships", [Document("y", "a second lighthouse")])
+        await server.migrations.cut_over(1, "test", "")
+        assert (await server.search("a lighthouse")).results[0].document.id == "x"
+        await server.migrations.roll_back(1, "test", "")
+        assert (await server.migrations.status(1)).counts.way_back == "exact"
+
+    play(folder, roll_back)
+    play(folder, without, (OLD, BAD))
+    play(folder, back)
+
+
+def test_a_rolled_back_one_can_be_filled_before_the_server_has_looked(folder: Path):
+    """What comes in the meantime is embedded into both versions."""
+
+    async def back(server: Inside) -> None:
+        with server.corpora.database.writing() as connection:
+            connection.execute("UPDATE versions SET takes_writes = 0")
+        await server.migrations.validate(1, None, "test", "")
+        await server.put("ships", [Document("x", "a lighthouse")])
+        status = await server.until_rest(1)
+        assert status.counts.n_vectors == status.counts.n_documents == N + 1
+
+    play(folder, roll_back)
+    play(folder, back)
+
+
+def test_cut_over_asks_to_be_forced_where_the_way_back_is_lost_since_the_verdict(folder: Path):
+    """The verdict said that rollback is exact, and that is what a go was given to."""
+
+    async def lost(server: Inside) -> None:
+        with pytest.raises(VerdictError, match=r"'old' cannot be used any more .* force the cut"):
+            await server.migrations.cut_over(1, "test", "")
+        status = await server.migrations.status(1)
+        assert status.state is State.READY
+        forced = await server.migrations.cut_over(1, "test", "", force=True)
+        assert forced.counts.way_back == "partial"
+
+    play(folder, make_ready)
+    make_unreadable(folder)
+    play(folder, lost)
+
+
+def test_cut_over_waits_for_the_old_model_only_so_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def scene(server: Inside) -> None:
+        await make_ready(server)
+
+        async def opens(space: Space) -> bool:
+            await asyncio.Event().wait()
+            return True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(migrations, "MOST_MODEL_WAIT_S", 0)
+            patch.setattr(server.migrations._judge, "can_embed", opens)
+            with pytest.raises(ModelLoadingError, match="the migration is as it was"):
+                await server.migrations.cut_over(1, "test", "")
+        assert (await server.migrations.status(1)).state is State.READY
+
+    play(folder, scene)

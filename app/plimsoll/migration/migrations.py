@@ -41,6 +41,7 @@ EVENT_EVERY_S = 1.0
 MOST_MODEL_WAIT_S = 30.0
 
 _S = MigrationState
+JUDGED = (_S.READY, _S.ROLLED_BACK)
 Change: TypeAlias = Callable[[Connection], Migration]
 
 
@@ -196,8 +197,10 @@ class Migrations:
             migration = journal.find(connection, number)
             # One that stopped and could not write that down is under way, by what the file says.
             if self._runs.unwritten_failure(number) is None:
-                if migration.state is _S.READY:
-                    raise MigrationStateError(f"migration {number} is ready; validate it instead")
+                if migration.state in JUDGED:
+                    raise MigrationStateError(
+                        f"migration {number} is {migration.state.value}; validate it instead"
+                    )
                 migration = journal.change_state(connection, number, _S.RUNNING, who, why)
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration
@@ -207,15 +210,19 @@ class Migrations:
     async def validate(
         self, number: int, judged: Sequence[Mapping[str, Any]] | None, who: str, why: str
     ) -> MigrationStatus:
-        """Judge a ready one again, having tried again what failed. Raises as `pause` does.
+        """Judge again one that is ready or rolled back, having embedded what lacks a new vector.
+
+        What failed is tried again. Raises as `pause` does.
 
         judged: None: by the queries it has.
         """
 
         def work(connection: Connection) -> Migration:
             state = journal.find(connection, number).state
-            if state is not _S.READY:
-                raise MigrationStateError(f"migration {number} is {state.value}, not ready")
+            if state not in JUDGED:
+                raise MigrationStateError(
+                    f"migration {number} is {state.value}, not ready or rolled back"
+                )
             if judged is not None:
                 journal.set_judged(connection, number, judged)
             journal.clear_quarantine(connection, number)
