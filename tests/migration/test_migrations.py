@@ -207,13 +207,13 @@ def test_a_request_that_is_cancelled_leaves_no_migration_without_its_run(folder:
     async def scene(server: Inside) -> None:
         with server.corpora.database._writing:
             asked = asyncio.create_task(server.begin("ships", NEW))
-            while not server.migrations._steps:
+            while not server.migrations._changes._steps:
                 await asyncio.sleep(CHECK_S)
             await asyncio.sleep(0)  # the step hands its work to the thread, which waits
             asked.cancel()
         await asyncio.wait((asked,))
         assert asked.cancelled()
-        await asyncio.gather(*server.migrations._steps)
+        await asyncio.gather(*server.migrations._changes._steps)
         async with asyncio.timeout(60):
             assert (await server.until_rest(1)).state is State.READY
 

@@ -5,9 +5,11 @@ import logging
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from plimsoll.composition.migrations import SCAN_THREADS
 from plimsoll.corpora.records import Document, Space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, VerdictError
 from plimsoll.migration import migrations
@@ -209,5 +211,23 @@ def test_cut_over_waits_for_the_old_model_only_so_long(
             with pytest.raises(ModelLoadingError, match="the migration is as it was"):
                 await server.migrations.cut_over(1, "test", "")
         assert (await server.migrations.status(1)).state is State.READY
+
+    play(folder, scene)
+
+
+def test_a_rollback_waits_for_no_scan(folder: Path):
+    """A verdict reads all vectors of a collection, and a fault cannot wait for that."""
+
+    async def scene(server: Inside) -> None:
+        await cut_over(server)
+        is_over = Event()
+        for _ in range(SCAN_THREADS):
+            server.migrations._scans.submit(is_over.wait)
+        try:
+            async with asyncio.timeout(20):
+                back = await server.migrations.roll_back(1, "test", "")
+        finally:
+            is_over.set()
+        assert back.state is State.ROLLED_BACK
 
     play(folder, scene)

@@ -6,17 +6,18 @@ one migration of a collection is open at a time.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from sqlite3 import Connection
 from time import monotonic
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
+from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
 from plimsoll.migration.startup import IdleVersions, leave_out_unserved
@@ -28,10 +29,7 @@ from plimsoll.models.pool import ModelPool
 from plimsoll.models.slot import LOADING_RETRY_S
 from plimsoll.serving.core import Drain
 from plimsoll.serving.gate import RequestPermit
-from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.migrations import MigrationMetrics
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +40,14 @@ MOST_MODEL_WAIT_S = 30.0
 
 _S = MigrationState
 JUDGED = (_S.READY, _S.ROLLED_BACK)
-Change: TypeAlias = Callable[[Connection], Migration]
 
 
 class Migrations:
-    """Begins and ends migrations. thread: reads and writes the file for them; ends with `close`."""
+    """Begins and ends migrations.
+
+    thread: reads and writes the file for changes of state. scans: the threads of runs and verdicts,
+    which may take long. Both end with `close`.
+    """
 
     def __init__(
         self,
@@ -57,27 +58,26 @@ class Migrations:
         metrics: MigrationMetrics,
         drain: Drain,
         thread: ThreadPoolExecutor,
+        scans: ThreadPoolExecutor,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._database = database
         self._models = models
         self._runs = runs
         self._judge = judge
-        self._metrics = metrics
         self._drain = drain
-        self._thread = thread
+        self._scans = scans
+        self._changes = StateChanges(database, runs, metrics, thread)
         self._watch = CutoverWatch(clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
         self._going_back: dict[int, asyncio.Task[None]] = {}  # one of a migration
-        self._steps = set[asyncio.Task[Any]]()  # changes under way
-        self._changing = asyncio.Lock()  # a run is stopped before its state changes
 
     async def start(self) -> None:
         """Go on with what was under way when the server stopped."""
         if not self._database.path.exists():
             return
         try:
-            found = await self._write(
+            found = await self._changes.write(
                 lambda connection: leave_out_unserved(connection, self._is_served)
             )
         except StoreError as error:  # collections are refused with it; all else is served
@@ -87,7 +87,7 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
-        idle = IdleVersions(self._database, self._judge, self._thread)
+        idle = IdleVersions(self._changes, self._judge)
         self._looking = [asyncio.create_task(idle.look(found))]
 
     async def close(self) -> None:
@@ -96,9 +96,10 @@ class Migrations:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-        await asyncio.gather(*self._steps, return_exceptions=True)
+        await self._changes.finish()
         await self._runs.close()
-        await asyncio.to_thread(self._thread.shutdown)
+        await self._changes.close()
+        await asyncio.to_thread(self._scans.shutdown)
 
     def searched(self, collection: str, is_answered: bool) -> None:
         """Take note of a search; too many without an answer soon after a cut-over take it back."""
@@ -135,13 +136,7 @@ class Migrations:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration
 
-        async def step() -> Migration:
-            migration = await self._write_change(work)
-            if starts:
-                self._runs.start(migration.id)
-            return migration
-
-        return await self.status((await self._whole(step())).id)
+        return await self._change(work, self._runs.start if starts else lambda number: None)
 
     async def target_space(
         self, model: str, dimensions: int | None, permit: RequestPermit
@@ -155,7 +150,7 @@ class Migrations:
 
     async def statuses(self) -> list[MigrationStatus]:
         """Every migration, the newest first."""
-        found = await self._read(
+        found = await self._changes.read(
             lambda connection: [
                 counts_of(connection, migration) for migration in journal.all_migrations(connection)
             ]
@@ -164,7 +159,7 @@ class Migrations:
 
     async def status(self, number: int) -> MigrationStatus:
         """One of them. Raises UnknownMigrationError."""
-        counts = await self._read(
+        counts = await self._changes.read(
             lambda connection: counts_of(connection, journal.find(connection, number))
         )
         return status_of(counts, *self._run_of(number))
@@ -180,15 +175,17 @@ class Migrations:
 
     async def pause(self, number: int, who: str, why: str) -> MigrationStatus:
         """Stop embedding; new documents still go to both versions. Raises MigrationStateError."""
-        return await self._stop_and_change(
+        await self._changes.stop_and_change(
             number, lambda connection: journal.change_state(connection, number, _S.PAUSED, who, why)
         )
+        return await self.status(number)
 
     async def cancel(self, number: int, who: str, why: str) -> MigrationStatus:
         """Give up before cut-over and drop the new version. Raises MigrationStateError."""
-        return await self._stop_and_change(
+        await self._changes.stop_and_change(
             number, lambda connection: pointer.cancel(connection, number, who, why)
         )
+        return await self.status(number)
 
     async def resume(self, number: int, who: str, why: str) -> MigrationStatus:
         """Begin, or go on at the checkpoint. Raises MigrationStateError."""
@@ -205,7 +202,7 @@ class Migrations:
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration
 
-        return await self._change(number, work, self._runs.start)
+        return await self._change(work, self._runs.start)
 
     async def validate(
         self, number: int, judged: Sequence[Mapping[str, Any]] | None, who: str, why: str
@@ -230,7 +227,7 @@ class Migrations:
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration
 
-        return await self._change(number, work, self._runs.start)
+        return await self._change(work, self._runs.start)
 
     async def cut_over(
         self, number: int, who: str, why: str, *, force: bool = False
@@ -240,10 +237,9 @@ class Migrations:
         Raises VerdictError, MigrationStateError, and ModelLoadingError where the old model takes
         long to open.
         """
-        before = await self._read(lambda connection: journal.find(connection, number))
+        before = await self._changes.read(lambda connection: journal.find(connection, number))
         keeps_old = await self._can_embed(before.source)
         return await self._change(
-            number,
             lambda connection: pointer.cut_over(
                 connection, number, who, why, force=force, keeps_old=keeps_old
             ),
@@ -253,7 +249,6 @@ class Migrations:
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
         """Let searches read the old version again. Raises MigrationStateError."""
         return await self._change(
-            number,
             lambda connection: pointer.roll_back(connection, number, who, why),
             self._watch.end,
         )
@@ -261,54 +256,12 @@ class Migrations:
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
         """Drop the version that searches do not read. Raises MigrationStateError."""
         return await self._change(
-            number,
             lambda connection: pointer.purge(connection, number, who, why),
             self._watch.end,
         )
 
-    async def _change(
-        self, number: int, work: Change, then: Callable[[int], None] = lambda number: None
-    ) -> MigrationStatus:
-        """Change a state; then: what follows in this process, told the number."""
-
-        async def step() -> None:
-            async with self._changing:
-                await self._write_change(work)
-                then(number)
-
-        await self._whole(step())
-        return await self.status(number)
-
-    async def _stop_and_change(self, number: int, work: Change) -> MigrationStatus:
-        async def step() -> None:
-            async with self._changing:
-                is_worked_on = self._runs.progress(number) is not None
-                await self._runs.stop(number)
-                try:
-                    await self._write_change(work)
-                except BaseException:
-                    if is_worked_on:  # it ends at once where nothing is under way any more
-                        self._runs.start(number)
-                    raise
-                self._runs.forget_failure(number)
-
-        await self._whole(step())
-        return await self.status(number)
-
-    async def _whole(self, step: Coroutine[Any, Any, T]) -> T:
-        """Take a step to its end, also for a caller that is cancelled.
-
-        What was committed has its consequences in this process: a run that begins, a watch.
-        """
-        task = asyncio.create_task(step)
-        self._steps.add(task)
-        task.add_done_callback(self._steps.discard)
-        return await asyncio.shield(task)
-
-    async def _write_change(self, work: Change) -> Migration:
-        changed = await self._write(work)
-        self._metrics.changed(changed.state.value)
-        return changed
+    async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
+        return await self.status((await self._changes.change(work, follow)).id)
 
     async def _go_back(self, number: int, why: str) -> None:
         try:
@@ -360,17 +313,3 @@ class Migrations:
             self._runs.unwritten_failure(number),
             self._watch.of(number),
         )
-
-    async def _read(self, work: Callable[[Connection], T]) -> T:
-        def read() -> T:
-            with self._database.reading() as connection:
-                return work(connection)
-
-        return await run_in(self._thread, read)
-
-    async def _write(self, work: Callable[[Connection], T]) -> T:
-        def write() -> T:
-            with self._database.writing() as connection:
-                return work(connection)
-
-        return await run_in(self._thread, write)

@@ -2,17 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from functools import partial
 from sqlite3 import Connection
 
-from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space
 from plimsoll.errors import StoreError
 from plimsoll.migration import journal, pointer
+from plimsoll.migration.changes import StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import ENDED, UNDER_WAY, MigrationState
 from plimsoll.migration.validation import MigrationJudge
-from plimsoll.serving.threads import run_in
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +52,9 @@ class IdleVersions:
     A model has to be opened for that: its file may have been replaced, or may be back.
     """
 
-    def __init__(self, database: Database, judge: MigrationJudge, thread: Executor) -> None:
-        self._database = database
+    def __init__(self, changes: StateChanges, judge: MigrationJudge) -> None:
+        self._changes = changes
         self._judge = judge
-        self._thread = thread
 
     async def look(self, migrations: Sequence[Migration]) -> None:
         """Write on to versions whose model is as it was, and no more to others."""
@@ -65,8 +63,11 @@ class IdleVersions:
                 continue
             _, space = migration.idle
             takes_writes = await self._judge.can_embed(space)
+            work = partial(
+                pointer.set_idle_takes_writes, before=migration, takes_writes=takes_writes
+            )
             try:
-                is_news = await run_in(self._thread, self._set, migration, takes_writes)
+                is_news = await self._changes.write(work)
             except StoreError as error:
                 log.error("%s", error)
                 continue
@@ -75,7 +76,3 @@ class IdleVersions:
                     "migration %d of %r: new documents get %s vector of %r from now on",
                     migration.id, migration.collection, "a" if takes_writes else "no", space.model,
                 )  # fmt: skip
-
-    def _set(self, migration: Migration, takes_writes: bool) -> bool:
-        with self._database.writing() as connection:
-            return pointer.set_idle_takes_writes(connection, migration, takes_writes=takes_writes)
