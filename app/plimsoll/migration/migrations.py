@@ -18,6 +18,7 @@ from plimsoll.corpora.records import Space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.changes import Change, Follow, StateChanges
+from plimsoll.migration.reclaim import VersionReclaim
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
 from plimsoll.migration.startup import IdleVersions, leave_out_unserved
@@ -67,6 +68,7 @@ class Migrations:
         self._judge = judge
         self._drain = drain
         self._scans = scans
+        self._reclaim = VersionReclaim(database, scans)
         self._changes = StateChanges(database, runs, metrics, thread)
         self._watch = CutoverWatch(clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
@@ -87,6 +89,7 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
+        self._reclaim.start()
         idle = IdleVersions(self._changes, self._judge)
         self._looking = [asyncio.create_task(idle.look(found))]
 
@@ -98,6 +101,7 @@ class Migrations:
         await asyncio.gather(*asking, return_exceptions=True)
         await self._changes.finish()
         await self._runs.close()
+        await self._reclaim.close()
         await self._changes.close()
         await asyncio.to_thread(self._scans.shutdown)
 
@@ -185,6 +189,7 @@ class Migrations:
         await self._changes.stop_and_change(
             number, lambda connection: pointer.cancel(connection, number, who, why)
         )
+        self._reclaim.start()
         return await self.status(number)
 
     async def resume(self, number: int, who: str, why: str) -> MigrationStatus:
@@ -255,9 +260,14 @@ class Migrations:
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
         """Drop the version that searches do not read. Raises MigrationStateError."""
+
+        def follow(number: int) -> None:
+            self._watch.end(number)
+            self._reclaim.start()
+
         return await self._change(
             lambda connection: pointer.purge(connection, number, who, why),
-            self._watch.end,
+            follow,
         )
 
     async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
