@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plimsoll.api.migration_fields import migration_json
+from plimsoll.cli.migration_tables import print_migration
 from plimsoll.corpora.records import Document
 from plimsoll.errors import SpaceMismatchError, StoreError
 from plimsoll.migration.states import MigrationState as State
@@ -149,7 +151,7 @@ def test_a_file_that_refuses_the_rollback_is_asked_again(
 
 
 def test_it_is_not_taken_back_to_where_no_query_can_be_embedded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Vectors from elsewhere answer no search at all, and lack what was written since."""
 
@@ -160,7 +162,10 @@ def test_it_is_not_taken_back_to_where_no_query_can_be_embedded(
         status = await server.migrations.status(number)
         assert status.state is State.CUT_OVER
         assert status.watch is not None
-        assert status.watch[0].stays == "what was written after cut-over is not in the old version"
+        why = "what was written after cut-over is not in the old version"
+        assert status.watch[0].stays == why
+        print_migration(migration_json(status))
+        assert f"\nnot taken back: {why}\n" in capsys.readouterr().out
 
     run(folder, scene)
 
