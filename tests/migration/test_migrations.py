@@ -22,7 +22,7 @@ from plimsoll.migration import journal
 from plimsoll.migration.stages import TEXT_COPIES
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.serving.gate import RequestPermit
-from tests.migration.models import BAD, NEW, OLD, Inside, inside, settings_of, texts
+from tests.migration.models import BAD, CHECK_S, NEW, OLD, Inside, inside, settings_of, texts
 
 N = 120
 Scene = Callable[[Inside], Awaitable[None]]
@@ -58,6 +58,13 @@ def tables(server: Inside) -> set[str]:
             name
             for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         }
+
+
+async def until_gone(server: Inside, table: str) -> None:
+    """Wait until the vectors of a dropped version are deleted."""
+    async with asyncio.timeout(20):
+        while table in tables(server):
+            await asyncio.sleep(CHECK_S)
 
 
 async def ready(server: Inside, model: str = NEW, **options: object) -> int:
@@ -123,7 +130,7 @@ def test_purge_drops_what_searches_do_not_read(folder: Path):
         purged = await server.migrations.purge(number, "test", "")
 
         assert purged.state is State.PURGED
-        assert "vectors_1" not in tables(server)
+        await until_gone(server, "vectors_1")
         assert "vectors_2" in tables(server)
         with pytest.raises(MigrationStateError, match="is purged"):
             await server.migrations.roll_back(number, "test", "")
@@ -131,10 +138,32 @@ def test_purge_drops_what_searches_do_not_read(folder: Path):
         await server.migrations.cut_over(again, "test", "")
         await server.migrations.roll_back(again, "test", "")
         await server.migrations.purge(again, "test", "")
+        await until_gone(server, "vectors_3")
         assert "vectors_2" in tables(server)
-        assert "vectors_3" not in tables(server)
 
     run(folder, scene)
+
+
+def test_a_server_that_starts_deletes_what_is_left_of_a_dropped_version(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Slice by slice, and nothing of the version that is there."""
+
+    async def stop_before(server: Inside) -> None:
+        number = await ready(server)
+        with monkeypatch.context() as patch:
+            patch.setattr(server.migrations._reclaim, "start", lambda: None)
+            await server.migrations.cancel(number, "test", "")
+        assert n_vectors(server, 2) == N
+
+    async def go_on() -> None:
+        async with inside(settings_of(folder)) as server:
+            await until_gone(server, "vectors_2")
+            assert n_vectors(server, 1) == N
+
+    run(folder, stop_before)
+    monkeypatch.setattr("plimsoll.migration.reclaim.SLICE_ROWS", N // 3)
+    asyncio.run(go_on())
 
 
 def test_cancel_drops_the_new_version_alone(folder: Path):
@@ -143,7 +172,7 @@ def test_cancel_drops_the_new_version_alone(folder: Path):
         cancelled = await server.migrations.cancel(number, "test", "")
 
         assert cancelled.state is State.CANCELLED
-        assert "vectors_2" not in tables(server)
+        await until_gone(server, "vectors_2")
         assert n_vectors(server, 1) == N
         await ready(server)
 
@@ -170,10 +199,13 @@ def test_a_collection_without_documents_moves_too(folder: Path):
 def test_a_collection_has_one_migration_at_a_time(folder: Path):
     async def scene(server: Inside) -> None:
         await ready(server)
-        with pytest.raises(MigrationStateError, match="migration 1 of 'ships' is ready"):
+        with pytest.raises(MigrationStateError, match="migration 1 of 'ships' is ready; cancel it"):
             await server.begin("ships", BAD)
         with pytest.raises(UnknownMigrationError):
             await server.migrations.status(2)
+        await server.migrations.cut_over(1, "test", "")
+        with pytest.raises(MigrationStateError, match="is cut_over; purge it"):
+            await server.begin("ships", BAD)
         assert "vectors_3" not in tables(server)
 
     run(folder, scene)
@@ -197,6 +229,42 @@ def test_a_paused_migration_goes_on_where_it_was(folder: Path):
         assert done.state is State.READY
         assert done.counts.n_vectors == N + 30
         assert done.counts.migration.checkpoint.n_embedded == N
+
+    run(folder, scene)
+
+
+def test_a_request_that_is_cancelled_leaves_no_migration_without_its_run(folder: Path):
+    """What it has committed has its consequences."""
+
+    async def scene(server: Inside) -> None:
+        with server.corpora.database._writing:
+            asked = asyncio.create_task(server.begin("ships", NEW))
+            while not server.migrations._changes._steps:
+                await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(0)  # the step hands its work to the thread, which waits
+            asked.cancel()
+        await asyncio.wait((asked,))
+        assert asked.cancelled()
+        await asyncio.gather(*server.migrations._changes._steps)
+        async with asyncio.timeout(60):
+            assert (await server.until_rest(1)).state is State.READY
+
+    run(folder, scene)
+
+
+def test_a_run_of_what_is_not_under_way_ends_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """It was ready before it could be paused, for instance, and went on for nothing."""
+
+    async def scene(server: Inside) -> None:
+        number = await ready(server)
+        before = await server.migrations.status(number)
+        runs = server.migrations._runs
+        with monkeypatch.context() as patch:
+            patch.setattr(server.migrations._judge, "judge", None)
+            runs.start(number)
+            while runs.progress(number) is not None:
+                await asyncio.sleep(CHECK_S)
+        assert await server.migrations.status(number) == before
 
     run(folder, scene)
 

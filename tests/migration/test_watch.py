@@ -1,16 +1,21 @@
 """Searches after a cut-over: when they take it back, and when they do not."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from plimsoll.api.migration_fields import migration_json
+from plimsoll.cli.migration_tables import print_migration
 from plimsoll.corpora.records import Document
-from plimsoll.errors import SpaceMismatchError
+from plimsoll.errors import SpaceMismatchError, StoreError
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.migration.watch import LEAST_SEARCHES, WATCH_S, CutoverWatch, Watched
 from tests.fakes import FakeClock
-from tests.migration.models import NEW, OLD, inside, settings_of, texts
+from tests.migration.models import NEW, OLD, Inside, inside, settings_of, texts
 
 MOST_BAD = LEAST_SEARCHES // 20
 
@@ -57,35 +62,137 @@ def test_another_collection_and_one_that_went_back_do_not_count():
     assert watched(0, LEAST_SEARCHES, watch) is None
 
 
-def test_a_new_version_that_answers_nothing_is_taken_back_by_itself(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The model's file was replaced under it, for instance."""
+def test_one_that_is_not_taken_back_is_told_again_unless_it_stays():
+    """The file may have been too full for the change."""
+    watch = CutoverWatch(FakeClock())
+    watch.begin(1, "ships")
+    assert watched(0, LEAST_SEARCHES, watch) is not None
+    assert watch.searched("ships", True) is None
+    assert watch.searched("ships", False) is not None
+    watch.stay(1, "the old one is no better")
+    assert watch.searched("ships", False) is None
+    seen = watch.of(1)
+    assert seen is not None
+    assert (seen[0].n_searches, seen[0].stays) == (LEAST_SEARCHES + 3, "the old one is no better")
 
-    async def play() -> None:
-        async with inside(settings_of(folder)) as server:
-            await server.ensure("ships", model=OLD)
-            given = [Document(f"d{n}", text) for n, text in enumerate(texts(60))]
-            await server.put("ships", given)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
-            await server.migrations.cut_over(number, "test", "")
-            with monkeypatch.context() as patch:
-                patch.setattr("plimsoll.corpora.search.check_space", mismatch)
-                for _ in range(LEAST_SEARCHES):
-                    assert (await server.search("ship", mode="auto")).mode == "bm25"
-            await asyncio.gather(*server.migrations._going_back)
 
-            status = await server.migrations.status(number)
-            assert status.state is State.ROLLED_BACK
-            change = status.counts.changes[-1]
-            assert change.who == "server"
-            assert change.why == "20 of 20 searches after cut-over had no answer"
-            assert (await server.search("ship")).fingerprint == (
-                status.counts.migration.source.fingerprint
-            )
+async def cut_over(server: Inside, source: Mapping[str, Any], n: int = 60) -> int:
+    """A collection of ships, moved from `source` to the new model."""
+    await server.ensure("ships", **source)
+    vectors = None
+    if "foreign_space" in source:
+        vectors = list(np.random.default_rng(7).standard_normal((n, 8)).astype(np.float32))
+    given = [Document(f"d{place}", text) for place, text in enumerate(texts(n))]
+    await server.put("ships", given, vectors, vectors and "foreign:ada")
+    number = await server.begin("ships", NEW)
+    await server.until_rest(number)
+    await server.migrations.cut_over(number, "test", "", force=True)
+    return number
+
+
+async def search_in_vain(
+    server: Inside, monkeypatch: pytest.MonkeyPatch, n: int = LEAST_SEARCHES
+) -> None:
+    """Search while the new version's model gives other vectors, as if its file was replaced."""
 
     def mismatch(*given: object) -> None:
         raise SpaceMismatchError("another space")
 
+    with monkeypatch.context() as patch:
+        patch.setattr("plimsoll.corpora.search.check_space", mismatch)
+        for _ in range(n):
+            assert (await server.search("ship", mode="auto")).mode == "bm25"
+    await asyncio.gather(*server.migrations._going_back.values())
+
+
+def run(folder: Path, scene: Callable[[Inside], Awaitable[None]]) -> None:
+    async def play() -> None:
+        async with inside(settings_of(folder)) as server:
+            await scene(server)
+
     asyncio.run(play())
+
+
+def test_a_new_version_that_answers_nothing_is_taken_back_by_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def scene(server: Inside) -> None:
+        number = await cut_over(server, {"model": OLD})
+        await search_in_vain(server, monkeypatch)
+
+        status = await server.migrations.status(number)
+        assert (status.state, status.watch) == (State.ROLLED_BACK, None)
+        change = status.counts.changes[-1]
+        assert change.who == "server"
+        assert change.why == "20 of 20 searches after cut-over had no answer"
+        assert (await server.search("ship")).fingerprint == (
+            status.counts.migration.source.fingerprint
+        )
+
+    run(folder, scene)
+
+
+def test_a_file_that_refuses_the_rollback_is_asked_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse() -> None:
+        raise StoreError("the disk is full")
+
+    async def scene(server: Inside) -> None:
+        number = await cut_over(server, {"model": OLD})
+        with monkeypatch.context() as patch:
+            patch.setattr(server.corpora.database, "writing", refuse)
+            await search_in_vain(server, patch)
+        assert (await server.migrations.status(number)).state is State.CUT_OVER
+        await search_in_vain(server, monkeypatch, 1)
+        assert (await server.migrations.status(number)).state is State.ROLLED_BACK
+
+    run(folder, scene)
+
+
+def test_it_is_not_taken_back_to_where_no_query_can_be_embedded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Vectors from elsewhere answer no search at all, and lack what was written since."""
+
+    async def scene(server: Inside) -> None:
+        number = await cut_over(server, {"foreign_space": "ada", "dimensions": 8})
+        await search_in_vain(server, monkeypatch)
+
+        status = await server.migrations.status(number)
+        assert status.state is State.CUT_OVER
+        assert status.watch is not None
+        why = "what was written after cut-over is not in the old version"
+        assert status.watch[0].stays == why
+        print_migration(migration_json(status))
+        assert f"\nnot taken back: {why}\n" in capsys.readouterr().out
+
+    run(folder, scene)
+
+
+def test_an_emptied_collection_is_no_fault_of_its_version(folder: Path):
+    async def scene(server: Inside) -> None:
+        number = await cut_over(server, {"model": OLD})
+        for place in range(60):
+            await server.corpora.catalog.delete_document("ships", f"d{place}")
+        for _ in range(LEAST_SEARCHES):
+            assert not (await server.search("ship")).results
+        status = await server.migrations.status(number)
+        assert status.watch is not None
+        assert (status.watch[0].n_searches, status.watch[0].n_unanswered) == (LEAST_SEARCHES, 0)
+
+    run(folder, scene)
+
+
+def test_one_without_vectors_is(folder: Path):
+    async def scene(server: Inside) -> None:
+        number = await cut_over(server, {"model": OLD})
+        with server.corpora.database.writing() as connection:
+            connection.execute("DELETE FROM vectors_2")
+            connection.execute("DELETE FROM segments WHERE version = 2")
+        assert not (await server.search("ship")).results
+        status = await server.migrations.status(number)
+        assert status.watch is not None
+        assert status.watch[0].n_unanswered == 1
+
+    run(folder, scene)

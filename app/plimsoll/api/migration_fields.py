@@ -155,6 +155,10 @@ class WatchFields(BaseModel):
     searches: int
     unanswered: int
     ends_in_s: float
+    stays: Annotated[
+        str | None,
+        Field(description="Why it is not taken back although too many had no answer."),
+    ]
 
 
 class MigrationFields(BaseModel):
@@ -259,6 +263,7 @@ def _watch_json(status: MigrationStatus) -> dict[str, Any] | None:
         "searches": seen.n_searches,
         "unanswered": seen.n_unanswered,
         "ends_in_s": ends_in_s,
+        "stays": seen.stays,
     }
 
 

@@ -167,7 +167,7 @@ def status(number: int | None, **given: Any) -> None:
 @_WHY
 @_asks_server
 def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
-    """Judge a ready or failed migration again, and wait for its verdict."""
+    """Judge a ready, failed or rolled back migration again, and wait for its verdict."""
     client = _client(given)
     judged = None if queries is None else _judged(queries)
     client.post(f"/migrations/{number}/validate", {"queries": judged, "why": why})

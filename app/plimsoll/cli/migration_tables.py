@@ -52,6 +52,8 @@ def print_migration(migration: Answer) -> None:
             f"\nwatched for {duration(watch['ends_in_s'])} more: {watch['unanswered']} of "
             f"{watch['searches']} searches had no answer"
         )
+        if watch["stays"]:
+            click.echo(f"not taken back: {watch['stays']}")
     if migration["verdict"]:
         click.echo()
         print_verdict(migration["verdict"])

@@ -12,22 +12,24 @@ from plimsoll.migration.validation import MigrationJudge
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
 
-# One that scans all vectors while the other reads and writes.
-MIGRATION_THREADS = 2
+# One that scans all vectors while the other reads and writes. Changes of state have a thread of
+# their own: a rollback waits for no scan.
+SCAN_THREADS = 2
 
 
 def build_migrations(
     corpora: Corpora, core: ServingCore, telemetry: Telemetry
 ) -> tuple[Migrations, CollectionSurvey]:
     """Migrations of the collections in `corpora`, and what looks at them before."""
-    thread = ThreadPoolExecutor(MIGRATION_THREADS, thread_name_prefix="migration")
+    scans = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="migration")
+    changes = ThreadPoolExecutor(1, thread_name_prefix="migration-changes")
     database, metrics = corpora.database, telemetry.migrations
     metrics.expect(state.value for state in MigrationState)
-    judge = MigrationJudge(database, core.models, core.service, core.gate, thread, _now)
-    runs = MigrationRuns(database, core.service, core.gate, judge, metrics, thread)
-    migrations = Migrations(database, core.models, runs, judge, metrics, core.drain, thread)
+    judge = MigrationJudge(database, core.models, core.service, core.gate, scans, _now)
+    runs = MigrationRuns(database, core.service, core.gate, judge, metrics, scans)
+    migrations = Migrations(database, core.models, runs, judge, metrics, core.drain, changes, scans)
     corpora.search.listen(migrations.searched)
-    return migrations, CollectionSurvey(database, core.models, core.service, thread)
+    return migrations, CollectionSurvey(database, core.models, core.service, scans)
 
 
 def _now() -> str:

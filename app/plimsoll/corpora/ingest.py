@@ -4,6 +4,7 @@ A document goes to every version that takes writes. What is stored already is ne
 written again, so that a client may send a list again after any interruption.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -17,22 +18,29 @@ from plimsoll.corpora.records import Space, Version
 from plimsoll.corpora.search import check_space
 from plimsoll.corpora.tasks import IngestResult, LineFailure, NewDocument
 from plimsoll.errors import (
+    CacheError,
     EncodeMemoryError,
+    GGUFError,
     IngestStoppedError,
+    InvalidRequestError,
+    ModelError,
     ModelLoadingError,
     OverloadError,
     SpaceMismatchError,
+    UnknownModelError,
 )
 from plimsoll.policy.costs import INGEST_BATCH_BYTES
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import SHORT_RETRY_S
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
-from plimsoll.serving.tasks import EmbedTask
+from plimsoll.serving.tasks import Embeddings, EmbedTask
 from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.corpora import CorpusMetrics, DocumentOutcome
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 BATCH_DOCUMENTS = 128
 BATCH_CHARACTERS = 512 << 10
@@ -85,7 +93,10 @@ class _Batch:
 
 
 class DocumentIngest:
-    """Puts documents into collections. The threads read and write the file."""
+    """Puts documents into collections. The threads read and write the file.
+
+    Owns which versions' models could not be used lately, so that the log has it once.
+    """
 
     def __init__(
         self,
@@ -102,6 +113,7 @@ class DocumentIngest:
         self._metrics = metrics
         self._reading_thread = reading_thread
         self._writing_thread = writing_thread
+        self._without_model = set[int]()  # versions
 
     async def put(
         self,
@@ -159,8 +171,8 @@ class DocumentIngest:
     ) -> None:
         """Find what a version wants: vectors that came along, and of the others the model's.
 
-        A document without a vector of the active version fails. Others have to do without: what
-        they lack is for a migration to see to.
+        A document without a vector of the active version fails. Others have to do without, also
+        where their model cannot be used any more: what they lack is for a migration to see to.
         """
         is_active = version.id == plan.collection.active.id
         missing = [
@@ -198,15 +210,40 @@ class DocumentIngest:
             model=version.space.model,
             priority=Priority.BULK,
         )
-        answer = await self._embeddings.embed_dense(task, permit)
-        check_space(plan.collection.name, version.space, answer)
+        is_active = version.id == plan.collection.active.id
+        try:
+            answer = await self._embedded(plan, version, task, permit)
+        except ModelLoadingError:
+            raise
+        except (SpaceMismatchError, UnknownModelError, InvalidRequestError, ModelError, GGUFError,
+                CacheError) as error:  # fmt: skip
+            if is_active:
+                raise
+            self._note_without_model(plan, version, error)
+            return
+        self._without_model.discard(version.id)
         for new, vector in zip(texts, answer.vectors, strict=True):
             batch.found[version.id, new.line] = vector
         batch.n_tokens += answer.n_tokens
-        if version.id == plan.collection.active.id:
+        if is_active:
             batch.truncated += len(answer.truncated)
             for failure in answer.failures:
                 batch.fail(texts[failure.index], failure.code, failure.message)
+
+    async def _embedded(
+        self, plan: Plan, version: Version, task: EmbedTask, permit: RequestPermit
+    ) -> Embeddings:
+        answer = await self._embeddings.embed_dense(task, permit)
+        check_space(plan.collection.name, version.space, answer)
+        return answer
+
+    def _note_without_model(self, plan: Plan, version: Version, error: Exception) -> None:
+        if version.id not in self._without_model:
+            self._without_model.add(version.id)
+            log.warning(
+                "new documents of %r get no vector of %r, which searches do not read: %s",
+                plan.collection.name, version.space.model, error,
+            )  # fmt: skip
 
     def _commit(self, name: str, batch: _Batch) -> list[DocumentOutcome] | None:
         with self._database.writing() as connection:

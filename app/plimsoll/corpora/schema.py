@@ -164,6 +164,15 @@ def make_vectors_table(connection: sqlite3.Connection, version: int) -> None:
     )
 
 
+def left_vectors_tables(connection: sqlite3.Connection) -> list[str]:
+    """Names of tables of vectors whose version has gone."""
+    found = connection.execute(
+        """SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'vectors_[0-9]*'
+        AND CAST(substr(name, 9) AS INTEGER) NOT IN (SELECT id FROM versions)"""
+    )
+    return [name for (name,) in found]
+
+
 def drop_vectors_table(connection: sqlite3.Connection, version: int) -> None:
     """Drop it."""
     connection.execute(f"DROP TABLE {vectors_table(version)}")

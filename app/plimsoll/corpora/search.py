@@ -82,7 +82,7 @@ class CollectionSearch:
         """Tell `listener` of each search by meaning: its collection, and whether it was answered.
 
         It was not where the version or its model is at fault, or where nothing was found without a
-        filter. Refusals for want of memory are not told.
+        filter in a collection with documents. Refusals for want of memory are not told.
         """
         self._listener = listener
 
@@ -138,7 +138,12 @@ class CollectionSearch:
         except (SpaceMismatchError, ModelError, EncodeError):
             self._tell(task.collection, is_answered=False)
             raise
-        self._tell(task.collection, is_answered=bool(found.results) or condition is not None)
+        is_answered = bool(found.results) or condition is not None
+        if not is_answered:
+            is_answered = await self._read(
+                lambda connection: _is_empty(connection, task.collection)
+            )
+        self._tell(task.collection, is_answered=is_answered)
         return found
 
     def _tell(self, collection: str, *, is_answered: bool) -> None:
@@ -306,6 +311,10 @@ def check_space(name: str, space: Space, embedded: Embeddings) -> None:
             f"the vectors of {name!r} are of {space.fingerprint}, and {space.model!r} now gives "
             f"{embedded.fingerprint}: its file has changed; they are not compared"
         )
+
+
+def _is_empty(connection: Connection, name: str) -> bool:
+    return not documents.count(connection, versions.find(connection, name).id)
 
 
 def _degraded(degraded: Degraded) -> DegradedSearch:

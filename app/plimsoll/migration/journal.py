@@ -16,7 +16,7 @@ from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.errors import MigrationStateError, UnknownMigrationError
 from plimsoll.migration.judged import JudgedQuery, check_judged
 from plimsoll.migration.records import Checkpoint, Migration, Quarantined, StateChange
-from plimsoll.migration.states import ENDED, MigrationState, check_change
+from plimsoll.migration.states import ENDED, TRANSITIONS, MigrationState, check_change
 
 _COLUMNS = """id, collection, name, source_version, source_fingerprint, source_dimensions,
     source_model, target_version, target_fingerprint, target_dimensions, target_model, state,
@@ -38,9 +38,10 @@ def create(
     """
     other = of_collection(connection, collection.id)
     if other is not None:
+        end = "cancel" if MigrationState.CANCELLED in TRANSITIONS[other.state] else "purge"
         raise MigrationStateError(
-            f"migration {other.id} of {collection.name!r} is {other.state.value}; cancel or purge "
-            "it before another begins"
+            f"migration {other.id} of {collection.name!r} is {other.state.value}; {end} it before "
+            "another begins"
         )
     source = collection.active
     (number,) = connection.execute(

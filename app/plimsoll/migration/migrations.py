@@ -11,38 +11,44 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from sqlite3 import Connection
 from time import monotonic
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space
-from plimsoll.errors import MigrationStateError, StoreError, UnknownModelError
+from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
+from plimsoll.migration.changes import Change, Follow, StateChanges
+from plimsoll.migration.reclaim import VersionReclaim
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
-from plimsoll.migration.startup import leave_out_unserved
+from plimsoll.migration.startup import IdleVersions, leave_out_unserved
 from plimsoll.migration.states import UNDER_WAY, MigrationState
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.migration.watch import CutoverWatch
 from plimsoll.models.pool import ModelPool
+from plimsoll.models.slot import LOADING_RETRY_S
 from plimsoll.serving.core import Drain
 from plimsoll.serving.gate import RequestPermit
-from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.migrations import MigrationMetrics
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 # Of a status that is watched.
 EVENT_EVERY_S = 1.0
+# For the old model to open, before the pointer changes.
+MOST_MODEL_WAIT_S = 30.0
 
 _S = MigrationState
-Change: TypeAlias = Callable[[Connection], Migration]
+JUDGED = (_S.READY, _S.ROLLED_BACK)
 
 
 class Migrations:
-    """Begins and ends migrations. thread: reads and writes the file for them; ends with `close`."""
+    """Begins and ends migrations.
+
+    thread: reads and writes the file for changes of state. scans: the threads of runs and verdicts,
+    which may take long. Both end with `close`.
+    """
 
     def __init__(
         self,
@@ -53,25 +59,27 @@ class Migrations:
         metrics: MigrationMetrics,
         drain: Drain,
         thread: ThreadPoolExecutor,
+        scans: ThreadPoolExecutor,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._database = database
         self._models = models
         self._runs = runs
         self._judge = judge
-        self._metrics = metrics
         self._drain = drain
-        self._thread = thread
+        self._scans = scans
+        self._reclaim = VersionReclaim(database, scans)
+        self._changes = StateChanges(database, runs, metrics, thread)
         self._watch = CutoverWatch(clock)
-        self._going_back = set[asyncio.Task[None]]()
-        self._changing = asyncio.Lock()  # a run is stopped before its state changes
+        self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
+        self._going_back: dict[int, asyncio.Task[None]] = {}  # one of a migration
 
     async def start(self) -> None:
         """Go on with what was under way when the server stopped."""
         if not self._database.path.exists():
             return
         try:
-            found = await self._write(
+            found = await self._changes.write(
                 lambda connection: leave_out_unserved(connection, self._is_served)
             )
         except StoreError as error:  # collections are refused with it; all else is served
@@ -81,21 +89,31 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
+        self._reclaim.start()
+        idle = IdleVersions(self._changes, self._judge)
+        self._looking = [asyncio.create_task(idle.look(found))]
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
+        asking = [*self._going_back.values(), *self._looking]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await self._changes.finish()
         await self._runs.close()
-        await asyncio.gather(*self._going_back)
-        await asyncio.to_thread(self._thread.shutdown)
+        await self._reclaim.close()
+        await self._changes.close()
+        await asyncio.to_thread(self._scans.shutdown)
 
     def searched(self, collection: str, is_answered: bool) -> None:
         """Take note of a search; too many without an answer soon after a cut-over take it back."""
         seen = self._watch.searched(collection, is_answered)
-        if seen is not None:
-            why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
-            task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
-            self._going_back.add(task)
-            task.add_done_callback(self._going_back.discard)
+        if seen is None or seen.number in self._going_back:
+            return
+        why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
+        task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
+        self._going_back[seen.number] = task
+        task.add_done_callback(lambda _: self._going_back.pop(seen.number))
 
     async def begin(
         self,
@@ -122,11 +140,7 @@ class Migrations:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration
 
-        migration = await self._write(work)
-        self._metrics.changed(migration.state.value)
-        if starts:
-            self._runs.start(migration.id)
-        return await self.status(migration.id)
+        return await self._change(work, self._runs.start if starts else lambda number: None)
 
     async def target_space(
         self, model: str, dimensions: int | None, permit: RequestPermit
@@ -140,7 +154,7 @@ class Migrations:
 
     async def statuses(self) -> list[MigrationStatus]:
         """Every migration, the newest first."""
-        found = await self._read(
+        found = await self._changes.read(
             lambda connection: [
                 counts_of(connection, migration) for migration in journal.all_migrations(connection)
             ]
@@ -149,7 +163,7 @@ class Migrations:
 
     async def status(self, number: int) -> MigrationStatus:
         """One of them. Raises UnknownMigrationError."""
-        counts = await self._read(
+        counts = await self._changes.read(
             lambda connection: counts_of(connection, journal.find(connection, number))
         )
         return status_of(counts, *self._run_of(number))
@@ -165,15 +179,18 @@ class Migrations:
 
     async def pause(self, number: int, who: str, why: str) -> MigrationStatus:
         """Stop embedding; new documents still go to both versions. Raises MigrationStateError."""
-        return await self._stop_and_change(
+        await self._changes.stop_and_change(
             number, lambda connection: journal.change_state(connection, number, _S.PAUSED, who, why)
         )
+        return await self.status(number)
 
     async def cancel(self, number: int, who: str, why: str) -> MigrationStatus:
         """Give up before cut-over and drop the new version. Raises MigrationStateError."""
-        return await self._stop_and_change(
+        await self._changes.stop_and_change(
             number, lambda connection: pointer.cancel(connection, number, who, why)
         )
+        self._reclaim.start()
+        return await self.status(number)
 
     async def resume(self, number: int, who: str, why: str) -> MigrationStatus:
         """Begin, or go on at the checkpoint. Raises MigrationStateError."""
@@ -182,27 +199,32 @@ class Migrations:
             migration = journal.find(connection, number)
             # One that stopped and could not write that down is under way, by what the file says.
             if self._runs.unwritten_failure(number) is None:
-                if migration.state is _S.READY:
-                    raise MigrationStateError(f"migration {number} is ready; validate it instead")
+                if migration.state in JUDGED:
+                    raise MigrationStateError(
+                        f"migration {number} is {migration.state.value}; validate it instead"
+                    )
                 migration = journal.change_state(connection, number, _S.RUNNING, who, why)
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration
 
-        return await self._change(number, work, starts=True)
+        return await self._change(work, self._runs.start)
 
     async def validate(
         self, number: int, judged: Sequence[Mapping[str, Any]] | None, who: str, why: str
     ) -> MigrationStatus:
-        """Judge a ready one again, having tried again what failed; a failed one goes on.
+        """Judge again, having embedded what lacks a new vector and tried again what failed.
+
+        For one that is ready or rolled back; a failed one goes on.
 
         judged: None: by the queries it has. Raises as `pause` does, and InvalidRequestError.
         """
 
         def work(connection: Connection) -> Migration:
             migration = journal.find(connection, number)
-            if migration.state not in (_S.READY, _S.FAILED):
+            if migration.state not in (*JUDGED, _S.FAILED):
                 raise MigrationStateError(
-                    f"migration {number} is {migration.state.value}, neither ready nor failed"
+                    f"migration {number} is {migration.state.value}, not ready, failed or rolled "
+                    "back"
                 )
             if judged is not None:
                 journal.set_judged(connection, migration, judged)
@@ -211,67 +233,81 @@ class Migrations:
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration
 
-        return await self._change(number, work, starts=True)
+        return await self._change(work, self._runs.start)
 
     async def cut_over(
         self, number: int, who: str, why: str, *, force: bool = False
     ) -> MigrationStatus:
-        """Let searches read the new version. Raises VerdictError, MigrationStateError."""
-        source = (await self._read(lambda connection: journal.find(connection, number))).source
-        keeps_old = await self._judge.can_embed(source)
-        status = await self._change(
-            number,
+        """Let searches read the new version.
+
+        Raises VerdictError, MigrationStateError, and ModelLoadingError where the old model takes
+        long to open.
+        """
+        before = await self._changes.read(lambda connection: journal.find(connection, number))
+        keeps_old = await self._can_embed(before.source)
+        return await self._change(
             lambda connection: pointer.cut_over(
                 connection, number, who, why, force=force, keeps_old=keeps_old
             ),
+            lambda number: self._watch.begin(number, before.collection),
         )
-        self._watch.begin(number, status.counts.migration.collection)
-        return await self.status(number)
 
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
         """Let searches read the old version again. Raises MigrationStateError."""
-        self._watch.end(number)
         return await self._change(
-            number, lambda connection: pointer.roll_back(connection, number, who, why)
+            lambda connection: pointer.roll_back(connection, number, who, why),
+            self._watch.end,
         )
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
         """Drop the version that searches do not read. Raises MigrationStateError."""
-        self._watch.end(number)
+
+        def follow(number: int) -> None:
+            self._watch.end(number)
+            self._reclaim.start()
+
         return await self._change(
-            number, lambda connection: pointer.purge(connection, number, who, why)
+            lambda connection: pointer.purge(connection, number, who, why),
+            follow,
         )
 
-    async def _change(self, number: int, work: Change, *, starts: bool = False) -> MigrationStatus:
-        async with self._changing:
-            await self._write_change(work)
-            if starts:
-                self._runs.start(number)
-        return await self.status(number)
-
-    async def _stop_and_change(self, number: int, work: Change) -> MigrationStatus:
-        async with self._changing:
-            is_worked_on = self._runs.progress(number) is not None
-            await self._runs.stop(number)
-            try:
-                await self._write_change(work)
-            except BaseException:
-                if is_worked_on:
-                    self._runs.start(number)
-                raise
-            self._runs.forget_failure(number)
-        return await self.status(number)
-
-    async def _write_change(self, work: Change) -> None:
-        changed = await self._write(work)
-        self._metrics.changed(changed.state.value)
+    async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
+        return await self.status((await self._changes.change(work, follow)).id)
 
     async def _go_back(self, number: int, why: str) -> None:
-        log.error("migration %d is taken back: %s", number, why)
         try:
+            no_better = await self._why_no_better(number)
+            if no_better is not None:
+                log.error("migration %d is not taken back (%s): %s", number, why, no_better)
+                self._watch.stay(number, no_better)
+                return
+            log.error("migration %d is taken back: %s", number, why)
             await self.roll_back(number, SERVER, why)
-        except (MigrationStateError, StoreError) as error:  # an operator was quicker; a full disk
+        # An operator was quicker; or a full disk, a slow model: the next such search tries again.
+        except (MigrationStateError, StoreError, ModelLoadingError) as error:
             log.error("migration %d is not taken back: %s", number, error)
+
+    async def _why_no_better(self, number: int) -> str | None:
+        """Why searches of the old version would lack documents, or have no answer either."""
+        counts = (await self.status(number)).counts
+        if not counts.keeps_old:
+            return "what was written after cut-over is not in the old version"
+        source = counts.migration.source
+        if not await self._can_embed(source):
+            return f"{source.model!r} does not embed queries into the old version any more"
+        return None
+
+    async def _can_embed(self, space: Space) -> bool:
+        """As the judge says, who is patient; a change is not. Raises ModelLoadingError."""
+        try:
+            async with asyncio.timeout(MOST_MODEL_WAIT_S):
+                return await self._judge.can_embed(space)
+        except TimeoutError:
+            raise ModelLoadingError(
+                f"{space.model!r} has not opened within {MOST_MODEL_WAIT_S:.0f} s; the migration "
+                "is as it was",
+                retry_after_s=LOADING_RETRY_S,
+            ) from None
 
     def _is_served(self, space: Space) -> bool:
         if space.model is None:
@@ -288,17 +324,3 @@ class Migrations:
             self._runs.unwritten_failure(number),
             self._watch.of(number),
         )
-
-    async def _read(self, work: Callable[[Connection], T]) -> T:
-        def read() -> T:
-            with self._database.reading() as connection:
-                return work(connection)
-
-        return await run_in(self._thread, read)
-
-    async def _write(self, work: Callable[[Connection], T]) -> T:
-        def write() -> T:
-            with self._database.writing() as connection:
-                return work(connection)
-
-        return await run_in(self._thread, write)

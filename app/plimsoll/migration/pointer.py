@@ -48,6 +48,22 @@ def set_target_takes_writes(
         versions.set_takes_writes(connection, target, takes_writes=takes_writes)
 
 
+def set_idle_takes_writes(
+    connection: sqlite3.Connection, before: Migration, *, takes_writes: bool
+) -> bool:
+    """Whether new documents get a vector of the version that searches do not read.
+
+    Returns whether that is news. Does nothing where the migration is another than `before` now.
+    """
+    if journal.find(connection, before.id).state is not before.state:
+        return False
+    if not journal.is_there(connection, before):
+        return False
+    (idle,) = (each for each in _versions(connection, before) if each.id == before.idle[0])
+    versions.set_takes_writes(connection, idle, takes_writes=takes_writes)
+    return idle.takes_writes is not takes_writes
+
+
 def leave_out(
     connection: sqlite3.Connection, migration: Migration, numbers: list[int]
 ) -> list[Version]:
@@ -73,13 +89,13 @@ def cut_over(
 ) -> Migration:
     """Let searches read the new version. keeps_old: what is written goes into the old one too.
 
-    Raises MigrationStateError, and VerdictError unless forced where the verdict is not go or a
-    document has come since that lacks a new vector.
+    Raises MigrationStateError, and VerdictError unless forced where the verdict is not go, a
+    document has come since that lacks a new vector, or the way back is no longer what it says.
     """
     migration = journal.change_state(connection, number, MigrationState.CUT_OVER, who, why)
     collection = _collection(connection, migration)
     if not force:
-        _check_verdict(connection, migration)
+        _check_verdict(connection, migration, keeps_old=keeps_old)
     source, target = _versions(connection, migration)
     versions.set_state(connection, target, VersionState.COMPLETE)
     versions.set_takes_writes(connection, source, takes_writes=keeps_old)
@@ -116,12 +132,21 @@ def cancel(connection: sqlite3.Connection, number: int, who: str, why: str) -> M
     return migration
 
 
-def _check_verdict(connection: sqlite3.Connection, migration: Migration) -> None:
+def _check_verdict(
+    connection: sqlite3.Connection, migration: Migration, *, keeps_old: bool
+) -> None:
     verdict = migration.verdict or {"decision": "none", "reasons": ["nothing was judged"]}
     if verdict["decision"] != "go":
         raise VerdictError(
             f"the verdict of migration {migration.id} is {verdict['decision']}: "
             f"{'; '.join(verdict['reasons'])}; force it if that is meant"
+        )
+    (way_back,) = (check for check in verdict["checks"] if check["name"] == "rollback")
+    if way_back["figures"]["exact"] and not keeps_old:
+        raise VerdictError(
+            f"since the verdict of migration {migration.id}, {migration.source.model!r} cannot "
+            "be used any more or gives other vectors, so rollback would be partial and not exact: "
+            "serve it as it was, validate the migration again, or force the cut-over"
         )
     n_documents = documents.count(connection, migration.collection_id)
     n_new = vectors.count(connection, migration.target_version)

@@ -42,6 +42,13 @@ class Migration:
     verdict: Mapping[str, Any] | None
     created_at: str
 
+    @property
+    def idle(self) -> tuple[int, Space]:
+        """The version that searches do not read, and its space."""
+        if self.state is MigrationState.CUT_OVER:
+            return self.source_version, self.source
+        return self.target_version, self.target
+
 
 @dataclass(frozen=True)
 class StateChange:

@@ -132,6 +132,8 @@ class MigrationRuns:
             await coordinator.run(migration)
             why = "every document has a new vector or is quarantined"
             migration = await self._change(number, MigrationState.VALIDATING, why)
+        elif migration.state is not MigrationState.VALIDATING:  # another was quicker
+            return
         verdict = await self._judge.judge(migration, progress.set_yielding)
 
         def note(connection: Connection) -> None:

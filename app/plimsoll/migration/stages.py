@@ -105,7 +105,7 @@ class Reader:
     async def _left_out(self, migration: Migration, rows: Sequence[int], reason: str) -> Batch:
         """Documents that failed, without their texts: a lone one that is too large to be read."""
         hashes = await run_in(self._thread, self._hashes, migration, rows)
-        unread = [StoredDocument(row, "", "", {}, digest) for row, digest in hashes.items()]
+        unread = [StoredDocument(row, "", "", "{}", digest) for row, digest in hashes.items()]
         failures = {document.row: (reason, 1) for document in unread}
         return Batch(unread, await self._memory.hold(0), DocumentVectors(failures=failures))
 

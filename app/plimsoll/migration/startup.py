@@ -1,15 +1,22 @@
-"""What a server that starts has to know of migrations before it serves."""
+"""What a server that starts has to find out of migrations: which versions it can still write to."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from sqlite3 import Connection
 
 from plimsoll.corpora.records import Space
+from plimsoll.errors import StoreError
 from plimsoll.migration import journal, pointer
+from plimsoll.migration.changes import StateChanges
 from plimsoll.migration.records import Migration
-from plimsoll.migration.states import ENDED
+from plimsoll.migration.states import ENDED, UNDER_WAY, MigrationState
+from plimsoll.migration.validation import MigrationJudge
 
 log = logging.getLogger(__name__)
+
+# Those in which a version that searches do not read is kept in step, and no run looks after it.
+AT_REST = frozenset(MigrationState) - ENDED - UNDER_WAY - {MigrationState.FAILED}
 
 
 def leave_out_unserved(
@@ -37,3 +44,35 @@ def leave_out_unserved(
                 migration.id, migration.collection, version.space.model,
             )  # fmt: skip
     return found
+
+
+class IdleVersions:
+    """Looks whether models still embed into versions that searches do not read, while it serves.
+
+    A model has to be opened for that: its file may have been replaced, or may be back.
+    """
+
+    def __init__(self, changes: StateChanges, judge: MigrationJudge) -> None:
+        self._changes = changes
+        self._judge = judge
+
+    async def look(self, migrations: Sequence[Migration]) -> None:
+        """Write on to versions whose model is as it was, and no more to others."""
+        for migration in migrations:
+            if migration.state not in AT_REST:
+                continue
+            _, space = migration.idle
+            takes_writes = await self._judge.can_embed(space)
+            work = partial(
+                pointer.set_idle_takes_writes, before=migration, takes_writes=takes_writes
+            )
+            try:
+                is_news = await self._changes.write(work)
+            except StoreError as error:
+                log.error("%s", error)
+                continue
+            if is_news:
+                log.warning(
+                    "migration %d of %r: new documents get %s vector of %r from now on",
+                    migration.id, migration.collection, "a" if takes_writes else "no", space.model,
+                )  # fmt: skip

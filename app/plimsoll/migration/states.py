@@ -60,7 +60,7 @@ TRANSITIONS: Mapping[MigrationState, Mapping[MigrationState, str]] = {
         _S.CANCELLED: "given up",
     },
     _S.READY: {
-        _S.RUNNING: "asked to judge again: what failed is tried again first",
+        _S.RUNNING: "asked to judge again: what lacks a new vector is embedded first",
         _S.CUT_OVER: "the pointer's change",
         _S.CANCELLED: "given up",
     },
@@ -69,6 +69,7 @@ TRANSITIONS: Mapping[MigrationState, Mapping[MigrationState, str]] = {
         _S.PURGED: "the old version is dropped",
     },
     _S.ROLLED_BACK: {
+        _S.RUNNING: "asked to judge again: what lacks a new vector is embedded first",
         _S.CUT_OVER: "the pointer's change once more",
         _S.PURGED: "the new version is dropped",
     },

@@ -39,7 +39,7 @@ class Counts:
         """What rollback would give."""
         if not self.has_both:
             return "none"
-        return "exact" if self.keeps_old else "partial"
+        return "exact" if self.keeps_old and not self.n_without_old else "partial"
 
     @property
     def n_left(self) -> int:

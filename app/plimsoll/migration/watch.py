@@ -2,7 +2,8 @@
 
 Owns the counts. Pure; the clock is passed in. A search counts against the version where its vectors
 could not be compared with the query, its model could not be used, or nothing was found although no
-filter was set. Refusals for want of memory are not the version's fault, and do not count.
+filter was set and there are documents. Refusals for want of memory are not the version's fault, and
+do not count.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,13 @@ MOST_UNANSWERED_RATIO = 0.05
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen since a cut-over."""
+    """What was seen since a cut-over. stays: why it is not taken back although it is too bad."""
 
     number: int
     until_s: float
     n_searches: int = 0
     n_unanswered: int = 0
+    stays: str | None = None
 
     @property
     def is_too_bad(self) -> bool:
@@ -51,7 +53,10 @@ class CutoverWatch:
         }
 
     def searched(self, collection: str, is_answered: bool) -> Watched | None:
-        """Count a search; returns what was seen where that was one too many, and ends its watch."""
+        """Count a search; returns what was seen where it had no answer and was one too many.
+
+        So again for each further one, until it is taken back or stays.
+        """
         watched = self._watched.get(collection)
         if watched is None or self._has_ended(watched):
             return None
@@ -61,10 +66,16 @@ class CutoverWatch:
             n_unanswered=watched.n_unanswered + (not is_answered),
         )
         self._watched[collection] = counted
-        if not counted.is_too_bad:
+        if is_answered or counted.stays is not None or not counted.is_too_bad:
             return None
-        self.end(counted.number)
         return counted
+
+    def stay(self, number: int, why: str) -> None:
+        """It is not to be taken back, since that would be no better."""
+        self._watched = {
+            collection: replace(watched, stays=why) if watched.number == number else watched
+            for collection, watched in self._watched.items()
+        }
 
     def of(self, number: int) -> tuple[Watched, float] | None:
         """What was seen of a migration, and for how many seconds it is still watched."""
