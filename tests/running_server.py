@@ -48,7 +48,7 @@ class RunningServer:
         self.process = subprocess.Popen(
             [*prefix, *command, *options],
             cwd=folder,
-            env=environment(**variables),
+            env=environment(**({"PLIMSOLL_DATA_DIR": str(folder / "data")} | variables)),
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",

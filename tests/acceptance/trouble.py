@@ -50,6 +50,11 @@ ODD_BODIES = (
     ("/v1/embeddings", {"input": "a ship", "model": "all-MiniLM-L6-v2"}),
     ("/v1/embeddings", {"input": "a ship", "model": "no such model"}),
 )
+OF_COLLECTIONS = (
+    ("documents", {"id": "line", "text": "a mark on a hull"}),
+    ("search", {"query": "how deep may a ship be loaded?"}),
+    ("search", {"query": "a hull", "mode": "bm25"}),
+)
 # With vectors, with what stands in for them, with a failure.
 EVEN_BODIES = tuple(
     ("/embed", {"input": "a ship"} | more)
@@ -65,6 +70,7 @@ MAY_BE_ZERO = (
     "plimsoll_recoveries_total",
     "plimsoll_bottleneck",
     "plimsoll_vector_cache_bytes",  # off by default
+    "plimsoll_migration_",  # there is one model
 )
 
 
@@ -197,6 +203,9 @@ async def _press(url: str) -> None:
         while not load.done():
             for route, body in ODD_BODIES:
                 await client.post(route, json=body)
+            await client.put("/collections/ships", json={})
+            for route, body in OF_COLLECTIONS:
+                await client.post(f"/collections/ships/{route}", json=body)
             await client.get("/nothing")
             await asyncio.wait([load], timeout=0.5)
         await load
