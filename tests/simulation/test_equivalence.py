@@ -18,7 +18,7 @@ from plimsoll.errors import (
 )
 from plimsoll.serving.control_loop import PERIOD_S
 from plimsoll.serving.tasks import EmbedTask, SparseEmbeddings
-from plimsoll.simulation.engine import SimulatedMachine
+from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.report import Fate
 from plimsoll.simulation.server import CHARACTERS_PER_TOKEN, simulate
 from plimsoll.simulation.trace import Arrival, ExtraMemory, MemoryFailure, TraceEvent

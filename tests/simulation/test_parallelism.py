@@ -15,7 +15,7 @@ from plimsoll.encoder.known_models import NOMIC_V1_5
 from plimsoll.policy import governor
 from plimsoll.policy.lines import FULL_PARALLELISM
 from plimsoll.policy.scheduler import Plan
-from plimsoll.simulation.engine import SimulatedMachine
+from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.report import Fate
 from plimsoll.simulation.server import simulate
 from plimsoll.simulation.trace import Arrival, Processors, Rereading, TraceEvent

@@ -15,7 +15,7 @@ from plimsoll.policy.governor import Governor
 from plimsoll.policy.lines import FALLBACK_RATIO, FULL_PARALLELISM, HIGH_PARALLELISM, HIGH_RATIO
 from plimsoll.policy.scheduler import Plan
 from plimsoll.settings import Settings
-from plimsoll.simulation.engine import SimulatedMachine
+from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.report import Fate, SimulationReport
 from plimsoll.simulation.server import MOST_TAIL_S, simulate
 from plimsoll.simulation.trace import (

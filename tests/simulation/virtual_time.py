@@ -29,7 +29,8 @@ from plimsoll.serving.control_loop import ControlLoop, Monitors
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
 from plimsoll.serving.reclaim import Reclaim
-from plimsoll.simulation.engine import SimulatedEngine, SimulatedMachine, SimulatedText
+from plimsoll.simulation.engine import SimulatedEngine, SimulatedText
+from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.server import CHARACTERS_PER_TOKEN
 from plimsoll.telemetry.metrics import Telemetry
 from plimsoll.tuning.resolver import BottleneckResolver

@@ -118,7 +118,7 @@ def simulate(
     Admission, breaker, scheduler and the choice of runs are the real code; the engine is a rate,
     and memory is what the server predicts it to be. Seconds or hours of a trace take moments.
     """
-    from plimsoll.simulation.engine import SimulatedMachine
+    from plimsoll.simulation.machine import SimulatedMachine
     from plimsoll.simulation.server import simulate as run
     from plimsoll.simulation.text import render
     from plimsoll.simulation.trace import parse_trace

@@ -1,107 +1,24 @@
-"""The made-up half of a simulation: a clock that jumps, a machine, and an engine in its time.
+"""The engine of a simulation.
 
-The engine stands in for the executor and its thread: one queue of texts, one run at a time, chosen
+It stands in for the executor and its thread: one queue of texts, one run at a time, chosen
 by the executor's own rules, which also say what is let in between the layers of a run, and what is
 tried where it finds no memory. What it runs takes as long as its tokens over a rate, by the cores
 that are left for it, and as long as the weights take to be read where they do not stay in memory.
 """
 
-import heapq
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from plimsoll.encoder.architecture import Architecture
-from plimsoll.encoder.layout import FLOAT_BYTES, PACK_TOKENS, run_bytes
-from plimsoll.policy.costs import Demand, TextSizes, dense_demand
+from plimsoll.encoder.layout import PACK_TOKENS
 from plimsoll.policy.governor import Governor
-from plimsoll.policy.lines import FULL_PARALLELISM
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunEnded, RunLimits, retry_after_failure
-from plimsoll.policy.scheduler import Plan
 from plimsoll.policy.text_queue import Next, TextQueue
+from plimsoll.simulation.clock import Timeline
+from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.trace import Processors
-
-
-@dataclass(frozen=True)
-class SimulatedMachine:
-    """What a trace runs on.
-
-    floor_bytes: memory at rest. tokens_per_s: of the engine with all its threads. token_limit:
-    longer texts are cut to it. The last three are the server's settings of these names.
-    """
-
-    limit_bytes: int
-    architecture: Architecture
-    token_limit: int
-    floor_bytes: int = 70 << 20
-    tokens_per_s: float = 300.0
-    n_threads: int = 2
-    queue_timeout_s: float = 5.0
-    queue_s: float = 30.0
-    recovery_timeout_s: float = 15.0
-
-    @property
-    def weights_bytes(self) -> int:
-        """Of the model, expanded."""
-        shape = self.architecture
-        n_values = shape.vocabulary * shape.hidden + shape.n_layers * shape.layer_parameters
-        return FLOAT_BYTES * n_values
-
-    def demand(self, sizes: TextSizes) -> Demand:
-        """What the server takes a request of such texts for."""
-        hidden = self.architecture.hidden
-        predict = partial(run_bytes, self.architecture, n_threads=self.n_threads)
-        return dense_demand(sizes, predict, hidden=hidden, dimensions=hidden)
-
-    def run_bytes(self, lengths: Sequence[int], limits: RunLimits) -> int:
-        """What the server takes a run of such texts for."""
-        return run_bytes(
-            self.architecture,
-            lengths,
-            n_threads=limits.plan.engine_threads,
-            pack_tokens=round(PACK_TOKENS * limits.pack_ratio),
-        )
-
-    def compute_s(self, n_tokens: int, plan: Plan, cores_left: float) -> float:
-        """How long tokens take with the threads of a plan, on the cores that are left for them."""
-        most_threads = min(self.n_threads, FULL_PARALLELISM)
-        n_threads = min(plan.engine_threads, most_threads, cores_left)
-        return n_tokens / self.tokens_per_s * most_threads / n_threads
-
-
-class Timeline(Protocol):
-    """The time, and a way to let something happen later."""
-
-    def __call__(self) -> float:
-        """Seconds."""
-
-    def plan(self, at_s: float, action: Callable[[], None]) -> None:
-        """Let something happen; actions of one moment go in the order they were planned."""
-
-
-@dataclass
-class JumpingClock:
-    """Owns the time, and what is still to happen."""
-
-    now_s: float = 0.0
-    _actions: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    _n_planned: int = 0
-
-    def __call__(self) -> float:
-        """Seconds since the start."""
-        return self.now_s
-
-    def plan(self, at_s: float, action: Callable[[], None]) -> None:
-        """Let something happen, as Timeline says."""
-        heapq.heappush(self._actions, (at_s, self._n_planned, action))
-        self._n_planned += 1
-
-    def step(self) -> None:
-        """Go on to the next action."""
-        self.now_s, _, action = heapq.heappop(self._actions)
-        action()
 
 
 class TextOwner(Protocol):
@@ -282,21 +199,28 @@ class SimulatedEngine(Generic[Owner]):
         if n_passed == run.n_steps:
             self._end_part(run, run.trying[0])
             return
-        limits, now_s = self._governor.limits().beside(run.n_bytes), self._clock()
-        others = self._queue.let_in(limits, n_passed / run.n_steps) if n_passed else ()
-        texts, n_steps = (others, 1) if others else (run.trying[0], run.n_steps)
+        if n_passed and self._let_in(run, under_way, n_passed):
+            return
+        then = partial(self._compute, run, under_way, n_passed + 1)
+        self._clock.plan(self._clock() + self._run_s(run, run.trying[0]) / run.n_steps, then)
+
+    def _let_in(self, run: _Run[Owner], under_way: object, n_passed: int) -> bool:
+        """Compute what is let in between two steps; whether there is anything."""
+        limits = self._governor.limits().beside(run.n_bytes)
+        others = self._queue.let_in(limits, n_passed / run.n_steps)
         if others:
+            now_s = self._clock()
             self._note_let_in(run, self._machine.run_bytes([t.n_tokens for t in others], limits))
+            then = partial(self._others_came, run, under_way, n_passed, others, now_s)
+            self._clock.plan(now_s + self._run_s(run, others), then)
+        return bool(others)
+
+    def _run_s(self, run: _Run[Owner], texts: Texts[Owner]) -> float:
         n_tokens = sum(text.n_tokens for text in texts)
-        then = (
-            partial(self._others_came, run, under_way, n_passed, others, now_s)
-            if others
-            else partial(self._compute, run, under_way, n_passed + 1)
-        )
         compute_s = self._machine.compute_s(n_tokens, run.limits.plan, self.processors.left)
         seconds = compute_s + self.reread_s
         self.reading_ratio = self.reread_s / seconds
-        self._clock.plan(now_s + seconds / n_steps, then)
+        return seconds
 
     def _others_came(
         self,

@@ -26,12 +26,9 @@ from plimsoll.policy.costs import (
 )
 from plimsoll.policy.governor import Decision, Governor, Outcome, Reading
 from plimsoll.policy.priority import priority_of
-from plimsoll.simulation.engine import (
-    JumpingClock,
-    SimulatedEngine,
-    SimulatedMachine,
-    SimulatedText,
-)
+from plimsoll.simulation.clock import JumpingClock
+from plimsoll.simulation.engine import SimulatedEngine, SimulatedText
+from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.report import Fate, RequestRecord, Second, SimulationReport
 from plimsoll.simulation.trace import (
     Arrival,
