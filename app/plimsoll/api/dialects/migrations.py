@@ -1,6 +1,6 @@
 """Migrations: begun, watched, paused, resumed, judged, cut over, taken back."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 import orjson
@@ -55,6 +55,10 @@ EVENTS: Responses = {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
+
+
+Change = Callable[[int, str, str], Awaitable[MigrationStatus]]
+"""Changes a migration's state: of this number, asked by whom, and why."""
 
 
 def router(migrations: Migrations) -> APIRouter:
@@ -119,41 +123,31 @@ def router(migrations: Migrations) -> APIRouter:
             headers={"Cache-Control": "no-store"},
         )
 
-    @routes.post(
-        "/migrations/{number}/pause",
-        response_model=MigrationFields,
-        responses=of_a_change,
-        summary="Pause a migration",
-    )
-    @needs(Access.ADMIN)
-    async def pause_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
-        return json_response(migration_json(await migrations.pause(number, _who(), body.why)))
+    def add_change(path: str, name: str, summary: str, change: Change) -> None:
+        @routes.post(
+            f"/migrations/{{number}}/{path}",
+            name=f"{name}_migration",
+            response_model=MigrationFields,
+            responses=of_a_change,
+            summary=summary,
+        )
+        @needs(Access.ADMIN)
+        async def change_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
+            return json_response(migration_json(await change(number, _who(), body.why)))
 
-    @routes.post(
-        "/migrations/{number}/resume",
-        response_model=MigrationFields,
-        responses=of_a_change,
-        summary="Begin a planned migration, or go on",
+    add_change("pause", "pause", "Pause a migration", migrations.pause)
+    add_change("resume", "resume", "Begin a planned migration, or go on", migrations.resume)
+    add_change("cancel", "cancel", "Give up a migration before cut-over", migrations.cancel)
+    add_change(
+        "rollback", "roll_back", "Let searches read the old version again", migrations.roll_back
     )
-    @needs(Access.ADMIN)
-    async def resume_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
-        return json_response(migration_json(await migrations.resume(number, _who(), body.why)))
-
-    @routes.post(
-        "/migrations/{number}/cancel",
-        response_model=MigrationFields,
-        responses=of_a_change,
-        summary="Give up a migration before cut-over",
-    )
-    @needs(Access.ADMIN)
-    async def cancel_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
-        return json_response(migration_json(await migrations.cancel(number, _who(), body.why)))
+    add_change("purge", "purge", "Drop the version that searches do not read", migrations.purge)
 
     @routes.post(
         "/migrations/{number}/validate",
         response_model=MigrationFields,
         responses=of_a_change,
-        summary="Judge a ready or failed migration again",
+        summary="Judge a migration again",
     )
     @needs(Access.ADMIN)
     async def validate_migration(number: MigrationNumber, body: ValidateRequest) -> Response:
@@ -173,26 +167,6 @@ def router(migrations: Migrations) -> APIRouter:
     async def cut_over_migration(number: MigrationNumber, body: CutoverRequest) -> Response:
         status = await migrations.cut_over(number, _who(), body.why, force=body.force)
         return json_response(migration_json(status))
-
-    @routes.post(
-        "/migrations/{number}/rollback",
-        response_model=MigrationFields,
-        responses=of_a_change,
-        summary="Let searches read the old version again",
-    )
-    @needs(Access.ADMIN)
-    async def roll_back_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
-        return json_response(migration_json(await migrations.roll_back(number, _who(), body.why)))
-
-    @routes.post(
-        "/migrations/{number}/purge",
-        response_model=MigrationFields,
-        responses=of_a_change,
-        summary="Drop the version that searches do not read",
-    )
-    @needs(Access.ADMIN)
-    async def purge_migration(number: MigrationNumber, body: ChangeRequest) -> Response:
-        return json_response(migration_json(await migrations.purge(number, _who(), body.why)))
 
     return routes
 
