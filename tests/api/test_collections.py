@@ -186,6 +186,19 @@ def test_a_list_may_be_sent_again(server_and_client: tuple[FakeServer, TestClien
     assert len(server.model.runs) == n_runs
 
 
+@pytest.mark.parametrize(("before", "after"), [(True, 1), (1, 1.0), (0, False)])
+def test_metadata_of_another_kind_are_other_metadata(
+    server_and_client: tuple[FakeServer, TestClient], before: object, after: object
+):
+    """To Python they are equal; filters tell them apart, and so does who sends them."""
+    _, client = server_and_client
+    put(client, metadata={"lost": before})
+
+    assert put(client, metadata={"lost": after}) == {"updated": 3}
+    stored = client.get(f"{SHIPS}/documents/a").json()["metadata"]["lost"]
+    assert (type(stored), stored) == (type(after), after)
+
+
 def test_other_metadata_are_written_without_embedding(
     server_and_client: tuple[FakeServer, TestClient],
 ):

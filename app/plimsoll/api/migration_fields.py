@@ -7,7 +7,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, StrictBool, StrictStr
 from typing_extensions import TypeAliasType
 
-from plimsoll.api.fields import MOST_DIMENSIONS, Count, OrDefault
+from plimsoll.api.fields import MOST_DIMENSIONS, Dimensions, OrDefault
 from plimsoll.corpora.records import Space
 from plimsoll.migration.status import MigrationStatus
 
@@ -62,8 +62,8 @@ class MigrationRequest(BaseModel):
     collection: StrictStr
     model: Annotated[StrictStr, Field(description="As GET /v1/models lists it.")]
     dimensions: Annotated[
-        Count | None,
-        Field(le=MOST_DIMENSIONS, description="Values a vector; null: all of the model's."),
+        Dimensions | None,
+        Field(description="Values a vector; null: all of the model's."),
     ] = None
     queries: Annotated[
         OrDefault[JudgedQueries], Field(description="Judged queries for the verdict.")
@@ -182,7 +182,7 @@ class MigrationFields(BaseModel):
     yielding: Annotated[
         str | None, Field(description="Why nothing is embedded now; null: it goes on.")
     ]
-    yields: Annotated[int, Field(description="How often that was, since the server started.")]
+    yields: Annotated[int, Field(description="How often that was, in the run under way.")]
     failure: Annotated[str | None, Field(description="Why it stopped.")]
     rollback: Annotated[
         Literal["exact", "partial", "none"],

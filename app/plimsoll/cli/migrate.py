@@ -128,9 +128,9 @@ def run(
 ) -> None:
     """Begin a migration, or go on with it, and wait for its verdict."""
     client = _client(given)
-    number = _open_migration(client, collection, model)
-    if number is None:
-        begun = client.post(
+    migration = _open_migration(client, collection, model)
+    if migration is None:
+        migration = client.post(
             "/migrations",
             {
                 "collection": collection,
@@ -140,10 +140,9 @@ def run(
                 "why": why,
             },
         )
-        number = begun["id"]
-    elif client.get(f"/migrations/{number}")["state"] in ("planned", "paused", "failed"):
-        client.post(f"/migrations/{number}/resume", {"why": why})
-    _watch(client, number, given)
+    else:
+        _go_on(client, migration, dimensions, queries, why)
+    _watch(client, migration["id"], given)
 
 
 @migrate.command()
@@ -246,20 +245,40 @@ def _watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
         sys.exit(NOT_GO)
 
 
-def _open_migration(client: "ServerClient", collection: str, model: str) -> int | None:
+def _go_on(
+    client: "ServerClient",
+    migration: dict[str, Any],
+    dimensions: int | None,
+    queries: Path | None,
+    why: str,
+) -> None:
+    """Resume an open migration that rests. Raises StoppedError for options it cannot take."""
+    number, size = migration["id"], migration["target"]["dimensions"]
+    if queries is not None:
+        raise StoppedError(
+            f"migration {number} is open already; `plimsoll migrate validate {number} --queries "
+            f"{queries}` judges it by other queries"
+        )
+    if dimensions not in (None, size):
+        raise StoppedError(f"migration {number} is open already, to {size} dimensions")
+    if migration["state"] in ("planned", "paused", "failed"):
+        client.post(f"/migrations/{number}/resume", {"why": why})
+
+
+def _open_migration(client: "ServerClient", collection: str, model: str) -> dict[str, Any] | None:
     """The one to this model that has not ended."""
     for migration in client.get("/migrations")["migrations"]:
         is_open = migration["state"] not in ("purged", "cancelled")
         is_this = (migration["collection"], migration["target"]["model"]) == (collection, model)
         if is_open and is_this:
-            return int(migration["id"])
+            return dict(migration)
     return None
 
 
 def _judged(file: Path | None) -> list[dict[str, Any]]:
     """Judged queries of a file. Raises StoppedError."""
     judged = []
-    lines = [] if file is None else file.read_text(encoding="utf-8").split("\n")
+    lines = [] if file is None else file.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -56,7 +56,9 @@ def plan_of(connection: Connection, name: str, batch: Sequence[NewDocument]) -> 
             # Of other versions a migration looks after what they lack.
             has_vector = vectors.having(connection, active.id, [before.row])
             wanting = [] if has_vector else [active]
-            if has_vector and before.metadata == new.document.metadata:
+            # As they are stored: to Python true, 1 and 1.0 are equal.
+            told = documents.as_json(new.document.metadata)
+            if has_vector and before.metadata_json == told:
                 outcome = "unchanged"
         plan.outcomes.append(outcome)
         for version in wanting:

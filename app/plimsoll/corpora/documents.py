@@ -98,14 +98,6 @@ def ids(connection: sqlite3.Connection, collection: int, rows: Sequence[int]) ->
     return [values[0] for values in found if values is not None]
 
 
-def of_ids(
-    connection: sqlite3.Connection, collection: int, ids: Iterable[str]
-) -> dict[str, StoredDocument]:
-    """Those of these documents that are there."""
-    found = (get(connection, collection, document_id) for document_id in ids)
-    return {document.id: document for document in found if document is not None}
-
-
 def having(connection: sqlite3.Connection, collection: int, ids: Iterable[str]) -> set[str]:
     """Those of these ids that a document has."""
     query = f"SELECT 1 FROM {documents_table(collection)} WHERE id = ?"

@@ -1,6 +1,5 @@
 """What the store takes and gives: plain records."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -82,9 +81,3 @@ class StoredDocument:
     text: str
     metadata_json: str
     text_sha256: bytes
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """Parsed anew each time."""
-        parsed: Mapping[str, Any] = json.loads(self.metadata_json)
-        return parsed

@@ -25,7 +25,7 @@ class MigrationState(Enum):
 
 
 NOTES: Mapping[MigrationState, str] = {
-    MigrationState.PLANNED: "the new version is there, empty; nothing is embedded yet",
+    MigrationState.PLANNED: "not begun; new and changed documents are embedded into both versions",
     MigrationState.RUNNING: "documents are embedded into the new version; searches read the old",
     MigrationState.PAUSED: "nothing is embedded but new and changed documents, into both versions",
     MigrationState.VALIDATING: "every document is embedded; the new version is being judged",

@@ -180,7 +180,7 @@ class MigrationJudge:
         """Whether searches stay as good; the strongest question that has an answer decides."""
         judge = QualityJudge(self._database, self._thread, facts.old, facts.new)
         found = list[Check]()
-        if await self._is_same_model(migration):
+        if old is not None and await self._is_same_model(migration):
             cosines = [
                 checks.cosine(before, after)
                 for before, after in zip(facts.old_vectors, facts.new_vectors, strict=True)
@@ -198,7 +198,7 @@ class MigrationJudge:
     async def _is_same_model(self, migration: Migration) -> bool:
         """Whether both versions go by one model's name and shape, as two quantizations of it do."""
         source, target = migration.source, migration.target
-        if source.model is None or target.model is None or not await self.can_embed(source):
+        if source.model is None or target.model is None:
             return False
         if source.dimensions != target.dimensions:
             return False

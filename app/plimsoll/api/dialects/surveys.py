@@ -19,7 +19,7 @@ from plimsoll.api.edge.documented import (
 )
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import MOST_DIMENSIONS, CollectionName, Count
+from plimsoll.api.fields import CollectionName, Dimensions
 from plimsoll.api.migration_fields import SpaceFields, space_json
 from plimsoll.api.replies import json_response
 from plimsoll.migration.survey import CollectionSurvey, DoctorReport, MigrationPlan, VersionReport
@@ -32,8 +32,8 @@ class PlanRequest(BaseModel):
 
     model: Annotated[StrictStr, Field(description="As GET /v1/models lists it.")]
     dimensions: Annotated[
-        Count | None,
-        Field(le=MOST_DIMENSIONS, description="Values a vector; null: all of the model's."),
+        Dimensions | None,
+        Field(description="Values a vector; null: all of the model's."),
     ] = None
 
 
