@@ -101,6 +101,25 @@ def test_a_collection_goes_there_and_back_by_commands(
     assert "(409)" in refused.output
 
 
+def test_a_run_that_goes_on_takes_no_option_in_silence(
+    migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
+):
+    """A verdict by other queries than were given would be believed."""
+    begun = client.post("/migrations", json={"collection": ships, "model": NEW, "start": False})
+    number, size = begun.json()["id"], begun.json()["target"]["dimensions"]
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text('{"query": "a ship", "relevant": ["d1"]}\n')
+
+    judged = migrate("run", ships, "--model", NEW, "--queries", str(queries))
+    sized = migrate("run", ships, "--model", NEW, "--dimensions", str(size - 1))
+
+    assert (judged.exit_code, sized.exit_code) == (2, 2)
+    assert f"plimsoll migrate validate {number} --queries" in judged.output.replace("\n", " ")
+    assert f"{size} dimensions" in sized.output
+    assert client.get(f"/migrations/{number}").json()["state"] == "planned"
+    client.post(f"/migrations/{number}/cancel", json={}).raise_for_status()
+
+
 def test_a_bad_model_is_no_go_and_exit_code_1(
     migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
 ):
