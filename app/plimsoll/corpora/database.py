@@ -181,7 +181,7 @@ def back_up(path: Path, target: Path) -> None:
             _copy(path, written)
             publish(written, target)
         except BaseException:
-            written.unlink()
+            written.unlink(missing_ok=True)  # it may have its name already
             raise
     except OSError as error:
         raise StoreError(f"the copy, {target}: {error.strerror or error}") from error

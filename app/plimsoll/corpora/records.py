@@ -47,7 +47,6 @@ class Version:
     space: Space
     state: VersionState
     takes_writes: bool
-    created_at: str
 
 
 @dataclass(frozen=True)

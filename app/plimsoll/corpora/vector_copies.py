@@ -103,7 +103,7 @@ class _VectorCopy:
     def search(
         self, connection: sqlite3.Connection, query: np.ndarray, most: int, among: RowFilter | None
     ) -> Ranked:
-        query = _unit(query[np.newaxis])[0]
+        query = vectors.unit(query[np.newaxis])[0]
         found = Ranked.none()
         for segment in vectors.segments(connection, self._version.id):
             rows, values = self._up_to_date(connection, segment)
@@ -136,7 +136,7 @@ class _VectorCopy:
         rows, values = vectors.of_segment(
             connection, self._version.id, segment.number, self._dimensions
         )
-        values = _unit(values)
+        values = vectors.unit(values)
         self._keep(segment, rows, values)
         return rows, values
 
@@ -164,14 +164,6 @@ class _VectorCopy:
             self._map = mmap.mmap(self._file.fileno(), n_bytes, prot=mmap.PROT_READ)
         values = np.frombuffer(self._map, np.float32, n_rows * self._dimensions, start)
         return values.reshape(n_rows, self._dimensions)
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    """Vectors of length 1, float32 (n, dimensions); those of length 0 stay so."""
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    unit = np.zeros_like(values, np.float32)
-    np.divide(values, lengths, out=unit, where=lengths > 0)
-    return unit
 
 
 def _positions(rows: np.ndarray, among: np.ndarray) -> np.ndarray:

@@ -101,6 +101,14 @@ def of_segment(
     return rows, values.reshape(len(found), dimensions)
 
 
+def unit(values: np.ndarray) -> np.ndarray:
+    """Vectors of length 1, float32 (n, dimensions); those of length 0 stay so."""
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    unit = np.zeros_like(values, np.float32)
+    np.divide(values, lengths, out=unit, where=lengths > 0)
+    return unit
+
+
 def _delete(connection: sqlite3.Connection, version: int, rows: Sequence[int]) -> Counter[int]:
     """Delete vectors; returns how many there were in each of the segments."""
     query = f"DELETE FROM {vectors_table(version)} WHERE row = ?"

@@ -10,10 +10,7 @@ from plimsoll.corpora import schema
 from plimsoll.corpora.records import Collection, Space, Version, VersionState
 from plimsoll.errors import UnknownCollectionError
 
-_VERSION = (
-    "versions.id, versions.collection, fingerprint, dimensions, model, state, takes_writes, "
-    "versions.created_at"
-)
+_VERSION = "versions.id, versions.collection, fingerprint, dimensions, model, state, takes_writes"
 _COLLECTION = f"""
     SELECT collections.id, name, collections.created_at, {_VERSION}
     FROM collections JOIN versions ON versions.id = active_version"""
@@ -152,12 +149,11 @@ def _collection(row: tuple[Any, ...]) -> Collection:
 
 
 def _version(row: tuple[Any, ...]) -> Version:
-    number, collection, fingerprint, dimensions, model, state, takes_writes, created_at = row
+    number, collection, fingerprint, dimensions, model, state, takes_writes = row
     return Version(
         id=number,
         collection_id=collection,
         space=Space(fingerprint, dimensions, model),
         state=VersionState(state),
         takes_writes=bool(takes_writes),
-        created_at=created_at,
     )

@@ -92,6 +92,15 @@ def is_there(connection: sqlite3.Connection, migration: Migration) -> bool:
     return {migration.source_version, migration.target_version} <= there
 
 
+def versions_of(connection: sqlite3.Connection, migration: Migration) -> tuple[Version, Version]:
+    """The old and the new one."""
+    by_id = {
+        version.id: version
+        for version in versions.of_collection(connection, migration.collection_id)
+    }
+    return by_id[migration.source_version], by_id[migration.target_version]
+
+
 def check_there(connection: sqlite3.Connection, migration: Migration) -> None:
     """Raise MigrationStateError where a version has gone."""
     if not is_there(connection, migration):

@@ -44,7 +44,7 @@ def set_target_takes_writes(
 ) -> None:
     """Whether new documents get a vector of the new version, if that is still there."""
     if journal.is_there(connection, migration):
-        _, target = _versions(connection, migration)
+        _, target = journal.versions_of(connection, migration)
         versions.set_takes_writes(connection, target, takes_writes=takes_writes)
 
 
@@ -59,7 +59,7 @@ def set_idle_takes_writes(
         return False
     if not journal.is_there(connection, before):
         return False
-    (idle,) = (each for each in _versions(connection, before) if each.id == before.idle[0])
+    idle = _idle_version(connection, before)
     versions.set_takes_writes(connection, idle, takes_writes=takes_writes)
     return idle.takes_writes is not takes_writes
 
@@ -70,7 +70,7 @@ def leave_out(
     """Give new documents no vector of these versions; returns those that took them until now."""
     left = [
         version
-        for version in _versions(connection, migration)
+        for version in journal.versions_of(connection, migration)
         if version.id in numbers and version.takes_writes
     ]
     for version in left:
@@ -96,7 +96,7 @@ def cut_over(
     collection = _collection(connection, migration)
     if not force:
         _check_verdict(connection, migration, keeps_old=keeps_old)
-    source, target = _versions(connection, migration)
+    source, target = journal.versions_of(connection, migration)
     versions.set_state(connection, target, VersionState.COMPLETE)
     versions.set_takes_writes(connection, source, takes_writes=keeps_old)
     versions.activate(connection, collection, target)
@@ -107,7 +107,7 @@ def roll_back(connection: sqlite3.Connection, number: int, who: str, why: str) -
     """Let searches read the old version again. Raises MigrationStateError."""
     migration = journal.change_state(connection, number, MigrationState.ROLLED_BACK, who, why)
     collection = _collection(connection, migration)
-    source, _ = _versions(connection, migration)
+    source, _ = journal.versions_of(connection, migration)
     versions.activate(connection, collection, source)
     return migration
 
@@ -117,9 +117,7 @@ def purge(connection: sqlite3.Connection, number: int, who: str, why: str) -> Mi
     before = journal.find(connection, number)
     migration = journal.change_state(connection, number, MigrationState.PURGED, who, why)
     if journal.is_there(connection, before):
-        source, target = _versions(connection, before)
-        left = source if before.state is MigrationState.CUT_OVER else target
-        versions.drop_version(connection, left)
+        versions.drop_version(connection, _idle_version(connection, before))
     return migration
 
 
@@ -127,7 +125,7 @@ def cancel(connection: sqlite3.Connection, number: int, who: str, why: str) -> M
     """Drop the new version, which no search has read. Raises MigrationStateError."""
     migration = journal.change_state(connection, number, MigrationState.CANCELLED, who, why)
     if journal.is_there(connection, migration):
-        _, target = _versions(connection, migration)
+        _, target = journal.versions_of(connection, migration)
         versions.drop_version(connection, target)
     return migration
 
@@ -164,10 +162,7 @@ def _collection(connection: sqlite3.Connection, migration: Migration) -> Collect
     return versions.find(connection, migration.collection)
 
 
-def _versions(connection: sqlite3.Connection, migration: Migration) -> tuple[Version, Version]:
-    """The old and the new one."""
-    by_id = {
-        version.id: version
-        for version in versions.of_collection(connection, migration.collection_id)
-    }
-    return by_id[migration.source_version], by_id[migration.target_version]
+def _idle_version(connection: sqlite3.Connection, migration: Migration) -> Version:
+    """The one that searches do not read."""
+    both = journal.versions_of(connection, migration)
+    return next(version for version in both if version.id == migration.idle[0])

@@ -70,7 +70,7 @@ def nearest(
     queries: float32 (n, dimensions), of the version's own space. Equal ones in order of their rows.
     among: int64, ascending: no other rows are looked at; None: every one is.
     """
-    queries = _unit(queries)
+    queries = vectors.unit(queries)
     scores = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for numbers, values in _segments(connection, version):
@@ -78,7 +78,7 @@ def nearest(
             start, end = np.searchsorted(among, (numbers[0], numbers[-1] + 1))
             is_among = np.isin(numbers, among[start:end], assume_unique=True)
             numbers, values = numbers[is_among], values[is_among]
-        scores = np.hstack((scores, queries @ _unit(values).T))
+        scores = np.hstack((scores, queries @ vectors.unit(values).T))
         rows = np.hstack((rows, np.broadcast_to(numbers, (len(queries), len(numbers)))))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
         scores = np.take_along_axis(scores, order, axis=1)
@@ -122,9 +122,3 @@ def _segments(
     """Rows, int64 (n,), and vectors, float32 (n, dimensions), of each segment."""
     for segment in vectors.segments(connection, version.id):
         yield vectors.of_segment(connection, version.id, segment.number, version.space.dimensions)
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    unit: np.ndarray = values / np.where(norms > 0, norms, 1).astype(np.float32)
-    return unit

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Literal
 
-from plimsoll.corpora import documents, vectors, versions
+from plimsoll.corpora import documents, vectors
 from plimsoll.migration import journal
 from plimsoll.migration.progress import ProgressMonitor, eta_s
 from plimsoll.migration.records import Migration, Quarantined, StateChange
@@ -72,12 +72,8 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
     changes = journal.changes(connection, migration.id)
     if migration.state in ENDED or not journal.is_there(connection, migration):
         return Counts(migration, changes)
-    by_id = {
-        version.id: version
-        for version in versions.of_collection(connection, migration.collection_id)
-    }
     n_documents = documents.count(connection, migration.collection_id)
-    source = by_id[migration.source_version]
+    source, _ = journal.versions_of(connection, migration)
     is_active = migration.state is not MigrationState.CUT_OVER
     return Counts(
         migration,

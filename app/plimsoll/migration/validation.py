@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plimsoll.corpora import documents, vectors, versions
+from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space, StoredDocument, Version
 from plimsoll.encoder.model import Traits
@@ -217,11 +217,7 @@ class MigrationJudge:
     def _facts(self, migration: Migration) -> Facts:
         with self._database.reading() as connection:
             journal.check_there(connection, migration)
-            by_id = {
-                version.id: version
-                for version in versions.of_collection(connection, migration.collection_id)
-            }
-            old, new = by_id[migration.source_version], by_id[migration.target_version]
+            old, new = journal.versions_of(connection, migration)
             rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)
             after = vectors.get(connection, new.id, rows)
             before = vectors.get(connection, old.id, rows)

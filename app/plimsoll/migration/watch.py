@@ -40,9 +40,9 @@ class CutoverWatch:
         self._clock = clock
         self._watched: dict[str, Watched] = {}  # by collection
 
-    def begin(self, number: int, collection: str, seconds: float = WATCH_S) -> None:
+    def begin(self, number: int, collection: str) -> None:
         """Watch a collection from now on."""
-        self._watched[collection] = Watched(number, self._clock() + seconds)
+        self._watched[collection] = Watched(number, self._clock() + WATCH_S)
 
     def end(self, number: int) -> None:
         """It is not cut over any more, or there is no way back."""
