@@ -107,6 +107,9 @@ class Watcher:
     def run_ended(self, run: RunEnded) -> None:
         self.told.append(run)
 
+    def wake(self) -> None:
+        """Nothing waits for it here."""
+
     @property
     def ended(self) -> list[RunEnded]:
         return [each for each in self.told if isinstance(each, RunEnded)]
