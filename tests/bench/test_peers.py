@@ -20,7 +20,7 @@ from plimsoll.bench.comparison.models import ModelCase, make_ready
 from plimsoll.bench.comparison.processes import MeasurementError, MemoryWatch, on_processors
 from plimsoll.bench.comparison.report import NOT_MEASURED
 from plimsoll.bench.peers import infinity, llama_server, measure, plimsoll_server, server_peer
-from plimsoll.bench.peers.catalog import ONE_CORE, PADDED, PEERS, PLIMSOLL
+from plimsoll.bench.peers.catalog import IN_INT8, ONE_CORE, PADDED, PEERS, PLIMSOLL
 from plimsoll.bench.peers.chart import chart
 from plimsoll.bench.peers.command import PeerPlan, PeerPlanError
 from plimsoll.bench.peers.gguf_file import gguf_file
@@ -269,6 +269,37 @@ def test_targets_are_held_against_their_own_baselines():
         verdict for _, verdict in verdicts.values()
     ]
     assert ONE_CORE not in {row.figure.peer for row in found.rows()}
+
+
+def test_int8_has_rows_of_its_own_beside_float32_and_every_peer():
+    """It is no peer of ours that we lose to, and no vector of float32's."""
+    found = results(
+        measured(PLIMSOLL, [100]),
+        measured(IN_INT8, [150]),
+        measured(ONE_CORE, [60]),
+        measured("peer", [50]),
+    )
+
+    assert [row.figure.peer for row in found.rows()] == ["peer"]
+    assert {row.figure.peer: row.figure.ratio for row in found.rows(IN_INT8)} == {
+        PLIMSOLL: 1.5,
+        "peer": 3,
+    }
+    shown = table({}, [found])
+    assert "a model, in int8" in shown
+    assert "in int8" not in table({}, [results(measured(PLIMSOLL, [100]), measured("peer", [50]))])
+    told = as_dict({}, {}, [found])["models"][0]
+    assert len(told["rows"]) == 1
+    assert len(told["rows_in_int8"]) == 2
+
+
+def test_the_ratios_of_several_rounds_tell_how_far_they_scatter():
+    """Their standard deviation over their mean; one round says nothing of it."""
+    (row,) = results(measured(PLIMSOLL, [100, 110]), measured("peer", [50, 50])).rows()
+    (lone,) = results(measured(PLIMSOLL, [100]), measured("peer", [50])).rows()
+
+    assert row.figure.as_dict()["variation"] == pytest.approx(0.0673, abs=1e-4)
+    assert lone.figure.variation is None
 
 
 def test_the_chart_is_a_drawing_with_a_bar_for_every_peer():

@@ -77,13 +77,14 @@ def build_application(
     )
     app.state.refusals = refusals
     refusals.register("/v1", openai.ERRORS.render)
+    # The router tries one after another, and these are asked for most.
     app.include_router(native.router(core.service))
+    app.include_router(openai.router(core.service, core.models, created=int(time())))
     app.include_router(rank.router(core.ranking))
     app.include_router(collections.router(corpora.catalog, corpora.search))
     app.include_router(documents.router(corpora.catalog, corpora.ingest))
     app.include_router(surveys.router(survey))
     app.include_router(migration_routes.router(migrations))
-    app.include_router(openai.router(core.service, core.models, created=int(time())))
     app.include_router(
         health.router(
             core,

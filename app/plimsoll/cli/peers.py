@@ -51,9 +51,10 @@ def peers(
     """Measure Plimsoll beside other embedding programs on the same weights.
 
     Every peer is started for real, one after another, in a fresh process each round: Plimsoll,
-    padded ONNX Runtime, sentence-transformers, OpenVINO, infinity-emb, llama.cpp's llama-server
-    and llama-cpp-python. Most come with the extra `bench`; --prepare gets the rest. One that
-    cannot be had, or cannot load the model, stands below the table with the reason.
+    in float32 and in int8, padded ONNX Runtime, sentence-transformers, OpenVINO, infinity-emb,
+    llama.cpp's llama-server and llama-cpp-python. Most come with the extra `bench`; --prepare
+    gets the rest. One that cannot be had, or cannot load the model, stands below the table with
+    the reason; so does int8 where its vectors fail PLIMSOLL_MIN_COSINE.
 
     A cell is the median of the rounds, and in brackets the lowest and the highest. *Better by*
     compares round by round; above 1 Plimsoll is better. Where a peer is better, its row stands

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any, Literal
 
 Verdict = Literal["pass", "MISS", "not measured"]
@@ -65,12 +65,18 @@ class Figure:
         """How many times better than the peer, the median of the rounds; None: not measured."""
         return median(self.ratios) if self.ratios else None
 
+    @property
+    def variation(self) -> float | None:
+        """Coefficient of variation of the ratios, of two rounds and more."""
+        return stdev(self.ratios) / fmean(self.ratios) if len(self.ratios) > 1 else None
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | {
             "median": median(self.values) if self.values else None,
             "ratios": self.ratios,
             "ratio": self.ratio,
+            "variation": self.variation,
             "verdict": self.verdict,
         }
 

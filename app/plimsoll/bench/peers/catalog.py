@@ -16,6 +16,7 @@ from plimsoll.bench.peers.transformers_folder import transformers_folder
 PLIMSOLL = "Plimsoll"
 PADDED = "padded ONNX Runtime"
 ONE_CORE = "Plimsoll on one core"
+IN_INT8 = "Plimsoll in int8"
 
 
 def _library(
@@ -58,6 +59,7 @@ _llama_cpp_python = partial(_library, kind="llama-cpp-python", needs=("llama_cpp
 PEERS: tuple[PeerKind, ...] = (
     PeerKind(PLIMSOLL, "REST", plimsoll_server.ready),
     PeerKind(ONE_CORE, "REST", plimsoll_server.ready_on_one_core),
+    PeerKind(IN_INT8, "REST", plimsoll_server.ready_in_int8),
     PeerKind(PADDED, "in process", partial(_library, kind="padded", needs=(), path=_export)),
     PeerKind("sentence-transformers float32", "in process", _sentence_transformers),
     PeerKind(

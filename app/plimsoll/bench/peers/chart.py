@@ -5,7 +5,7 @@ from html import escape
 from statistics import median
 
 from plimsoll.bench.load.svg import WIDTH, svg
-from plimsoll.bench.peers.catalog import ONE_CORE, PLIMSOLL
+from plimsoll.bench.peers.catalog import IN_INT8, ONE_CORE, PLIMSOLL
 from plimsoll.bench.peers.measure import FigureName
 from plimsoll.bench.peers.results import ModelResults
 from plimsoll.bench.peers.workloads import TOKENS_PER_S
@@ -37,7 +37,7 @@ def _bars(results: ModelResults, name: FigureName, y: float) -> Iterator[str]:
     rated.sort(key=lambda pair: -pair[0])
     for rate, one in rated:
         width = (WIDTH - NAME_WIDTH - VALUE_WIDTH) * rate / rated[0][0]
-        kind = "ours" if one.kind.name == PLIMSOLL else "peer"
+        kind = "ours" if one.kind.name in (PLIMSOLL, IN_INT8) else "peer"
         cosine = f", cosine {one.worst_cosine:.5f}" if one.worst_cosine is not None else ""
         yield (
             _text(4, y, one.kind.title)

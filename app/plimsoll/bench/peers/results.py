@@ -6,7 +6,7 @@ from math import inf
 from statistics import median
 
 from plimsoll.bench.comparison.report import Figure, Floor
-from plimsoll.bench.peers.catalog import ONE_CORE, PADDED, PLIMSOLL
+from plimsoll.bench.peers.catalog import IN_INT8, ONE_CORE, PADDED, PLIMSOLL
 from plimsoll.bench.peers.measure import PEAK, START, WORST_COSINE, FigureName
 from plimsoll.bench.peers.peer import PeerKind
 from plimsoll.bench.peers.workloads import MIXED, P50, SHORT_TOKENS, TOKENS_PER_S
@@ -88,15 +88,18 @@ class ModelResults:
     measured: Sequence[Measured]
     n_cores: int
 
-    def rows(self) -> list[Row]:
-        """Peers' wins first, the clearest at the top; then figure by figure, the closest first."""
-        peers = dict.fromkeys(one.kind.name for one in self.measured)
+    def rows(self, ours: str = PLIMSOLL) -> list[Row]:
+        """Peers' wins first, the clearest at the top; then figure by figure, the closest first.
+
+        ours: PLIMSOLL, or IN_INT8, which has PLIMSOLL among its peers.
+        """
+        own = {ONE_CORE, IN_INT8, ours}
+        peers = dict.fromkeys(one.kind.name for one in self.measured if one.kind.name not in own)
         found = [
             row
             for name in self.names
             for peer in peers
-            if peer not in (PLIMSOLL, ONE_CORE)
-            if (row := self._row(name, peer)) is not None
+            if (row := self._row(name, ours, peer)) is not None
         ]
         places = {name.name: place for place, name in enumerate(self.names)}
 
@@ -112,7 +115,8 @@ class ModelResults:
         by_name = {name.name: name for name in self.names}
         for target in targets_of(self.n_cores):
             name = by_name.get(target.figure, FigureName(target.figure, ""))
-            figure = self._figure(name, self.best(name, target.baseline), target.baseline)
+            theirs = self.best(name, target.baseline)
+            figure = self._figure(name, PLIMSOLL, theirs, target.baseline)
             floor = Floor("ratio", at_least=target.at_least)
             yield replace(figure, name=target.title, floor=floor)
 
@@ -138,17 +142,17 @@ class ModelResults:
 
         return min(variants, key=middle) if name.lower_is_better else max(variants, key=middle)
 
-    def _row(self, name: FigureName, peer: str) -> Row | None:
+    def _row(self, name: FigureName, ours: str, peer: str) -> Row | None:
         """None where no round has the figure of both."""
         theirs = self.best(name, peer)
         if theirs is None:
             return None
-        figure = self._figure(name, theirs, theirs.kind.title)
+        figure = self._figure(name, ours, theirs, theirs.kind.title)
         return Row(figure, theirs) if figure.values else None
 
-    def _figure(self, name: FigureName, theirs: Measured | None, peer: str) -> Figure:
+    def _figure(self, name: FigureName, own: str, theirs: Measured | None, peer: str) -> Figure:
         """From the rounds that have it of both; without values where there is none."""
-        ours = self.best(name, PLIMSOLL)
+        ours = self.best(name, own)
         our_values = ours.values(name.name) if ours else {}
         their_values = theirs.values(name.name) if theirs else {}
         both = sorted(our_values.keys() & their_values.keys())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plimsoll.bench.comparison.report import NOT_MEASURED, Figure, aligned
+from plimsoll.bench.peers.catalog import IN_INT8, PLIMSOLL
 from plimsoll.bench.peers.results import ModelResults, Row
 
 HEADS = ("figure", "Plimsoll", "peer's", "peer", "better by", "worst cosine", "called")
@@ -21,8 +22,10 @@ def table(
     """
     lines = [", ".join(f"{key} {value}" for key, value in machine.items())]
     for one in results:
-        rows = _closest(one.rows()) if brief else one.rows()
-        lines += ["", one.model, "", *aligned([HEADS, *map(_cells, rows)])]
+        for ours, heading in ((PLIMSOLL, one.model), (IN_INT8, f"{one.model}, in int8")):
+            if rows := one.rows(ours):
+                shown = _closest(rows) if brief else rows
+                lines += ["", heading, "", *aligned([HEADS, *map(_cells, shown)])]
         lines += ["", *aligned([TARGET_HEADS, *map(_target_cells, one.targets())])]
         if problems := one.problems():
             lines += ["", *aligned([PROBLEM_HEADS, *problems.items()])]
@@ -60,11 +63,8 @@ def as_dict(
         "models": [
             {
                 "model": one.model,
-                "rows": [
-                    row.figure.as_dict()
-                    | {"peer_wins": row.peer_wins, "worst_cosine": row.measured.worst_cosine}
-                    for row in one.rows()
-                ],
+                "rows": [_row_as_dict(row) for row in one.rows()],
+                "rows_in_int8": [_row_as_dict(row) for row in one.rows(IN_INT8)],
                 "targets": [figure.as_dict() for figure in one.targets()],
                 "peers": [
                     {
@@ -80,3 +80,8 @@ def as_dict(
             for one in results
         ],
     }
+
+
+def _row_as_dict(row: Row) -> dict[str, Any]:
+    about = {"peer_wins": row.peer_wins, "worst_cosine": row.measured.worst_cosine}
+    return row.figure.as_dict() | about
