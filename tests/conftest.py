@@ -67,6 +67,12 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def builtin_file(model_cache: Path) -> Path:
+    """The built-in model's GGUF file."""
+    return next(model_cache.glob("*/all-MiniLM-L6-v2.F32.gguf"))
+
+
 def _default_cache(empty: Path) -> Path:
     environ = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", "")}
     return load_settings(environ=environ, directory=empty).settings.cache_dir

@@ -8,6 +8,8 @@ import gguf
 import numpy as np
 from gguf.quants import quantize
 
+from tests.gguf_files import F32, Q8_0, gguf_file, tensor_info
+
 # More than one chunk, more than one piece, and a tail that fills neither.
 SHAPES = {
     "token_embd.weight": (1100, 256),
@@ -49,6 +51,25 @@ def expanded(path: Path) -> dict[str, np.ndarray]:
         )  # not its map
         for tensor in gguf.GGUFReader(path).tensors
     }
+
+
+def write_in_q8(source: Path, path: Path) -> Path:
+    """Write a float32 file once more with its matrices in Q8_0, as llama.cpp does it."""
+    reader = gguf.GGUFReader(source)
+    infos, data = [], bytearray()
+    for tensor in reader.tensors:
+        values = np.asarray(tensor.data)
+        stays = values.ndim < 2 or tensor.name in ("position_embd.weight", "token_types.weight")
+        kind = F32 if stays else Q8_0
+        stored = values if stays else quantize(values, gguf.GGMLQuantizationType.Q8_0)
+        data += bytes(-len(data) % 32)
+        infos.append(tensor_info(tensor.name, values.shape[::-1], kind, len(data)))
+        data += stored.tobytes()
+    # The metadata as they stand in the original, between the counts and the first tensor's entry.
+    metadata = source.read_bytes()[24 : reader.tensors[0].field.offset]
+    n_keys = int.from_bytes(source.read_bytes()[16:24], "little")
+    path.write_bytes(gguf_file([metadata], infos, bytes(data), n_keys=n_keys))
+    return path
 
 
 def ends(work: Callable[[], object], timeout_s: float = 60.0) -> object:

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import gguf
 import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gguf.quants import quantize
 
 from plimsoll.cli.commands import main
 from tests.fakes import metric
-from tests.gguf_files import F32, Q8_0, gguf_file, tensor_info
+from tests.gguf_files import gguf_file
+from tests.gguf_weights import write_in_q8
 from tests.running_server import DEADLINE_S, RunningServer, environment
 from tests.small_models import TINY, write_e5
 from tests.synthetic import write_synthetic
@@ -83,12 +82,6 @@ def plimsoll(
     yield PlimsollCommand(tmp_path, model_cache)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-
-
-@pytest.fixture(scope="session")
-def builtin_file(model_cache: Path) -> Path:
-    """The built-in model's GGUF file."""
-    return next(model_cache.glob("*/all-MiniLM-L6-v2.F32.gguf"))
 
 
 @pytest.fixture(scope="module")
@@ -355,23 +348,8 @@ def worst_of(output: str) -> float:
 
 @pytest.fixture(scope="session")
 def q8_file(builtin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model with its matrices in Q8_0, by gguf-py; as llama.cpp does it."""
-    reader = gguf.GGUFReader(builtin_file)
-    infos, data = [], bytearray()
-    for tensor in reader.tensors:
-        values = np.asarray(tensor.data)
-        stays = values.ndim < 2 or tensor.name in ("position_embd.weight", "token_types.weight")
-        kind = F32 if stays else Q8_0
-        stored = values if stays else quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        data += bytes(-len(data) % 32)
-        infos.append(tensor_info(tensor.name, values.shape[::-1], kind, len(data)))
-        data += stored.tobytes()
-    # The metadata as they stand in the original, between the counts and the first tensor's entry.
-    metadata = builtin_file.read_bytes()[24 : reader.tensors[0].field.offset]
-    n_keys = int.from_bytes(builtin_file.read_bytes()[16:24], "little")
-    path = tmp_path_factory.mktemp("q8") / "all-MiniLM-L6-v2.Q8_0.gguf"
-    path.write_bytes(gguf_file([metadata], infos, bytes(data), n_keys=n_keys))
-    return path
+    """The built-in model with its matrices in Q8_0."""
+    return write_in_q8(builtin_file, tmp_path_factory.mktemp("q8") / "all-MiniLM-L6-v2.Q8_0.gguf")
 
 
 def test_verify_measures_what_quantization_costs(plimsoll: PlimsollCommand, q8_file: Path):
