@@ -57,11 +57,19 @@ PlimsollError
 
 
 class PlimsollError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose.
+
+    code: what clients branch by. retry_after_s: None where waiting would not help.
+    """
+
+    code = "internal_error"
+    retry_after_s: float | None = None
 
 
 class GGUFError(PlimsollError):
     """A GGUF file that cannot be read; `offset` is the byte where it went wrong."""
+
+    code = "model_unavailable"
 
     def __init__(self, message: str, *, offset: int) -> None:
         super().__init__(f"{message} (at byte {offset})")
@@ -82,6 +90,8 @@ class GGUFTypeError(GGUFError):
 
 class ModelError(PlimsollError):
     """A model that cannot be used."""
+
+    code = "model_unavailable"
 
 
 class ModelNotFoundError(ModelError):
@@ -107,6 +117,9 @@ class QuantizationError(ModelError):
 class ModelLoadingError(ModelError):
     """The model is still being fetched or converted."""
 
+    code = "model_loading"
+    retry_after_s: float
+
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
@@ -114,6 +127,8 @@ class ModelLoadingError(ModelError):
 
 class CacheError(PlimsollError):
     """The folder of Plimsoll's own files."""
+
+    code = "model_unavailable"
 
 
 class CacheCorruptError(CacheError):
@@ -134,6 +149,8 @@ class CacheUnsafeError(CacheError):
 
 class StoreError(PlimsollError):
     """The file of collections cannot be read or written."""
+
+    code = "store_unavailable"
 
 
 class RequestError(PlimsollError):
@@ -261,13 +278,17 @@ class NonFiniteError(EncodeError):
 
 
 class EncodeMemoryError(EncodeError):
-    """An allocation was refused."""
+    """An allocation was refused; after a second there may be memory."""
+
+    code = "out_of_memory"
+    retry_after_s: float = 1.0
 
 
 class OverloadError(PlimsollError):
     """Refused for now; `retry_after_s` says when it is worth trying again."""
 
     code = "overloaded"
+    retry_after_s: float
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -307,13 +328,19 @@ class IngestStoppedError(OverloadError):
 class TooLargeError(PlimsollError):
     """A request that could never fit this budget; the message has the largest that would."""
 
+    code = "too_large_for_budget"
+
 
 class BodyTooLargeError(TooLargeError):
     """A body over a limit that is not the budget's."""
 
+    code = "body_too_large"
+
 
 class SlowBodyError(PlimsollError):
     """A body that did not arrive in time."""
+
+    code = "slow_body"
 
 
 class SettingsError(PlimsollError):

@@ -17,12 +17,13 @@ from plimsoll.api.edge.json_lines import MOST_LINE_BYTES
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.ingest import BATCH_DOCUMENTS, MOST_MESSAGE_CHARACTERS
 from plimsoll.corpora.records import Document, Space, VersionState
-from plimsoll.errors import EncodeMemoryError
+from plimsoll.errors import EncodeMemoryError, GGUFFormatError
 from plimsoll.policy.costs import INGEST_BATCH_BYTES
 from plimsoll.policy.priority import Priority
 from tests.fakes import FakeModel, FakeServer, fake_traits, metric
 from tests.pressure import (
     REASONS,
+    HeavyModel,
     assert_nothing_is_held,
     error_of,
     fill_queue,
@@ -736,6 +737,42 @@ def press(server: FakeServer, model: FakeModel, reason: str) -> None:
         server.core.models._load_wait_s = 0
         server.opener.released.clear()
         server.slot._model = None  # as after a long pause
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "reason"),
+    [
+        ("ship " * 12, 413, "too_large_for_budget"),
+        ("poison ship", 500, "internal_error"),
+        ("ship", 503, "model_unavailable"),
+    ],
+)
+def test_auto_searches_words_where_waiting_would_not_help(query: str, status: int, reason: str):
+    """A query that never fits the budget, one without a finite vector, a model that has gone."""
+    with serving(HeavyModel()) as (server, client):
+        client.put(SHIPS, json={})
+        put(client)
+        if reason == "model_unavailable":
+            server.slot._model = None  # as after a long pause
+            server.opener.errors = [GGUFFormatError("no model any more", offset=4)]
+        auto = client.post(f"{SHIPS}/search", json={"query": query})
+        strict = [
+            client.post(f"{SHIPS}/search", json={"query": query, "mode": mode})
+            for mode in ("dense", "hybrid")
+        ]
+        counted = metric(
+            client.get("/metrics").text, f'plimsoll_degraded_total{{reason="{reason}"}}'
+        )
+        assert_nothing_is_held(server)
+
+    refusal = strict[0].json()["error"]["message"]
+    answer = auto.json()
+    assert (answer["mode"], ids(answer)) == ("bm25", ["c", "a"])
+    assert answer["degraded"]["reason"] == auto.headers["x-plimsoll-degraded"] == reason
+    assert answer["degraded"]["message"] == f"searched by words: {refusal}"
+    assert answer["degraded"]["retry_after_s"] is None
+    assert {error_of(response) for response in strict} == {(status, reason)}
+    assert counted == 1
 
 
 def test_a_query_without_a_token_is_refused_by_meaning_and_finds_nothing_by_words(

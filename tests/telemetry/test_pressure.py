@@ -1,11 +1,15 @@
 """Metrics of memory pressure: which series there are, and what they say."""
 
-from plimsoll.api.edge.errors import code_of
-from plimsoll.errors import EncodeMemoryError
+from plimsoll.corpora.search import SEARCH_DEGRADING
 from plimsoll.policy.breaker import BreakerState
 from plimsoll.serving.fallback import DEGRADING
 from plimsoll.telemetry.metrics import Telemetry
-from plimsoll.telemetry.pressure import BREAKER_STATES, DEGRADED_REASONS, Recovery
+from plimsoll.telemetry.pressure import (
+    BREAKER_STATES,
+    DEGRADED_REASONS,
+    SEARCH_DEGRADED_REASONS,
+    Recovery,
+)
 from tests.fakes import metric
 
 
@@ -16,9 +20,9 @@ def test_breaker_states_that_are_there_from_the_start_are_those_that_occur():
 
 def test_reasons_of_degraded_replies_that_are_there_from_the_start_are_those_that_occur():
     """A rate does not see the first event of a series that begins with it."""
-    overloaded = [kind("", retry_after_s=1) for kind in DEGRADING if kind is not EncodeMemoryError]
-    degrading = {code_of(error) for error in (*overloaded, EncodeMemoryError(""))}
-    assert set(DEGRADED_REASONS) == degrading
+    assert set(DEGRADED_REASONS) == {kind.code for kind in DEGRADING}
+    of_searches = {kind.code for kind in SEARCH_DEGRADING}
+    assert {*DEGRADED_REASONS, *SEARCH_DEGRADED_REASONS} == of_searches
 
 
 def test_the_breaker_is_in_one_state_at_a_time():

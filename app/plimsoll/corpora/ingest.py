@@ -26,6 +26,7 @@ from plimsoll.errors import (
     ModelError,
     ModelLoadingError,
     OverloadError,
+    PlimsollError,
     SpaceMismatchError,
     UnknownModelError,
 )
@@ -305,7 +306,7 @@ def _no_vector(space: Space) -> str:
     )
 
 
-def _raise_stopped(error: Exception, result: IngestResult) -> None:
+def _raise_stopped(error: PlimsollError, result: IngestResult) -> None:
     """Say what is stored already, where something is."""
     n_stored = result.added + result.updated + result.unchanged
     if not n_stored or isinstance(error, IngestStoppedError):
@@ -314,5 +315,5 @@ def _raise_stopped(error: Exception, result: IngestResult) -> None:
         f"{result.added} documents were added, {result.updated} updated, {result.unchanged} were "
         f"there and {result.failed} failed before this: {error}; send all of them again, what is "
         "stored is skipped",
-        retry_after_s=getattr(error, "retry_after_s", SHORT_RETRY_S),
+        retry_after_s=error.retry_after_s or SHORT_RETRY_S,
     ) from error

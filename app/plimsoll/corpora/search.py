@@ -24,12 +24,14 @@ from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchT
 from plimsoll.corpora.vector_copies import VectorCopies
 from plimsoll.corpora.words import search_words
 from plimsoll.errors import (
+    CacheError,
     EncodeError,
-    EncodeMemoryError,
+    GGUFError,
     InvalidRequestError,
     ModelError,
-    ModelLoadingError,
+    PlimsollError,
     SpaceMismatchError,
+    TooLargeError,
     UnknownModelError,
 )
 from plimsoll.policy.costs import (
@@ -39,9 +41,9 @@ from plimsoll.policy.costs import (
     word_search_demand,
 )
 from plimsoll.serving.embedding import EmbeddingService
-from plimsoll.serving.fallback import with_fallback
+from plimsoll.serving.fallback import DEGRADING, with_fallback
 from plimsoll.serving.gate import RequestPermit
-from plimsoll.serving.tasks import Degraded, Embeddings, EmbedTask, raise_first
+from plimsoll.serving.tasks import Embeddings, EmbedTask, raise_first
 from plimsoll.serving.threads import run_until_dropped
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.pressure import PressureMetrics
@@ -50,6 +52,11 @@ T = TypeVar("T")
 SearchListener: TypeAlias = Callable[[str, bool], None]
 
 MOST_READING_S = 10.0
+
+# The version or its model is at fault, if it is none of DEGRADING: waiting would not help.
+AT_FAULT = (SpaceMismatchError, ModelError, GGUFError, CacheError, EncodeError)
+# Why a search that left its mode open is answered by words.
+SEARCH_DEGRADING = (*DEGRADING, *AT_FAULT, TooLargeError)
 
 # Of each of the two orders that a hybrid search makes one of, where no more are asked for. Deeper
 # ones leave the first ten on Cranfield as they are; at 20 nDCG@10 is 0.003 lower, at 10 0.019.
@@ -112,30 +119,23 @@ class CollectionSearch:
     ) -> SearchResults:
         if task.mode == "bm25":
             return await self._by_words(task, condition, permit, None)
-        try:
-            return await with_fallback(
-                "bm25" if task.mode == "auto" else "none",
-                permit,
-                self._pressure,
-                lambda: self._told_by_meaning(task, condition, permit),
-                lambda degraded: self._by_words(task, condition, permit, _degraded(degraded)),
-            )
-        except SpaceMismatchError as error:
-            if task.mode != "auto":
-                raise
-            mismatch = DegradedSearch(error.code, str(error), None)
-        permit.drop()
-        self._pressure.degraded(mismatch.reason)
-        return await self._by_words(task, condition, permit, mismatch)
+        return await with_fallback(
+            "bm25" if task.mode == "auto" else "none",
+            permit,
+            self._pressure,
+            lambda: self._told_by_meaning(task, condition, permit),
+            lambda refusal: self._by_words(task, condition, permit, _degraded(refusal)),
+            SEARCH_DEGRADING,
+        )
 
     async def _told_by_meaning(
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit
     ) -> SearchResults:
         try:
             found = await self._by_meaning(task, condition, permit)
-        except (ModelLoadingError, EncodeMemoryError):
+        except DEGRADING:
             raise
-        except (SpaceMismatchError, ModelError, EncodeError):
+        except AT_FAULT:
             self._tell(task.collection, is_answered=False)
             raise
         is_answered = bool(found.results) or condition is not None
@@ -317,9 +317,8 @@ def _is_empty(connection: Connection, name: str) -> bool:
     return not documents.count(connection, versions.find(connection, name).id)
 
 
-def _degraded(degraded: Degraded) -> DegradedSearch:
-    message = f"the model cannot answer now ({degraded.reason}): searched by words"
-    return DegradedSearch(degraded.reason, message, degraded.retry_after_s)
+def _degraded(refusal: PlimsollError) -> DegradedSearch:
+    return DegradedSearch(refusal.code, f"searched by words: {refusal}", refusal.retry_after_s)
 
 
 def _cut(query: Embeddings) -> list[str]:

@@ -32,7 +32,7 @@ from plimsoll.policy.costs import (
 )
 from plimsoll.policy.priority import Priority, priority_of
 from plimsoll.retrieval.bm25 import BM25Encoder
-from plimsoll.serving.fallback import with_fallback
+from plimsoll.serving.fallback import degraded_by, with_fallback
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 from plimsoll.serving.rows import Row
 from plimsoll.serving.tasks import (
@@ -108,7 +108,7 @@ class EmbeddingService:
             permit,
             self._pressure,
             lambda: self.embed_dense(task, permit),
-            lambda degraded: self._sparse(task, permit, degraded),
+            lambda refusal: self._sparse(task, permit, degraded_by(refusal)),
         )
 
     async def embed_dense(self, task: EmbedTask, permit: RequestPermit) -> Embeddings:

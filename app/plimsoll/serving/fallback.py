@@ -8,7 +8,6 @@ from plimsoll.errors import (
     EncodeMemoryError,
     MemoryPressureError,
     ModelLoadingError,
-    OverloadError,
     PlimsollError,
     TooLargeError,
 )
@@ -16,10 +15,10 @@ from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.tasks import Degraded, Fallback
 from plimsoll.telemetry.pressure import PressureMetrics, Recovery
 
-# Why an answer is not the primary one.
+# Why an answer is not the primary one, for now.
 DEGRADING = (MemoryPressureError, BreakerOpenError, ModelLoadingError, EncodeMemoryError)
 # After so long, memory that was refused may be there.
-SHORT_RETRY_S = 1.0
+SHORT_RETRY_S = EncodeMemoryError.retry_after_s
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -30,35 +29,33 @@ async def with_fallback(
     permit: RequestPermit,
     metrics: PressureMetrics,
     primary: Callable[[], Awaitable[P]],
-    secondary: Callable[[Degraded], Awaitable[S]],
+    secondary: Callable[[PlimsollError], Awaitable[S]],
+    degrading: tuple[type[PlimsollError], ...] = DEGRADING,
 ) -> P | S:
     """The primary answer, or the secondary one where it is refused and `fallback` allows that.
 
+    secondary: is given the refusal, which is one of `degrading`.
     What the primary one demanded is given back before the secondary one begins. Raises what they
     raise; a secondary answer that could never fit is no reason to send less, so then the first
     refusal is raised.
     """
     try:
         return await primary()
-    except DEGRADING as error:
+    except degrading as error:
         if fallback == "none":
             raise
         # Without the frames, which hold what the primary answer had so far.
         refusal: PlimsollError = error.with_traceback(None)
     permit.drop()
-    degraded = _degraded(refusal)
-    metrics.degraded(degraded.reason)
+    metrics.degraded(refusal.code)
     try:
-        substitute = await secondary(degraded)
+        substitute = await secondary(refusal)
     except TooLargeError:
         raise refusal from None
     metrics.recovered(Recovery.FALLBACK_ANSWERED)
     return substitute
 
 
-def _degraded(refusal: PlimsollError) -> Degraded:
-    if isinstance(refusal, ModelLoadingError):
-        return Degraded("model_loading", refusal.retry_after_s)
-    if isinstance(refusal, OverloadError):
-        return Degraded(refusal.code, refusal.retry_after_s)
-    return Degraded("out_of_memory", SHORT_RETRY_S)
+def degraded_by(refusal: PlimsollError) -> Degraded:
+    """What a reply says of the refusal that it stands in for."""
+    return Degraded(refusal.code, refusal.retry_after_s)

@@ -13,7 +13,7 @@ from plimsoll.errors import InvalidRequestError
 from plimsoll.policy.costs import ranking_demand
 from plimsoll.retrieval.ranking import rank_documents
 from plimsoll.serving.embedding import EmbeddingService
-from plimsoll.serving.fallback import with_fallback
+from plimsoll.serving.fallback import degraded_by, with_fallback
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.tasks import (
     Degraded,
@@ -53,7 +53,7 @@ class RankingService:
             permit,
             self._pressure,
             lambda: self._by_vectors(task, permit),
-            lambda degraded: self._by_words(task, permit, degraded),
+            lambda refusal: self._by_words(task, permit, degraded_by(refusal)),
         )
 
     async def _by_vectors(self, task: RankTask, permit: RequestPermit) -> Ranking:

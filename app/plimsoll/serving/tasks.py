@@ -91,10 +91,13 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Degraded:
-    """Why an answer is not the primary one, and when to ask for that again."""
+    """Why an answer is not the primary one, and when to ask for that again.
+
+    reason: code of the refusal. retry_after_s: None where waiting would not help.
+    """
 
     reason: str
-    retry_after_s: float
+    retry_after_s: float | None
 
 
 @dataclass(frozen=True)

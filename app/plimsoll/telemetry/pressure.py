@@ -8,6 +8,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 # Alerts and the dashboard count on these.
 BREAKER_STATES = ("closed", "open", "half_open")
 DEGRADED_REASONS = ("memory_pressure", "breaker_open", "model_loading", "out_of_memory")
+# Further ones, of searches alone: waiting would not help.
+SEARCH_DEGRADED_REASONS = (
+    "space_mismatch",
+    "too_large_for_budget",
+    "model_unavailable",
+    "internal_error",
+)
 
 
 class Recovery(Enum):
@@ -59,7 +66,7 @@ class PressureMetrics:
             ["reason"],
             registry=registry,
         )
-        for reason in DEGRADED_REASONS:
+        for reason in (*DEGRADED_REASONS, *SEARCH_DEGRADED_REASONS):
             self._degraded.labels(reason)
         self._recoveries = Counter(
             "plimsoll_recoveries",

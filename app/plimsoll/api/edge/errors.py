@@ -39,12 +39,12 @@ STATUS_AND_CODE: dict[type[errors.PlimsollError], tuple[int, str]] = {
     errors.OriginError: (403, errors.OriginError.code),
     errors.HostError: (421, errors.HostError.code),
     errors.RequestError: (400, errors.RequestError.code),
-    errors.ModelLoadingError: (503, "model_loading"),
-    errors.ModelError: (503, "model_unavailable"),
-    errors.GGUFError: (503, "model_unavailable"),
-    errors.CacheError: (503, "model_unavailable"),
-    errors.StoreError: (503, "store_unavailable"),
-    errors.EncodeMemoryError: (503, "out_of_memory"),
+    errors.ModelLoadingError: (503, errors.ModelLoadingError.code),
+    errors.ModelError: (503, errors.ModelError.code),
+    errors.GGUFError: (503, errors.GGUFError.code),
+    errors.CacheError: (503, errors.CacheError.code),
+    errors.StoreError: (503, errors.StoreError.code),
+    errors.EncodeMemoryError: (503, errors.EncodeMemoryError.code),
     errors.EncodeError: INTERNAL,
     errors.QueueFullError: (429, errors.QueueFullError.code),
     errors.MemoryPressureError: (503, errors.MemoryPressureError.code),
@@ -52,9 +52,9 @@ STATUS_AND_CODE: dict[type[errors.PlimsollError], tuple[int, str]] = {
     errors.SearchStoppedError: (503, errors.SearchStoppedError.code),
     errors.IngestStoppedError: (503, errors.IngestStoppedError.code),
     errors.OverloadError: (503, errors.OverloadError.code),
-    errors.BodyTooLargeError: (413, "body_too_large"),
-    errors.TooLargeError: (413, "too_large_for_budget"),
-    errors.SlowBodyError: (408, "slow_body"),
+    errors.BodyTooLargeError: (413, errors.BodyTooLargeError.code),
+    errors.TooLargeError: (413, errors.TooLargeError.code),
+    errors.SlowBodyError: (408, errors.SlowBodyError.code),
     errors.SettingsError: INTERNAL,
 }
 
@@ -121,11 +121,8 @@ def retry_after_s(error: Exception, chance: Callable[[], float]) -> int | None:
 
     ± 20 % by `chance`, from 0 to 1: clients refused together must not come back together.
     """
-    if isinstance(error, (errors.ModelLoadingError, errors.OverloadError)):
-        seconds = error.retry_after_s
-    elif isinstance(error, errors.EncodeMemoryError):
-        seconds = 1.0
-    else:
+    seconds = error.retry_after_s if isinstance(error, errors.PlimsollError) else None
+    if seconds is None:
         return None
     spread = seconds * (0.8 + 0.4 * chance())
     return round(min(RETRY_AFTER_MOST_S, max(1, spread)))
