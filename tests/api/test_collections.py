@@ -20,7 +20,7 @@ from plimsoll.corpora.records import Document, Space, VersionState
 from plimsoll.errors import EncodeMemoryError, GGUFFormatError
 from plimsoll.policy.costs import INGEST_BATCH_BYTES
 from plimsoll.policy.priority import Priority
-from tests.fakes import FakeModel, FakeServer, fake_traits, metric
+from tests.fakes import DEADLINE_S, FakeModel, FakeServer, fake_traits, metric
 from tests.pressure import (
     REASONS,
     HeavyModel,
@@ -147,7 +147,11 @@ def test_a_model_that_is_not_served_makes_no_collection(client: TestClient):
     assert error_of(response) == (404, "model_not_found")
 
 
-def test_a_dropped_collection_is_gone_with_its_documents(client: TestClient):
+def test_a_dropped_collection_is_gone_with_its_documents(
+    server_and_client: tuple[FakeServer, TestClient],
+):
+    """And with its tables, soon after."""
+    server, client = server_and_client
     put(client)
     dropped = client.delete(SHIPS)
     missing = [
@@ -162,6 +166,12 @@ def test_a_dropped_collection_is_gone_with_its_documents(client: TestClient):
     assert dropped.json()["documents"] == 3
     assert {error_of(response) for response in missing} == {(404, "collection_not_found")}
     assert search(client, "ship", mode="bm25")["results"] == []
+    *_, reclaim_thread = server.corpora.threads
+    reclaim_thread.submit(lambda: None).result(DEADLINE_S)
+    with server.corpora.database.reading() as connection:
+        assert connection.execute(
+            "SELECT name FROM sqlite_master WHERE name GLOB 'documents_[0-9]*'"
+        ).fetchall() == [("documents_2",)]
 
 
 def test_a_method_that_a_path_does_not_take_is_told_all_that_it_does(client: TestClient):

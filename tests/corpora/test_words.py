@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plimsoll.corpora import documents, versions
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.filters import parse_filter
+from plimsoll.corpora.reclaim import reclaim
 from plimsoll.corpora.records import Collection, Document, Space
 from plimsoll.corpora.words import MOST_CHARACTERS, MOST_WORDS, match_of, search_words
 
@@ -30,7 +31,14 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Con
 def collection(connection: sqlite3.Connection) -> Iterator[Collection]:
     collection = versions.create(connection, "ships", Space("v1:a", 2, "small"))
     yield collection
+    drop(connection, collection)
+
+
+def drop(connection: sqlite3.Connection, collection: Collection) -> None:
+    """Drop a collection with its tables, of which there would be thousands."""
     versions.drop(connection, collection)
+    while reclaim(connection, 1000):
+        pass
 
 
 def put(connection: sqlite3.Connection, collection: Collection, *texts: str) -> list[int]:
@@ -65,7 +73,7 @@ def test_any_text_is_a_query_and_finds_the_document_that_says_it(
 
         assert found(connection, collection, text) == ([row] if has_words else [])
     finally:
-        versions.drop(connection, collection)
+        drop(connection, collection)
 
 
 @settings(deadline=None)
@@ -76,7 +84,7 @@ def test_any_query_is_answered(connection: sqlite3.Connection, query: str):
         put(connection, collection, "a ship", "AND OR NOT NEAR")
         search_words(connection, collection.id, query, 10)
     finally:
-        versions.drop(connection, collection)
+        drop(connection, collection)
 
 
 def test_any_of_the_words_may_be_found_and_more_of_them_are_better(

@@ -132,6 +132,7 @@ async def inside(settings: Settings) -> AsyncIterator[Inside]:
     migrations, survey = build_migrations(corpora, core, telemetry)
     try:
         async with core.running():
+            corpora.reclaim.start()
             await migrations.start()
             try:
                 yield Inside(core, corpora, migrations, survey)

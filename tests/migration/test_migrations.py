@@ -152,7 +152,7 @@ def test_a_server_that_starts_deletes_what_is_left_of_a_dropped_version(
     async def stop_before(server: Inside) -> None:
         number = await ready(server)
         with monkeypatch.context() as patch:
-            patch.setattr(server.migrations._reclaim, "start", lambda: None)
+            patch.setattr(server.corpora.reclaim, "start", lambda: None)
             await server.migrations.cancel(number, "test", "")
         assert n_vectors(server, 2) == N
 
@@ -162,7 +162,7 @@ def test_a_server_that_starts_deletes_what_is_left_of_a_dropped_version(
             assert n_vectors(server, 1) == N
 
     run(folder, stop_before)
-    monkeypatch.setattr("plimsoll.migration.reclaim.SLICE_ROWS", N // 3)
+    monkeypatch.setattr("plimsoll.corpora.reclaim.SLICE_ROWS", N // 3)
     asyncio.run(go_on())
 
 

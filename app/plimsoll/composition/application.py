@@ -57,6 +57,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
         await models.look()
         async with core.running():
             preload = asyncio.create_task(_preload(models)) if settings.preload else None
+            corpora.reclaim.start()
             await migrations.start()
             try:
                 yield

@@ -7,6 +7,7 @@ from plimsoll.corpora.catalog import CollectionCatalog
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.corpora.database import FILE_NAME, Database
 from plimsoll.corpora.ingest import DocumentIngest
+from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.search import CollectionSearch
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
@@ -22,15 +23,20 @@ def build_corpora(folder: Path, core: ServingCore, telemetry: Telemetry) -> Corp
     reading_thread = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="documents")
     writing_thread = ThreadPoolExecutor(1, thread_name_prefix="writing")
     vectors_thread = ThreadPoolExecutor(1, thread_name_prefix="vectors")
+    reclaim_thread = ThreadPoolExecutor(1, thread_name_prefix="reclaim")
+    reclaim = TableReclaim(database, reclaim_thread)
     metrics = telemetry.corpora
     return Corpora(
         database=database,
-        catalog=CollectionCatalog(database, core.models, metrics, reading_thread, writing_thread),
+        catalog=CollectionCatalog(
+            database, core.models, reclaim, metrics, reading_thread, writing_thread
+        ),
         ingest=DocumentIngest(
             database, core.service, core.gate, metrics, reading_thread, writing_thread
         ),
         search=CollectionSearch(
             database, core.service, metrics, telemetry.pressure, reading_thread, vectors_thread
         ),
-        threads=(reading_thread, writing_thread, vectors_thread),
+        reclaim=reclaim,
+        threads=(reading_thread, writing_thread, vectors_thread, reclaim_thread),
     )

@@ -27,7 +27,9 @@ def build_migrations(
     metrics.expect(state.value for state in MigrationState)
     judge = MigrationJudge(database, core.models, core.service, core.gate, scans, _now)
     runs = MigrationRuns(database, core.service, core.gate, judge, metrics, scans)
-    migrations = Migrations(database, core.models, runs, judge, metrics, core.drain, changes, scans)
+    migrations = Migrations(
+        database, core.models, corpora.reclaim, runs, judge, metrics, core.drain, changes, scans
+    )
     corpora.search.listen(migrations.searched)
     return migrations, CollectionSurvey(database, core.models, core.service, scans)
 

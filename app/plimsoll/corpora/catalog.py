@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.records import Collection, Space, StoredDocument
 from plimsoll.corpora.tasks import CollectionState
 from plimsoll.errors import (
@@ -30,12 +31,14 @@ class CollectionCatalog:
         self,
         database: Database,
         models: ModelPool,
+        reclaim: TableReclaim,
         metrics: CorpusMetrics,
         reading_thread: Executor,
         writing_thread: Executor,
     ) -> None:
         self._database = database
         self._models = models
+        self._reclaim = reclaim
         self._metrics = metrics
         self._reading_thread = reading_thread
         self._writing_thread = writing_thread
@@ -85,7 +88,10 @@ class CollectionCatalog:
 
     async def drop(self, name: str) -> CollectionState:
         """Drop one with everything in it; returns what it was. Raises UnknownCollectionError."""
-        state = await self._write(_drop, name)
+        try:
+            state = await self._write(_drop, name)
+        finally:  # it is dropped also where its client has gone meanwhile
+            self._reclaim.start()
         self._metrics.documents("deleted", state.n_documents)
         return state
 

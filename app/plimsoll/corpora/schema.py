@@ -6,7 +6,7 @@ together with documents and vectors are steps here too.
 
 Each collection has tables of its own, named by its number: documents, and their words for BM25,
 whose statistics then are those of the collection alone. Each version has a table of vectors.
-Dropping either is dropping tables, and a scan reads nothing else. They are made in this module.
+A scan reads nothing else. They are made in this module, and go in reclaim.py.
 """
 
 import sqlite3
@@ -148,12 +148,6 @@ def make_collection_tables(connection: sqlite3.Connection, collection: int) -> N
     )
 
 
-def drop_collection_tables(connection: sqlite3.Connection, collection: int) -> None:
-    """Drop them."""
-    connection.execute(f"DROP TABLE {words_table(collection)}")
-    connection.execute(f"DROP TABLE {documents_table(collection)}")
-
-
 def make_vectors_table(connection: sqlite3.Connection, version: int) -> None:
     """Make the table of a new version: little-endian float32, by the row of their document."""
     connection.execute(
@@ -162,17 +156,3 @@ def make_vectors_table(connection: sqlite3.Connection, version: int) -> None:
             vector BLOB NOT NULL
         ) STRICT"""
     )
-
-
-def left_vectors_tables(connection: sqlite3.Connection) -> list[str]:
-    """Names of tables of vectors whose version has gone."""
-    found = connection.execute(
-        """SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'vectors_[0-9]*'
-        AND CAST(substr(name, 9) AS INTEGER) NOT IN (SELECT id FROM versions)"""
-    )
-    return [name for (name,) in found]
-
-
-def drop_vectors_table(connection: sqlite3.Connection, version: int) -> None:
-    """Drop it."""
-    connection.execute(f"DROP TABLE {vectors_table(version)}")

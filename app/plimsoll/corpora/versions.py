@@ -44,14 +44,12 @@ def all_collections(connection: sqlite3.Connection) -> list[Collection]:
 
 
 def drop(connection: sqlite3.Connection, collection: Collection) -> None:
-    """Drop a collection with everything in it."""
+    """Drop a collection with everything in it: reclaim.py then gives the room back."""
     connection.execute(
         "UPDATE collections SET active_version = NULL WHERE id = ?", (collection.id,)
     )
     for version in of_collection(connection, collection.id):
-        schema.drop_vectors_table(connection, version.id)
         _forget(connection, version.id)
-    schema.drop_collection_tables(connection, collection.id)
     connection.execute("DELETE FROM collections WHERE id = ?", (collection.id,))
 
 
@@ -113,29 +111,13 @@ def set_takes_writes(
 
 
 def drop_version(connection: sqlite3.Connection, version: Version) -> None:
-    """Drop a version; `reclaim` then deletes its vectors. Raises ValueError for the active one."""
+    """Drop a version, likewise. Raises ValueError for the active one."""
     is_active = connection.execute(
         "SELECT 1 FROM collections WHERE active_version = ?", (version.id,)
     ).fetchone()
     if is_active:
         raise ValueError(f"version {version.id} is active")
     _forget(connection, version.id)
-
-
-def reclaim(connection: sqlite3.Connection, most_rows: int) -> bool:
-    """Delete up to so many vectors of dropped versions; returns whether there were any to delete.
-
-    Their table goes with the last of them.
-    """
-    for table in schema.left_vectors_tables(connection):
-        deleted = connection.execute(
-            f"DELETE FROM {table} WHERE row IN (SELECT row FROM {table} ORDER BY row LIMIT ?)",
-            (most_rows,),
-        )
-        if deleted.rowcount < most_rows:
-            connection.execute(f"DROP TABLE {table}")
-        return True
-    return False
 
 
 def _forget(connection: sqlite3.Connection, version: int) -> None:

@@ -14,11 +14,11 @@ from time import monotonic
 from typing import Any
 
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.records import Space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.changes import Change, Follow, StateChanges
-from plimsoll.migration.reclaim import VersionReclaim
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
 from plimsoll.migration.startup import IdleVersions, leave_out_unserved
@@ -54,6 +54,7 @@ class Migrations:
         self,
         database: Database,
         models: ModelPool,
+        reclaim: TableReclaim,
         runs: MigrationRuns,
         judge: MigrationJudge,
         metrics: MigrationMetrics,
@@ -64,11 +65,11 @@ class Migrations:
     ) -> None:
         self._database = database
         self._models = models
+        self._reclaim = reclaim
         self._runs = runs
         self._judge = judge
         self._drain = drain
         self._scans = scans
-        self._reclaim = VersionReclaim(database, scans)
         self._changes = StateChanges(database, runs, metrics, thread)
         self._watch = CutoverWatch(clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
@@ -89,7 +90,6 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
-        self._reclaim.start()
         idle = IdleVersions(self._changes, self._judge)
         self._looking = [asyncio.create_task(idle.look(found))]
 
@@ -101,7 +101,6 @@ class Migrations:
         await asyncio.gather(*asking, return_exceptions=True)
         await self._changes.finish()
         await self._runs.close()
-        await self._reclaim.close()
         await self._changes.close()
         await asyncio.to_thread(self._scans.shutdown)
 
