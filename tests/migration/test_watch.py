@@ -170,6 +170,38 @@ def test_it_is_not_taken_back_to_where_no_query_can_be_embedded(
     run(folder, scene)
 
 
+def test_the_watch_goes_on_after_a_restart(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """For what is left of its time: a server may be restarted because of what is seen then."""
+
+    def cut_over_before(server: Inside, number: int, seconds: float) -> None:
+        with server.corpora.database.writing() as connection:
+            connection.execute(
+                """UPDATE migration_changes SET changed_at = datetime('now', ?)
+                WHERE migration = ? AND after = 'cut_over'""",
+                (f"-{seconds} seconds", number),
+            )
+
+    async def scenes() -> None:
+        async with inside(settings_of(folder)) as server:
+            number = await cut_over(server, {"model": OLD})
+            cut_over_before(server, number, WATCH_S)
+        async with inside(settings_of(folder)) as server:
+            await search_in_vain(server, monkeypatch)
+            late = await server.migrations.status(number)
+            cut_over_before(server, number, WATCH_S / 2)
+        async with inside(settings_of(folder)) as server:
+            left = (await server.migrations.status(number)).watch
+            await search_in_vain(server, monkeypatch)
+            in_time = await server.migrations.status(number)
+
+        assert (late.state, late.watch) == (State.CUT_OVER, None)
+        assert left is not None
+        assert 0 < left[1] <= WATCH_S / 2
+        assert in_time.state is State.ROLLED_BACK
+
+    asyncio.run(scenes())
+
+
 def test_an_emptied_collection_is_no_fault_of_its_version(folder: Path):
     async def scene(server: Inside) -> None:
         number = await cut_over(server, {"model": OLD})

@@ -138,6 +138,19 @@ def changes(connection: sqlite3.Connection, migration: int) -> list[StateChange]
     ]
 
 
+def cut_over_age_s(connection: sqlite3.Connection, migration: int) -> float:
+    """Seconds since the last cut-over of a migration that is cut over, by the machine's clock.
+
+    At least 0: the clock may have been set back.
+    """
+    (age_s,) = connection.execute(
+        """SELECT strftime('%s', 'now') - strftime('%s', changed_at) FROM migration_changes
+        WHERE migration = ? AND after = ? ORDER BY id DESC LIMIT 1""",
+        (migration, MigrationState.CUT_OVER.value),
+    ).fetchone()
+    return max(0.0, float(age_s))
+
+
 def set_checkpoint(connection: sqlite3.Connection, migration: int, checkpoint: Checkpoint) -> None:
     """Say how far a migration is."""
     connection.execute(

@@ -21,7 +21,7 @@ from plimsoll.migration import journal, pointer
 from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
-from plimsoll.migration.startup import IdleVersions, leave_out_unserved
+from plimsoll.migration.startup import IdleVersions, cut_over_ages, leave_out_unserved
 from plimsoll.migration.states import UNDER_WAY, MigrationState
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
@@ -79,10 +79,13 @@ class Migrations:
         """Go on with what was under way when the server stopped."""
         if not self._database.path.exists():
             return
+
+        def look(connection: Connection) -> tuple[list[Migration], list[tuple[Migration, float]]]:
+            found = leave_out_unserved(connection, self._is_served)
+            return found, cut_over_ages(connection, found)
+
         try:
-            found = await self._changes.write(
-                lambda connection: leave_out_unserved(connection, self._is_served)
-            )
+            found, cut_over = await self._changes.write(look)
         except StoreError as error:  # collections are refused with it; all else is served
             log.error("%s", error)
             return
@@ -90,6 +93,8 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
+        for migration, age_s in cut_over:
+            self._watch.begin(migration.id, migration.collection, age_s)
         idle = IdleVersions(self._changes, self._judge)
         self._looking = [asyncio.create_task(idle.look(found))]
 

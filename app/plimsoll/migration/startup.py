@@ -1,4 +1,7 @@
-"""What a server that starts has to find out of migrations: which versions it can still write to."""
+"""What a server that starts has to find out of migrations.
+
+Which versions it can still write to, and which cut-overs it goes on watching.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -44,6 +47,17 @@ def leave_out_unserved(
                 migration.id, migration.collection, version.space.model,
             )  # fmt: skip
     return found
+
+
+def cut_over_ages(
+    connection: Connection, migrations: Sequence[Migration]
+) -> list[tuple[Migration, float]]:
+    """Those that are cut over and may be taken back, with the seconds since then."""
+    return [
+        (migration, journal.cut_over_age_s(connection, migration.id))
+        for migration in migrations
+        if migration.state is MigrationState.CUT_OVER and journal.is_there(connection, migration)
+    ]
 
 
 class IdleVersions:

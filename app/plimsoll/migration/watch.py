@@ -1,9 +1,9 @@
 """Watches searches for a while after a cut-over: too many that get no answer take it back.
 
-Owns the counts. Pure; the clock is passed in. A search counts against the version where its vectors
-could not be compared with the query, its model could not be used, or nothing was found although no
-filter was set and there are documents. Refusals for want of memory are not the version's fault, and
-do not count.
+Owns the counts, which a restart begins anew. Pure; the clock is passed in. A search counts against
+the version where its vectors could not be compared with the query, its model could not be used, or
+nothing was found although no filter was set and there are documents. Refusals for want of memory
+are not the version's fault, and do not count.
 """
 
 from collections.abc import Callable
@@ -40,9 +40,9 @@ class CutoverWatch:
         self._clock = clock
         self._watched: dict[str, Watched] = {}  # by collection
 
-    def begin(self, number: int, collection: str) -> None:
-        """Watch a collection from now on."""
-        self._watched[collection] = Watched(number, self._clock() + WATCH_S)
+    def begin(self, number: int, collection: str, age_s: float = 0.0) -> None:
+        """Watch a collection for what is left of its time. age_s: of its cut-over."""
+        self._watched[collection] = Watched(number, self._clock() + WATCH_S - age_s)
 
     def end(self, number: int) -> None:
         """It is not cut over any more, or there is no way back."""
