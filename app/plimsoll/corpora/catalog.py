@@ -9,6 +9,7 @@ from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.records import Collection, Space, StoredDocument
+from plimsoll.corpora.spaces import served_space
 from plimsoll.corpora.tasks import CollectionState
 from plimsoll.errors import (
     CollectionConflictError,
@@ -66,7 +67,10 @@ class CollectionCatalog:
         try:
             state = await self.state(name)
         except UnknownCollectionError:
-            space = await self._space(served, dimensions, foreign_space, permit)
+            if foreign_space is not None:
+                space = Space.foreign(foreign_space, dimensions or 0)
+            else:
+                space = await served_space(self._models, served, dimensions, permit)
             return await self._write(_create, name, space)
         _check_fits(state.collection, served, dimensions, foreign_space)
         return state
@@ -120,21 +124,6 @@ class CollectionCatalog:
             raise _unknown(name, document_id)
         self._metrics.documents("deleted", 1)
         return found
-
-    async def _space(
-        self,
-        model: str | None,
-        dimensions: int | None,
-        foreign_space: str | None,
-        permit: RequestPermit,
-    ) -> Space:
-        if foreign_space is not None:
-            return Space.foreign(foreign_space, dimensions or 0)
-        permit.enter(asks_breaker=True)  # before a model opens into memory that is short
-        async with self._models.lease(model) as opened:
-            traits = opened.traits
-            size = traits.check_dimensions(dimensions)
-            return Space(traits.fingerprint(size, "search_document"), size, traits.name)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         def read() -> T:

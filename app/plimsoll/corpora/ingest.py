@@ -15,7 +15,7 @@ from plimsoll.corpora import versions
 from plimsoll.corpora.batches import FoundVectors, Plan, plan_of, store
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space, Version
-from plimsoll.corpora.search import check_space
+from plimsoll.corpora.spaces import check_space
 from plimsoll.corpora.tasks import IngestResult, LineFailure, NewDocument
 from plimsoll.errors import (
     CacheError,

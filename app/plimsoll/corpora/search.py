@@ -19,7 +19,8 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.filters import Condition, parse_filter
 from plimsoll.corpora.ranking import Ranked, fused
 from plimsoll.corpora.reading_limit import ReadingLimit
-from plimsoll.corpora.records import Collection, Space
+from plimsoll.corpora.records import Collection
+from plimsoll.corpora.spaces import check_space
 from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
 from plimsoll.corpora.vector_copies import VectorCopies
 from plimsoll.corpora.words import search_words
@@ -302,15 +303,6 @@ class CollectionSearch:
                 return work(connection)
 
         return await run_until_dropped(thread or self._reading_thread, read, limit.drop)
-
-
-def check_space(name: str, space: Space, embedded: Embeddings) -> None:
-    """Raise SpaceMismatchError where a model gives vectors of another space than a version has."""
-    if embedded.fingerprint != space.fingerprint:
-        raise SpaceMismatchError(
-            f"the vectors of {name!r} are of {space.fingerprint}, and {space.model!r} now gives "
-            f"{embedded.fingerprint}: its file has changed; they are not compared"
-        )
 
 
 def _is_empty(connection: Connection, name: str) -> bool:

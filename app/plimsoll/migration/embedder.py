@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from plimsoll.corpora.records import Space, StoredDocument
-from plimsoll.corpora.search import check_space
+from plimsoll.corpora.spaces import check_space
 from plimsoll.errors import EncodeError, ModelLoadingError, OverloadError, TooLargeError
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.embedding import EmbeddingService

@@ -16,6 +16,7 @@ from typing import Any
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.records import Space
+from plimsoll.corpora.spaces import served_space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.changes import Change, Follow, StateChanges
@@ -136,7 +137,7 @@ class Migrations:
         Raises UnknownCollectionError, UnknownModelError, MigrationStateError, InvalidRequestError,
         and ModelErrors and OverloadError where the model has to be opened to know its space.
         """
-        target = await self.target_space(model, dimensions, permit)
+        target = await served_space(self._models, model, dimensions, permit)
 
         def work(connection: Connection) -> Migration:
             migration = pointer.begin(connection, collection, target, [*judged], who, why)
@@ -145,16 +146,6 @@ class Migrations:
             return migration
 
         return await self._change(work, self._runs.start if starts else lambda number: None)
-
-    async def target_space(
-        self, model: str, dimensions: int | None, permit: RequestPermit
-    ) -> Space:
-        """The space that a served model embeds documents into. Raises as `begin` does."""
-        slot = self._models.find(model)
-        permit.enter(asks_breaker=True)  # before a model opens into memory that is short
-        async with self._models.lease(slot.name) as opened:
-            size = opened.traits.check_dimensions(dimensions)
-            return Space(opened.traits.fingerprint(size, "search_document"), size, slot.name)
 
     async def statuses(self) -> list[MigrationStatus]:
         """Every migration, the newest first."""
