@@ -333,13 +333,13 @@ def test_a_batch_is_bounded_by_all_that_came_along(
 ):
     """Metadata take memory as texts do: what lies in wait is no more than was reserved."""
     server, client = server_and_client
-    commit, sizes = server.corpora.ingest._commit, []
+    write, sizes = server.corpora.database.write, []
 
-    def seen(name, batch):
-        sizes.append(sum(getsizeof(new.document.metadata["x"]) for new in batch.news))
-        return commit(name, batch)
+    async def seen(thread, store, name, news, found):
+        sizes.append(sum(getsizeof(new.document.metadata["x"]) for new in news))
+        return await write(thread, store, name, news, found)
 
-    server.corpora.ingest._commit = seen
+    server.corpora.database.write = seen
     largest = [0] * 200_000
     put(client, {str(k): "a ship" for k in range(5)}, metadata={"x": largest})
     put(client, {f"small {k}": "a ship" for k in range(9)}, metadata={"x": [0] * 40_000})
@@ -545,15 +545,15 @@ def test_a_document_needs_a_vector_of_the_version_that_becomes_active_meanwhile(
     """It could do without while that was not active; stored so, no search by meaning found it."""
     server, client = server_and_client
     target = add_version(server, Space.foreign("ada", 3))
-    commit, moved = server.corpora.ingest._commit, []
+    write, moved = server.corpora.database.write, []
 
-    def late(name, batch):
+    async def late(thread, store, name, *args):
         if not moved:
             activate(server, target)
             moved.append(name)
-        return commit(name, batch)
+        return await write(thread, store, name, *args)
 
-    server.corpora.ingest._commit = late
+    server.corpora.database.write = late
     response = post(client, {"id": "a", "text": "a ship"})
 
     assert counts(response) == {"failed": 1}
@@ -585,10 +585,10 @@ def test_a_document_that_another_writer_changes_meanwhile_keeps_no_stale_vector(
     """Only metadata were to be written, and then the text has to be embedded after all."""
     server, client = server_and_client
     put(client)
-    read, changed = server.corpora.ingest._read, []
+    read, changed = server.corpora.database.read, []
 
-    async def disturbed(work, *args):
-        found = await read(work, *args)
+    async def disturbed(thread, work, *args):
+        found = await read(thread, work, *args)
         if work.__name__ == "plan_of" and not changed:
             with server.corpora.database.writing() as connection:
                 collection = versions.find(connection, "ships").id
@@ -596,7 +596,7 @@ def test_a_document_that_another_writer_changes_meanwhile_keeps_no_stale_vector(
                 changed.append(vectors.having(connection, 1, rows))
         return found
 
-    server.corpora.ingest._read = disturbed
+    server.corpora.database.read = disturbed
 
     assert put(client, metadata={"year": 1}) == {"updated": 3}
     assert client.get(f"{SHIPS}/documents/a").json()["text"] == TEXTS["a"]
@@ -838,16 +838,16 @@ def test_a_list_that_is_cut_off_by_pressure_says_what_is_stored():
     model = FakeModel()
     with serving(model) as (server, client):
         client.put(SHIPS, json={})
-        commit, n_commits = server.corpora.ingest._commit, []
+        write, n_commits = server.corpora.database.write, []
 
-        def breaking(*args):
-            outcomes = commit(*args)
+        async def breaking(*args):
+            outcomes = await write(*args)
             n_commits.append(1)
             if len(n_commits) == 2:
                 model.error = EncodeMemoryError("no memory to compute with")
             return outcomes
 
-        server.corpora.ingest._commit = breaking
+        server.corpora.database.write = breaking
         cut_off = post(client, *lines)
         stored = client.get(SHIPS).json()["documents"]
         model.error = None

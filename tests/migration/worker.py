@@ -26,14 +26,13 @@ def kill_at(stage: str, number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if stage == "reader":
-        read = stages.Reader._documents
+        look = stages._next_rows
 
-        def read_and_count(self, migration, rows):
-            found = read(self, migration, rows)
-            count()
-            return found
+        def look_and_count(connection, migration, position):
+            count()  # what it has read until now is on its way, and not yet stored
+            return look(connection, migration, position)
 
-        stages.Reader._documents = read_and_count
+        stages._next_rows = look_and_count
     elif stage == "writer":
         store = stages.store
 

@@ -1,9 +1,7 @@
 """The use cases of collections as such: made, listed, dropped; their documents read and deleted."""
 
-from collections.abc import Callable
 from concurrent.futures import Executor
 from sqlite3 import Connection
-from typing import TypeVar
 
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.database import Database
@@ -19,10 +17,7 @@ from plimsoll.errors import (
 )
 from plimsoll.models.pool import ModelPool
 from plimsoll.serving.gate import RequestPermit
-from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.corpora import CorpusMetrics
-
-T = TypeVar("T")
 
 
 class CollectionCatalog:
@@ -71,29 +66,31 @@ class CollectionCatalog:
                 space = Space.foreign(foreign_space, dimensions or 0)
             else:
                 space = await served_space(self._models, served, dimensions, permit)
-            return await self._write(_create, name, space)
+            return await self._database.write(self._writing_thread, _create, name, space)
         _check_fits(state.collection, served, dimensions, foreign_space)
         return state
 
     async def states(self) -> list[CollectionState]:
         """Every collection, by name."""
-        return await self._read(
+        return await self._database.read(
+            self._reading_thread,
             lambda connection: [
                 _state(connection, collection)
                 for collection in versions.all_collections(connection)
-            ]
+            ],
         )
 
     async def state(self, name: str) -> CollectionState:
         """One of them. Raises UnknownCollectionError."""
-        return await self._read(
-            lambda connection: _state(connection, versions.find(connection, name))
+        return await self._database.read(
+            self._reading_thread,
+            lambda connection: _state(connection, versions.find(connection, name)),
         )
 
     async def drop(self, name: str) -> CollectionState:
         """Drop one with everything in it; returns what it was. Raises UnknownCollectionError."""
         try:
-            state = await self._write(_drop, name)
+            state = await self._database.write(self._writing_thread, _drop, name)
         finally:  # it is dropped also where its client has gone meanwhile
             self._reclaim.start()
         self._metrics.documents("deleted", state.n_documents)
@@ -105,7 +102,7 @@ class CollectionCatalog:
         def read(connection: Connection) -> StoredDocument | None:
             return documents.get(connection, versions.find(connection, name).id, document_id)
 
-        found = await self._read(read)
+        found = await self._database.read(self._reading_thread, read)
         if found is None:
             raise _unknown(name, document_id)
         return found
@@ -119,25 +116,11 @@ class CollectionCatalog:
             documents.delete(connection, collection, [document_id])
             return found
 
-        found = await self._write(delete)
+        found = await self._database.write(self._writing_thread, delete)
         if found is None:
             raise _unknown(name, document_id)
         self._metrics.documents("deleted", 1)
         return found
-
-    async def _read(self, work: Callable[[Connection], T]) -> T:
-        def read() -> T:
-            with self._database.reading() as connection:
-                return work(connection)
-
-        return await run_in(self._reading_thread, read)
-
-    async def _write(self, work: Callable[..., T], *args: object) -> T:
-        def write() -> T:
-            with self._database.writing() as connection:
-                return work(connection, *args)
-
-        return await run_in(self._writing_thread, write)
 
 
 def _create(connection: Connection, name: str, space: Space) -> CollectionState:

@@ -1,23 +1,29 @@
 """The file of collections: its connections, its one writer, and what keeps it safe.
 
 Owns the connections. One transaction writes at a time; each reader sees the file as it was when it
-began, and waits for no writer. Everything here blocks, and runs in threads. What is in the tables
-is the matter of the modules beside this one, which take a connection: whoever holds a transaction
-decides what commits together.
+began, and waits for no writer. Everything here blocks, and runs in threads; `read` and `write` see
+to that. What is in the tables is the matter of the modules beside this one, which take a
+connection: who holds a transaction decides what commits together.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import mkstemp
 from threading import Lock
+from typing import Concatenate, ParamSpec, TypeVar
 
 from plimsoll.corpora.reading_limit import INSTRUCTIONS, ReadingLimit
 from plimsoll.corpora.schema import bring_up_to_date
 from plimsoll.errors import StoreError
 from plimsoll.files import publish
+from plimsoll.serving.threads import run_in
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FILE_NAME = "collections.sqlite3"
 # Five vectors of 768 values fill a page; with SQLite's own 4 KiB a quarter of each is empty.
@@ -69,6 +75,39 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 self._idle_readers.append(connection)
+
+    async def read(
+        self,
+        thread: Executor,
+        work: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """What `work` makes of the file as it is now, in a thread. Raises as it and `reading` do.
+
+        As `run_in` has it, a caller that is cancelled waits for the end.
+        """
+
+        def read() -> T:
+            with self.reading() as connection:
+                return work(connection, *args, **kwargs)
+
+        return await run_in(thread, read)
+
+    async def write(
+        self,
+        thread: Executor,
+        work: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Likewise what it makes in a transaction that writes. Raises as it and `writing` do."""
+
+        def write() -> T:
+            with self.writing() as connection:
+                return work(connection, *args, **kwargs)
+
+        return await run_in(thread, write)
 
     def close(self) -> None:
         """Close every connection; no transaction may be open."""

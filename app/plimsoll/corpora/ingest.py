@@ -5,11 +5,10 @@ written again, so that a client may send a list again after any interruption.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from sqlite3 import Connection
-from typing import TypeVar
 
 from plimsoll.corpora import versions
 from plimsoll.corpora.batches import FoundVectors, Plan, plan_of, store
@@ -36,10 +35,7 @@ from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import SHORT_RETRY_S
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 from plimsoll.serving.tasks import Embeddings, EmbedTask
-from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.corpora import CorpusMetrics, DocumentOutcome
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +123,7 @@ class DocumentIngest:
         Raises UnknownCollectionError and SpaceMismatchError, what EmbeddingService.embed_dense does
         where nothing is stored yet, and IngestStoppedError where something is.
         """
-        vector_space = await self._read(_vector_space, name, space)
+        vector_space = await self._database.read(self._reading_thread, _vector_space, name, space)
         result = IngestResult()
         batch = _Batch(vector_space)
         try:
@@ -153,10 +149,12 @@ class DocumentIngest:
         permit = self._gate.permit()  # what a batch takes is asked for as if it came alone
         try:
             for _ in range(MOST_TRIES):
-                plan = await self._read(plan_of, name, batch.news)
+                plan = await self._database.read(self._reading_thread, plan_of, name, batch.news)
                 for version in plan.wanted:
                     await self._find_vectors(plan, version, batch, permit)
-                outcomes = await run_in(self._writing_thread, self._commit, name, batch)
+                outcomes = await self._database.write(
+                    self._writing_thread, store, name, batch.news, batch.found
+                )
                 if outcomes is not None:
                     self._count(result, batch, outcomes)
                     return
@@ -246,10 +244,6 @@ class DocumentIngest:
                 plan.collection.name, version.space.model, error,
             )  # fmt: skip
 
-    def _commit(self, name: str, batch: _Batch) -> list[DocumentOutcome] | None:
-        with self._database.writing() as connection:
-            return store(connection, name, batch.news, batch.found)
-
     def _fail(self, result: IngestResult, failure: LineFailure) -> None:
         result.failed += 1
         self._metrics.documents("failed", 1)
@@ -270,13 +264,6 @@ class DocumentIngest:
             self._metrics.documents(outcome, 1)
         for failure in batch.failures:
             self._fail(result, failure)
-
-    async def _read(self, work: Callable[..., T], *args: object) -> T:
-        def read() -> T:
-            with self._database.reading() as connection:
-                return work(connection, *args)
-
-        return await run_in(self._reading_thread, read)
 
 
 def _vector_space(connection: Connection, name: str, space: str | None) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, TypeVar
 from plimsoll.corpora.database import Database
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import MigrationRuns
-from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.migrations import MigrationMetrics
 
 T = TypeVar("T")
@@ -71,21 +70,11 @@ class StateChanges:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Read the file. Raises as `work` does, and StoreError."""
-
-        def read() -> T:
-            with self._database.reading() as connection:
-                return work(connection)
-
-        return await run_in(self._thread, read)
+        return await self._database.read(self._thread, work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Write what is no change of one state. Raises as `read` does."""
-
-        def write() -> T:
-            with self._database.writing() as connection:
-                return work(connection)
-
-        return await run_in(self._thread, write)
+        return await self._database.write(self._thread, work)
 
     async def finish(self) -> None:
         """Wait for the changes under way."""

@@ -17,7 +17,6 @@ from plimsoll.migration.records import Migration
 from plimsoll.migration.stages import Reader, Writer, Written, walk
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
-from plimsoll.serving.threads import run_in
 
 
 class MigrationCoordinator:
@@ -58,7 +57,8 @@ class MigrationCoordinator:
             self._progress.set_yielding,
             self._pause,
         )
-        position = (await run_in(self._thread, self._found, migration.id)).checkpoint.position
+        now = await self._database.read(self._thread, journal.find, migration.id)
+        position = now.checkpoint.position
         try:
             while await walk(reader, embedder, writer, migration, position) or position:
                 position = 0
@@ -68,7 +68,3 @@ class MigrationCoordinator:
     def _note(self, written: Written) -> None:
         self._progress.stored(written.n_embedded, written.n_tokens)
         self._stored(written)
-
-    def _found(self, number: int) -> Migration:
-        with self._database.reading() as connection:
-            return journal.find(connection, number)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from sqlite3 import Connection
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from plimsoll.migration.measures import DEPTH, mean_overlap, ndcg, recall, stand
 from plimsoll.migration.records import Migration
 from plimsoll.migration.scans import nearest, rows_of_different_texts
 from plimsoll.migration.verdict import Check, Outcome
-from plimsoll.serving.threads import run_in
-
-T = TypeVar("T")
 
 # Fewer say nothing.
 LEAST_QUERIES = 10
@@ -64,7 +61,7 @@ class QualityJudge:
         Queries without a relevant document in the collection say nothing, and are left out.
         """
         n_given = len(queries)
-        queries = await run_in(self._thread, self._read, _answerable(migration, queries))
+        queries = await self._database.read(self._thread, _answerable(migration, queries))
         figures: dict[str, Any] = {
             "queries": len(queries), "unanswerable": n_given - len(queries), "most_drop": MOST_DROP
         }  # fmt: skip
@@ -81,7 +78,7 @@ class QualityJudge:
         new_vectors = await new.embed_queries(texts)
         figures["not_embedded"] = sum(vector is None for vector in new_vectors)
         ours = await self._found(self._new, new_vectors)
-        words = await run_in(self._thread, self._by_words, migration, texts)
+        words = await self._database.read(self._thread, _by_words, migration.collection_id, texts)
         old_vectors = [query.old_vector for query in queries]
         theirs: list[list[str]] | None = None
         if old is not None:
@@ -122,7 +119,7 @@ class QualityJudge:
             before = _neighbours(connection, self._old, drawn, rows)
             return len(rows), before, _neighbours(connection, self._new, drawn, rows)
 
-        n_documents, before, after = await run_in(self._thread, self._read, look)
+        n_documents, before, after = await self._database.read(self._thread, look)
         figures: dict[str, Any] = {"documents": n_documents, "sampled": len(before)}
         if n_documents < LEAST_DOCUMENTS:
             return Check(
@@ -174,20 +171,14 @@ class QualityJudge:
             found = nearest(connection, version, np.stack(given), DEPTH) if given else []
             return [documents.ids(connection, version.collection_id, rows) for rows in found]
 
-        lists = iter(await run_in(self._thread, self._read, look))
+        lists = iter(await self._database.read(self._thread, look))
         return [[] if vector is None else next(lists) for vector in queries]
 
-    def _by_words(self, migration: Migration, texts: Sequence[str]) -> list[list[str]]:
-        def look(connection: Connection) -> list[list[str]]:
-            collection = migration.collection_id
-            found = (search_words(connection, collection, text, DEPTH) for text in texts)
-            return [documents.ids(connection, collection, ranked.rows.tolist()) for ranked in found]
 
-        return self._read(look)
-
-    def _read(self, work: Callable[[Connection], T]) -> T:
-        with self._database.reading() as connection:
-            return work(connection)
+def _by_words(connection: Connection, collection: int, texts: Sequence[str]) -> list[list[str]]:
+    """Ids of the documents that BM25 finds for each text, best first."""
+    found = (search_words(connection, collection, text, DEPTH) for text in texts)
+    return [documents.ids(connection, collection, ranked.rows.tolist()) for ranked in found]
 
 
 def _neighbours(

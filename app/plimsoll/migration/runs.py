@@ -12,7 +12,6 @@ from contextvars import Context
 from dataclasses import dataclass
 from sqlite3 import Connection
 from time import monotonic
-from typing import TypeVar
 
 from plimsoll.corpora.database import Database
 from plimsoll.errors import MigrationStateError, PlimsollError, StoreError
@@ -26,10 +25,7 @@ from plimsoll.migration.states import MigrationState
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
-from plimsoll.serving.threads import run_in
 from plimsoll.telemetry.migrations import MigrationMetrics
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +114,7 @@ class MigrationRuns:
             await self._fail(number, UNFORESEEN)
 
     async def _to_its_end(self, number: int, progress: ProgressMonitor) -> None:
-        migration = await self._write(journal.find, number)
+        migration = await self._database.write(self._thread, journal.find, number)
         if migration.state is MigrationState.RUNNING:
             coordinator = MigrationCoordinator(
                 self._database,
@@ -142,7 +138,7 @@ class MigrationRuns:
                 connection, number, MigrationState.READY, SERVER, f"verdict: {verdict.decision}"
             )
 
-        await self._write(note)
+        await self._database.write(self._thread, note)
         self._metrics.changed(MigrationState.READY.value)
         log.info("migration %d of %r: %s", number, migration.collection, verdict.decision)
 
@@ -155,7 +151,7 @@ class MigrationRuns:
 
         log.error("migration %d stopped: %s", number, reason)
         try:
-            await self._write(note)
+            await self._database.write(self._thread, note)
         except StoreError:
             self._unwritten[number] = reason
         except MigrationStateError:  # it was ended otherwise meanwhile
@@ -163,7 +159,9 @@ class MigrationRuns:
         self._metrics.changed(MigrationState.FAILED.value)
 
     async def _change(self, number: int, after: MigrationState, why: str) -> Migration:
-        changed = await self._write(journal.change_state, number, after, SERVER, why)
+        changed = await self._database.write(
+            self._thread, journal.change_state, number, after, SERVER, why
+        )
         self._metrics.changed(after.value)
         return changed
 
@@ -172,10 +170,3 @@ class MigrationRuns:
         self._metrics.rows("skipped", written.n_skipped)
         self._metrics.rows("quarantined", written.n_quarantined)
         self._metrics.tokens(written.n_tokens)
-
-    async def _write(self, work: Callable[..., T], *args: object) -> T:
-        def write() -> T:
-            with self._database.writing() as connection:
-                return work(connection, *args)
-
-        return await run_in(self._thread, write)

@@ -28,7 +28,6 @@ from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.records import Checkpoint, Migration
 from plimsoll.migration.states import MigrationState
 from plimsoll.serving.gate import RequestPermit
-from plimsoll.serving.threads import run_in
 
 QUEUE_BATCHES = 16
 BATCHES_ENCODED = 2
@@ -90,37 +89,28 @@ class Reader:
 
     async def read(self, migration: Migration, position: int, out: Queue) -> None:
         """Give batches of what is behind `position`, then None."""
-        while rows := await run_in(self._thread, self._next_rows, migration, position):
+        while rows := await self._database.read(self._thread, _next_rows, migration, position):
             numbers = [row for row, _ in rows]
             try:
                 permit = await self._memory.hold(TEXT_COPIES * sum(n_bytes for _, n_bytes in rows))
             except TooLargeError as error:
                 await out.put(await self._left_out(migration, numbers, str(error)))
             else:
-                found = await run_in(self._thread, self._documents, migration, numbers)
+                found = await self._database.read(
+                    self._thread, documents.of_rows, migration.collection_id, numbers
+                )
                 await out.put(Batch(found, permit))
             position = numbers[-1]
         await out.put(None)
 
     async def _left_out(self, migration: Migration, rows: Sequence[int], reason: str) -> Batch:
         """Documents that failed, without their texts: a lone one that is too large to be read."""
-        hashes = await run_in(self._thread, self._hashes, migration, rows)
+        hashes = await self._database.read(
+            self._thread, documents.hashes, migration.collection_id, rows
+        )
         unread = [StoredDocument(row, "", "", "{}", digest) for row, digest in hashes.items()]
         failures = {document.row: (reason, 1) for document in unread}
         return Batch(unread, await self._memory.hold(0), DocumentVectors(failures=failures))
-
-    def _next_rows(self, migration: Migration, position: int) -> list[tuple[int, int]]:
-        with self._database.reading() as connection:
-            journal.check_there(connection, migration)
-            return first_batch(journal.lacking(connection, migration, position))
-
-    def _documents(self, migration: Migration, rows: Sequence[int]) -> list[StoredDocument]:
-        with self._database.reading() as connection:
-            return documents.of_rows(connection, migration.collection_id, rows)
-
-    def _hashes(self, migration: Migration, rows: Sequence[int]) -> dict[int, bytes]:
-        with self._database.reading() as connection:
-            return documents.hashes(connection, migration.collection_id, rows)
 
 
 async def encode(
@@ -175,28 +165,26 @@ class Writer:
         n_batches = 0
         while (batch := await source.get()) is not None:
             if batch.documents:
-                written = await run_in(self._thread, self._store, migration.id, batch)
+                written = await self._database.write(
+                    self._thread, store, migration.id, batch.documents, batch.found
+                )
                 self._stored(written)
                 n_batches += 1
             self._memory.leave(batch.permit)
         return n_batches
 
-    def _store(self, number: int, batch: Batch) -> Written:
-        with self._database.writing() as connection:
-            migration = journal.find(connection, number)
-            journal.check_there(connection, migration)
-            if migration.state is not MigrationState.RUNNING:
-                raise MigrationStateError(f"migration {number} is {migration.state.value}")
-            return store(connection, migration, batch.documents, batch.found)
-
 
 def store(
-    connection: Connection,
-    migration: Migration,
-    batch: Sequence[StoredDocument],
-    found: DocumentVectors,
+    connection: Connection, number: int, batch: Sequence[StoredDocument], found: DocumentVectors
 ) -> Written:
-    """Store a batch's vectors, its failures and the checkpoint, in the transaction that is open."""
+    """Store a batch's vectors, its failures and the checkpoint, in the transaction that is open.
+
+    Raises MigrationStateError where the migration is not running any more.
+    """
+    migration = journal.find(connection, number)
+    journal.check_there(connection, migration)
+    if migration.state is not MigrationState.RUNNING:
+        raise MigrationStateError(f"migration {number} is {migration.state.value}")
     by_row = {document.row: document for document in batch}
     now = documents.hashes(connection, migration.collection_id, list(by_row))
     present = {row for row, document in by_row.items() if now.get(row) == document.text_sha256}
@@ -241,6 +229,13 @@ async def walk(
             group.create_task(validate(migration.target, encoded, valid))
             written = group.create_task(writer.write(migration, valid))
     return written.result()
+
+
+def _next_rows(
+    connection: Connection, migration: Migration, position: int
+) -> list[tuple[int, int]]:
+    journal.check_there(connection, migration)
+    return first_batch(journal.lacking(connection, migration, position))
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 Nothing is written. Both embed a sample, as a request of the client that asks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from sqlite3 import Connection
 from time import perf_counter
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 
@@ -27,10 +27,8 @@ from plimsoll.policy.priority import Priority
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.tasks import Embeddings, EmbedTask
-from plimsoll.serving.threads import run_in
 from plimsoll.serving.tokens import count_tokens
 
-T = TypeVar("T")
 _Sample: TypeAlias = tuple[VectorHealth, list[tuple[str, np.ndarray]]]
 
 SAMPLED_TEXTS = 64
@@ -107,16 +105,16 @@ class CollectionSurvey:
 
     async def doctor(self, name: str, permit: RequestPermit) -> DoctorReport:
         """What is in a collection. Raises UnknownCollectionError, OverloadError, ModelErrors."""
-        collection, every = await self._read(_collection_and_versions, name)
+        collection, every = await self._database.read(self._thread, _collection_and_versions, name)
         widest = max(version.space.dimensions for version in every)
         await permit.renew(vector_search_demand(widest))
         permit.settle()
-        n_documents, n_without_text, n_repeated = await self._read(
-            lambda connection: documents.text_counts(connection, collection.id)
+        n_documents, n_without_text, n_repeated = await self._database.read(
+            self._thread, lambda connection: documents.text_counts(connection, collection.id)
         )
         reports = [await self._version_report(collection, version, permit) for version in every]
-        migration = await self._read(
-            lambda connection: journal.of_collection(connection, collection.id)
+        migration = await self._database.read(
+            self._thread, lambda connection: journal.of_collection(connection, collection.id)
         )
         blocking = []
         if migration is not None:
@@ -137,16 +135,16 @@ class CollectionSurvey:
     ) -> MigrationPlan:
         """What a move would take. Raises as `doctor` does, and InvalidRequestError."""
         slot = self._models.find(model)
-        collection, _ = await self._read(_collection_and_versions, name)
-        sample = await self._read(_sample, collection, COUNTED_TEXTS)
+        collection, _ = await self._database.read(self._thread, _collection_and_versions, name)
+        sample = await self._database.read(self._thread, _sample, collection, COUNTED_TEXTS)
         texts = [document.text for document in sample[:SAMPLED_TEXTS]] or [PROBE]
         lengths = await self._count_tokens(sample, slot.name) if sample else [0]
         await self._embed(texts[:1], slot.name, dimensions, permit)  # the model may have to open
         began_s = perf_counter()
         answer = await self._embed(texts, slot.name, dimensions, permit)
         tokens_per_s = answer.n_tokens / (perf_counter() - began_s)
-        n_documents = await self._read(
-            lambda connection: documents.count(connection, collection.id)
+        n_documents = await self._database.read(
+            self._thread, lambda connection: documents.count(connection, collection.id)
         )
         n_tokens = round(float(np.mean(lengths)) * n_documents)
         left_ratio = 1 - len(sample) / max(1, n_documents)  # what was counted has no error
@@ -185,7 +183,7 @@ class CollectionSurvey:
                 (document.text, stored[document.row]) for document in found
             ]
 
-        health, sample = await self._read(look)
+        health, sample = await self._database.read(self._thread, look)
         found = [
             (model, await self._cosines(sample, version.space, model, permit))
             for model in self._candidates(version.space)
@@ -244,13 +242,6 @@ class CollectionSurvey:
         task = EmbedTask([document.text for document in sample], "search_document", model=model)
         async with self._models.lease(model) as opened:
             return await count_tokens(opened, task, self._thread)
-
-    async def _read(self, work: Callable[..., T], *args: object) -> T:
-        def read() -> T:
-            with self._database.reading() as connection:
-                return work(connection, *args)
-
-        return await run_in(self._thread, read)
 
 
 def _collection_and_versions(connection: Connection, name: str) -> tuple[Collection, list[Version]]:

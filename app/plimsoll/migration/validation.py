@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from sqlite3 import Connection
 
 import numpy as np
 
@@ -39,7 +40,6 @@ from plimsoll.models.pool import ModelPool
 from plimsoll.policy.costs import vector_search_demand
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
-from plimsoll.serving.threads import run_in
 
 SAMPLE_DOCUMENTS = 200
 SEED = 7
@@ -96,7 +96,7 @@ class MigrationJudge:
         try:
             widest = max(migration.source.dimensions, migration.target.dimensions)
             await memory.hold(vector_search_demand(widest).held_bytes)
-            facts = await run_in(self._thread, self._facts, migration)
+            facts = await self._database.read(self._thread, _facts, migration)
             new = self._embedder(migration, migration.target, yielding)
             old = None
             if await self.can_embed(migration.source):
@@ -153,7 +153,7 @@ class MigrationJudge:
             except TooLargeError:
                 continue
             rows = [row for row, _ in batch]
-            read, stored = await run_in(self._thread, self._with_vectors, facts.new, rows)
+            read, stored = await self._database.read(self._thread, _with_vectors, facts.new, rows)
             found = (await new.embed_documents(read)).vectors
             n_sampled += len(read)
             pairs += [(found[row], vector) for row, vector in stored.items() if row in found]
@@ -161,14 +161,6 @@ class MigrationJudge:
         n_identical = sum(np.array_equal(again, stored) for again, stored in pairs)
         distances = [1 - checks.cosine(again, stored) for again, stored in pairs]
         return checks.embedded_again(n_sampled, n_identical, distances)
-
-    def _with_vectors(
-        self, version: Version, rows: Sequence[int]
-    ) -> tuple[list[StoredDocument], dict[int, np.ndarray]]:
-        """Documents in these rows that have a vector, as both are now."""
-        with self._database.reading() as connection:
-            stored = vectors.get(connection, version.id, rows)
-            return documents.of_rows(connection, version.collection_id, list(stored)), stored
 
     async def _quality(
         self,
@@ -214,35 +206,42 @@ class MigrationJudge:
             self._embeddings, self._gate, migration.collection, space, yielding, self._pause
         )
 
-    def _facts(self, migration: Migration) -> Facts:
-        with self._database.reading() as connection:
-            journal.check_there(connection, migration)
-            old, new = journal.versions_of(connection, migration)
-            rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)
-            after = vectors.get(connection, new.id, rows)
-            before = vectors.get(connection, old.id, rows)
-            n_quarantined, n_lost = journal.count_quarantined(connection, migration)
-            return Facts(
-                old=old,
-                new=new,
-                n_documents=documents.count(connection, migration.collection_id),
-                n_changed_texts=documents.n_changed_texts(connection, migration.collection_id),
-                n_lacking=sum(1 for _ in journal.lacking(connection, migration, 0)),
-                n_new_vectors=vectors.count(connection, new.id),
-                n_quarantined=n_quarantined,
-                n_lost=n_lost,
-                health=vector_health(connection, new),
-                sample=[
-                    (row, documents.n_bytes(connection, migration.collection_id, [row]))
-                    for row in rows
-                ],
-                openings=documents.openings(
-                    connection, migration.collection_id, rows[:TIMED_QUERIES], TIMED_CHARACTERS
-                ),
-                new_vectors=_stacked([after[row] for row in rows], new),
-                old_vectors=[before.get(row) for row in rows],
-                judged=journal.judged_queries(connection, migration.id),
-            )
+
+def _facts(connection: Connection, migration: Migration) -> Facts:
+    journal.check_there(connection, migration)
+    old, new = journal.versions_of(connection, migration)
+    rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)
+    after = vectors.get(connection, new.id, rows)
+    before = vectors.get(connection, old.id, rows)
+    n_quarantined, n_lost = journal.count_quarantined(connection, migration)
+    return Facts(
+        old=old,
+        new=new,
+        n_documents=documents.count(connection, migration.collection_id),
+        n_changed_texts=documents.n_changed_texts(connection, migration.collection_id),
+        n_lacking=sum(1 for _ in journal.lacking(connection, migration, 0)),
+        n_new_vectors=vectors.count(connection, new.id),
+        n_quarantined=n_quarantined,
+        n_lost=n_lost,
+        health=vector_health(connection, new),
+        sample=[
+            (row, documents.n_bytes(connection, migration.collection_id, [row])) for row in rows
+        ],
+        openings=documents.openings(
+            connection, migration.collection_id, rows[:TIMED_QUERIES], TIMED_CHARACTERS
+        ),
+        new_vectors=_stacked([after[row] for row in rows], new),
+        old_vectors=[before.get(row) for row in rows],
+        judged=journal.judged_queries(connection, migration.id),
+    )
+
+
+def _with_vectors(
+    connection: Connection, version: Version, rows: Sequence[int]
+) -> tuple[list[StoredDocument], dict[int, np.ndarray]]:
+    """Documents in these rows that have a vector, as both are now."""
+    stored = vectors.get(connection, version.id, rows)
+    return documents.of_rows(connection, version.collection_id, list(stored)), stored
 
 
 def _is_settled(found: Sequence[Check]) -> bool:
