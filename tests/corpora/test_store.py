@@ -1,6 +1,7 @@
 """The file of collections: what commits together, what goes together, what survives a kill."""
 
 import gc
+import hashlib
 import json
 import signal
 import sqlite3
@@ -185,7 +186,7 @@ def test_a_document_is_found_by_its_id_with_what_belongs_to_it(database: Databas
     assert found is not None
     assert (found.id, found.text) == (told.id, told.text)
     assert json.loads(found.metadata_json) == told.metadata
-    assert found.text_sha256 == documents.text_sha256(told.text)
+    assert found.text_sha256 == hashlib.sha256(told.text.encode()).digest()
 
 
 def test_found_documents_take_what_is_reckoned(database: Database):

@@ -52,7 +52,7 @@ def plan_of(connection: Connection, name: str, batch: Sequence[NewDocument]) -> 
         before = documents.get(connection, collection, new.document.id)
         outcome: DocumentOutcome = "added" if before is None else "updated"
         wanting = writable
-        if before is not None and before.text_sha256 == documents.text_sha256(new.document.text):
+        if before is not None and before.text_sha256 == new.document.text_sha256:
             # Of other versions a migration looks after what they lack.
             has_vector = vectors.having(connection, active.id, [before.row])
             wanting = [] if has_vector else [active]

@@ -4,7 +4,6 @@ Functions over a connection that is in a transaction, which the caller holds. Wo
 vectors are kept in step here: a text that changes or goes takes its vectors of every version along.
 """
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,15 +13,10 @@ import numpy as np
 
 from plimsoll.corpora import vectors, versions
 from plimsoll.corpora.filters import Condition
-from plimsoll.corpora.records import Document, StoredDocument
+from plimsoll.corpora.records import Document, StoredDocument, text_sha256
 from plimsoll.corpora.schema import documents_table, words_table
 
 _COLUMNS = "row, id, text, metadata, text_sha256"
-
-
-def text_sha256(text: str) -> bytes:
-    """What a text is known by."""
-    return hashlib.sha256(text.encode()).digest()
 
 
 def as_json(metadata: Mapping[str, Any]) -> str:
@@ -39,14 +33,13 @@ def put(
     """
     rows, stale = list[int](), list[int]()
     for document in documents:
-        digest = text_sha256(document.text)
         before = get(connection, collection, document.id)
         if before is None:
-            rows.append(_insert(connection, collection, document, digest))
+            rows.append(_insert(connection, collection, document))
             continue
         rows.append(before.row)
-        _update(connection, collection, before, document, digest)
-        if before.text_sha256 != digest:
+        _update(connection, collection, before, document)
+        if before.text_sha256 != document.text_sha256:
             stale.append(before.row)
     _delete_vectors(connection, collection, stale)
     return rows
@@ -154,13 +147,11 @@ def text_counts(connection: sqlite3.Connection, collection: int) -> tuple[int, i
     return n, int(n_blank), n - n_different
 
 
-def _insert(
-    connection: sqlite3.Connection, collection: int, document: Document, digest: bytes
-) -> int:
+def _insert(connection: sqlite3.Connection, collection: int, document: Document) -> int:
     (row,) = connection.execute(
         f"""INSERT INTO {documents_table(collection)} (id, text, metadata, text_sha256)
         VALUES (?, ?, ?, ?) RETURNING row""",
-        (document.id, document.text, as_json(document.metadata), digest),
+        (document.id, document.text, as_json(document.metadata), document.text_sha256),
     ).fetchone()
     _put_in_words(connection, collection, row, document.text)
     return int(row)
@@ -171,14 +162,13 @@ def _update(
     collection: int,
     before: StoredDocument,
     document: Document,
-    digest: bytes,
 ) -> None:
     connection.execute(
         f"""UPDATE {documents_table(collection)} SET text = ?, metadata = ?, text_sha256 = ?
         WHERE row = ?""",
-        (document.text, as_json(document.metadata), digest, before.row),
+        (document.text, as_json(document.metadata), document.text_sha256, before.row),
     )
-    if before.text_sha256 != digest:
+    if before.text_sha256 != document.text_sha256:
         _take_out_words(connection, collection, before.row, before.text)
         _put_in_words(connection, collection, before.row, document.text)
 

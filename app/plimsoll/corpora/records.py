@@ -1,11 +1,18 @@
 """What the store takes and gives: plain records."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 FOREIGN_PREFIX = "foreign:"
+
+
+def text_sha256(text: str) -> bytes:
+    """What a text is known by."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 class VersionState(Enum):
@@ -66,6 +73,11 @@ class Document:
     id: str
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def text_sha256(self) -> bytes:
+        """Computed once: a batch is looked at before, and again in, its transaction."""
+        return text_sha256(self.text)
 
 
 @dataclass(frozen=True)
