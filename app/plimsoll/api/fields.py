@@ -21,6 +21,7 @@ from pydantic_core.core_schema import (
 )
 from typing_extensions import TypeAliasType
 
+from plimsoll.corpora.records import Space
 from plimsoll.policy.priority import INTERACTIVE_TOKENS, Priority
 
 T = TypeVar("T")
@@ -101,6 +102,23 @@ class TextError(BaseModel):
     index: int
     code: str
     message: str
+
+
+class SpaceFields(BaseModel):
+    """A vector space."""
+
+    model: Annotated[str | None, Field(description="null: a foreign space.")]
+    fingerprint: str
+    dimensions: int
+
+
+def space_json(space: Space) -> dict[str, Any]:
+    """As SpaceFields says."""
+    return {
+        "model": space.model,
+        "fingerprint": space.fingerprint,
+        "dimensions": space.dimensions,
+    }
 
 
 class DegradedAnswer(BaseModel):

@@ -1,15 +1,16 @@
 """What routes of migrations take and give, and how a migration becomes JSON."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, StrictBool, StrictStr
 from typing_extensions import TypeAliasType
 
-from plimsoll.api.fields import MOST_DIMENSIONS, Dimensions, OrDefault
-from plimsoll.corpora.records import Space
-from plimsoll.migration.status import MigrationStatus
+from plimsoll.api.fields import MOST_DIMENSIONS, Dimensions, OrDefault, SpaceFields, space_json
+from plimsoll.migration.states import MigrationState
+from plimsoll.migration.status import MigrationStatus, WayBack
+from plimsoll.migration.verdict import Decision, Outcome
 
 MOST_QUERIES = 1000
 # SQLite counts no further.
@@ -18,10 +19,6 @@ MOST_NUMBER = 2**63 - 1
 MigrationNumber = Annotated[
     int, Path(ge=1, le=MOST_NUMBER, openapi_examples={"first": {"value": 1}})
 ]
-State = Literal[
-    "planned", "running", "paused", "validating", "ready", "cut_over", "rolled_back", "purged",
-    "cancelled", "failed",
-]  # fmt: skip
 Why = Annotated[
     OrDefault[Annotated[StrictStr, Field(max_length=1000)]],
     Field(description="For the audit: who asks is noted as this request's id."),
@@ -98,22 +95,11 @@ class ValidateRequest(ChangeRequest):
     ] = None
 
 
-class SpaceFields(BaseModel):
-    """A vector space."""
-
-    model: Annotated[str | None, Field(description="null: a foreign space.")]
-    fingerprint: str
-    dimensions: int
-
-
 class CheckFields(BaseModel):
     """One question of a verdict."""
 
     name: str
-    outcome: Annotated[
-        Literal["passed", "failed", "undecided", "noted"],
-        Field(description="noted: told, and does not decide."),
-    ]
+    outcome: Annotated[Outcome, Field(description="noted: told, and does not decide.")]
     message: str
     figures: dict[str, Any]
     warns: Annotated[bool, Field(description="To be known, whatever the decision.")]
@@ -122,7 +108,7 @@ class CheckFields(BaseModel):
 class VerdictFields(BaseModel):
     """What speaks for the new version, and what against it."""
 
-    decision: Literal["go", "no_go", "inconclusive"]
+    decision: Decision
     reasons: Annotated[list[str], Field(description="What kept it from a go.")]
     warnings: Annotated[list[str], Field(description="What would get worse all the same.")]
     checks: list[CheckFields]
@@ -144,8 +130,8 @@ class ChangeFields(BaseModel):
 
     at: str
     who: str
-    before: State | None
-    after: State
+    before: MigrationState | None
+    after: MigrationState
     why: str
 
 
@@ -166,7 +152,7 @@ class MigrationFields(BaseModel):
 
     id: int
     collection: str
-    state: State
+    state: MigrationState
     source: SpaceFields
     target: SpaceFields
     created_at: str
@@ -185,7 +171,7 @@ class MigrationFields(BaseModel):
     yields: Annotated[int, Field(description="How often that was, in the run under way.")]
     failure: Annotated[str | None, Field(description="Why it stopped.")]
     rollback: Annotated[
-        Literal["exact", "partial", "none"],
+        WayBack,
         Field(
             description="exact: what is written goes into the old version too; none: only one "
             "version is left."
@@ -264,15 +250,6 @@ def _watch_json(status: MigrationStatus) -> dict[str, Any] | None:
         "unanswered": seen.n_unanswered,
         "ends_in_s": ends_in_s,
         "stays": seen.stays,
-    }
-
-
-def space_json(space: Space) -> dict[str, Any]:
-    """As SpaceFields says."""
-    return {
-        "model": space.model,
-        "fingerprint": space.fingerprint,
-        "dimensions": space.dimensions,
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.migration import journal
@@ -13,6 +13,10 @@ from plimsoll.migration.states import ENDED, MigrationState
 from plimsoll.migration.watch import Watched
 
 MOST_LISTED = 100  # documents in quarantine
+
+
+WayBack: TypeAlias = Literal["exact", "partial", "none"]
+"""What rollback would give."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Counts:
     quarantine: Sequence[Quarantined] = ()
 
     @property
-    def way_back(self) -> Literal["exact", "partial", "none"]:
+    def way_back(self) -> WayBack:
         """What rollback would give."""
         if not self.has_both:
             return "none"

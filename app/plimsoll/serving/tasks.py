@@ -159,7 +159,7 @@ class Ranking:
     which `results` leaves out.
     """
 
-    kind: Literal["dense", "bm25"]
+    kind: Encoder
     fingerprint: str | None
     results: list[Ranked]
     degraded: Degraded | None

@@ -1,6 +1,6 @@
 """Collections: made, listed, dropped and searched."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
@@ -26,11 +26,21 @@ from plimsoll.api.edge.documented import (
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.json_rendering import LongList
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import CollectionName, Dimensions, OrDefault, PriorityHeader, ResultCount
+from plimsoll.api.fields import (
+    CollectionName,
+    Dimensions,
+    OrDefault,
+    PriorityHeader,
+    ResultCount,
+    SpaceFields,
+    space_json,
+)
 from plimsoll.api.replies import DEGRADED_HEADERS, json_response, search_response
 from plimsoll.corpora.catalog import CollectionCatalog
+from plimsoll.corpora.records import VersionState
 from plimsoll.corpora.search import CollectionSearch
 from plimsoll.corpora.tasks import AskedMode, CollectionState, SearchResults, SearchTask
+from plimsoll.telemetry.corpora import SearchMode
 
 
 class CollectionRequest(BaseModel):
@@ -56,26 +66,20 @@ class CollectionRequest(BaseModel):
     ] = None
 
 
-class VersionFields(BaseModel):
+class VersionFields(SpaceFields):
     """Vectors of the collection's documents in one space."""
 
     id: int
-    model: Annotated[str | None, Field(description="null: a foreign space.")]
-    fingerprint: str
-    dimensions: int
     vectors: int
-    state: Literal["building", "complete"]
+    state: VersionState
     active: Annotated[bool, Field(description="Searches read this one.")]
     takes_writes: Annotated[bool, Field(description="New documents get a vector of it.")]
 
 
-class CollectionFields(BaseModel):
+class CollectionFields(SpaceFields):
     """A collection and what is in it; `model` to `dimensions` are those of the active version."""
 
     name: str
-    model: str | None
-    fingerprint: str
-    dimensions: int
     documents: int
     created_at: str
     versions: list[VersionFields]
@@ -129,9 +133,7 @@ class DegradedSearchFields(BaseModel):
 class SearchResponse(BaseModel):
     """Documents, best first."""
 
-    mode: Annotated[
-        Literal["dense", "bm25", "hybrid"], Field(description="How the search was answered.")
-    ]
+    mode: Annotated[SearchMode, Field(description="How the search was answered.")]
     fingerprint: Annotated[
         str | None, Field(description="Of the vectors that were compared; null: none were.")
     ]
@@ -249,17 +251,13 @@ def _collection(state: CollectionState) -> dict[str, Any]:
     collection = state.collection
     return {
         "name": collection.name,
-        "model": collection.active.space.model,
-        "fingerprint": collection.active.space.fingerprint,
-        "dimensions": collection.active.space.dimensions,
+        **space_json(collection.active.space),
         "documents": state.n_documents,
         "created_at": collection.created_at,
         "versions": [
             {
                 "id": version.id,
-                "model": version.space.model,
-                "fingerprint": version.space.fingerprint,
-                "dimensions": version.space.dimensions,
+                **space_json(version.space),
                 "vectors": n_vectors,
                 "state": version.state.value,
                 "active": version.id == collection.active.id,

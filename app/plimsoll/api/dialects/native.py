@@ -31,7 +31,7 @@ from plimsoll.api.replies import (
     vector_field,
 )
 from plimsoll.serving.embedding import EmbeddingService
-from plimsoll.serving.tasks import Embeddings, EmbedTask, SparseEmbeddings
+from plimsoll.serving.tasks import Embeddings, EmbedTask, Encoder, Fallback, SparseEmbeddings
 
 
 class EmbedRequest(BaseModel):
@@ -58,11 +58,11 @@ class EmbedRequest(BaseModel):
         OrDefault[Encoding], Field(description="base64 is that of little-endian float32.")
     ] = "float"
     encoder: Annotated[
-        OrDefault[Literal["dense", "bm25"]],
+        OrDefault[Encoder],
         Field(description="bm25: sparse vectors of words instead of the model's, at any time."),
     ] = "dense"
     fallback: Annotated[
-        OrDefault[Literal["bm25", "none"]],
+        OrDefault[Fallback],
         Field(description="Under memory pressure, answer with bm25 and say so; none: 503 instead."),
     ] = "bm25"
 

@@ -1,6 +1,6 @@
 """POST /rank: put documents in order for a query, by meaning or, under pressure, by words."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
@@ -22,7 +22,7 @@ from plimsoll.api.fields import (
 )
 from plimsoll.api.replies import DEGRADED_HEADERS, ranking_response
 from plimsoll.serving.ranking import RankingService
-from plimsoll.serving.tasks import Ranking, RankTask
+from plimsoll.serving.tasks import Encoder, Fallback, Ranking, RankTask
 
 
 class RankRequest(BaseModel):
@@ -35,7 +35,7 @@ class RankRequest(BaseModel):
     top_k: Annotated[Count | None, Field(description="Return so many, the best; null: all.")] = None
     model: Annotated[StrictStr | None, Field(description="As GET /v1/models lists it.")] = None
     fallback: Annotated[
-        OrDefault[Literal["bm25", "none"]],
+        OrDefault[Fallback],
         Field(description="Under pressure, rank by words and say so; none: 503 instead."),
     ] = "bm25"
 
@@ -51,7 +51,7 @@ class RankResponse(BaseModel):
     """Documents, best first; scores compare within one answer only."""
 
     kind: Annotated[
-        Literal["dense", "bm25"],
+        Encoder,
         Field(description="dense: cosines of embeddings; bm25: BM25Okapi over words."),
     ]
     fingerprint: str | None

@@ -19,8 +19,7 @@ from plimsoll.api.edge.documented import (
 )
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import CollectionName, Dimensions
-from plimsoll.api.migration_fields import SpaceFields, space_json
+from plimsoll.api.fields import CollectionName, Dimensions, SpaceFields, space_json
 from plimsoll.api.replies import json_response
 from plimsoll.migration.survey import CollectionSurvey, DoctorReport, MigrationPlan, VersionReport
 
