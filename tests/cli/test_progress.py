@@ -60,6 +60,21 @@ def test_a_few_texts_leave_no_line_in_a_script(clock: list[float]):
     ]
 
 
+def test_what_is_told_beside_it_is_in_the_line(clock: list[float]):
+    """Such as why a migration waits."""
+    stream = io.StringIO()
+    progress = PhaseProgress("ships", "documents", stream)
+    progress(0, 1200, "running")
+    clock[0] += 60
+    progress(600, 1200, "running", "10/s, 1 min 00 s left")
+    progress.end_phase()
+
+    assert stream.getvalue().splitlines() == [
+        "running ships: 600 of 1,200 documents, 10/s, 1 min 00 s left ...",
+        "running ships: 600 documents in 60.0 s",
+    ]
+
+
 def test_a_terminal_keeps_one_line_a_phase(monkeypatch: pytest.MonkeyPatch):
     """The bar is gone when the phase is over."""
     monkeypatch.setenv("TERM", "xterm")

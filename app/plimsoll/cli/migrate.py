@@ -228,14 +228,15 @@ def _change(verb: str, number: int, asked: dict[str, Any], given: dict[str, Any]
 
 def _watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
     """Show how far it is until it has its verdict, and exit as that says."""
-    from plimsoll.cli.migration_tables import RunBar, print_migration
+    from plimsoll.cli.migration_tables import print_migration, speed
+    from plimsoll.cli.progress import progress_of
 
-    bar = RunBar()
-    try:
-        for migration in client.events(f"/migrations/{number}/events"):
-            bar.show(migration)
-    finally:
-        bar.stop()
+    migration = client.get(f"/migrations/{number}")
+    with progress_of(migration["collection"], "documents") as progress:
+        for now in client.events(f"/migrations/{number}/events"):
+            if now["state"] in ("running", "validating"):
+                n_done = now["vectors"] + now["quarantined"]
+                progress(n_done, now["documents"], now["state"], speed(now))
     migration = client.get(f"/migrations/{number}")
     if migration["state"] not in ("ready", "cut_over", "rolled_back"):
         why = migration["failure"] or "something has changed its state, or the server stops"

@@ -1,8 +1,6 @@
-"""How `plimsoll migrate` shows what the server says: tables, and a bar while it works."""
+"""How `plimsoll migrate` shows what the server says: tables, and how fast it is while it works."""
 
-import sys
 from collections.abc import Iterable, Mapping
-from time import monotonic
 from typing import Any
 
 import click
@@ -16,7 +14,6 @@ STYLES = {
     "passed": "green", "failed": "red", "undecided": "yellow", "noted": "dim",
     "ready": "green", "cut_over": "green", "rolled_back": "yellow", "paused": "yellow",
 }  # fmt: skip
-LINE_EVERY_S = 3.0
 
 
 def print_migrations(found: Iterable[Answer]) -> None:
@@ -147,54 +144,6 @@ def print_plan(plan: Answer) -> None:
         click.echo(f"\nwarning: {told}")
 
 
-class RunBar:
-    """How far a migration is, on standard error: a bar on a terminal, elsewhere now and then a
-    line. Owns what is drawn.
-    """
-
-    def __init__(self) -> None:
-        self._next_line_s = 0.0
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[told]}", markup=False),
-                console=Console(file=sys.stderr),
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=None, told="")
-            self._bar.start()
-
-    def show(self, migration: Answer) -> None:
-        """Draw how far it is now."""
-        told = _speed(migration)
-        done = migration["vectors"] + migration["quarantined"]
-        if self._bar is not None:
-            self._bar.update(
-                self._task,
-                description=migration["state"],
-                completed=done,
-                total=migration["documents"],
-                told=told,
-            )
-        elif monotonic() >= self._next_line_s:
-            self._next_line_s = monotonic() + LINE_EVERY_S
-            click.echo(
-                f"{migration['state']}: {done} of {migration['documents']} documents {told}",
-                err=True,
-            )
-
-    def stop(self) -> None:
-        """Take it away."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
 def duration(seconds: float) -> str:
     """Such as 2 h 05 min, 3 min 20 s or 12 s."""
     minutes, left_s = divmod(round(seconds), 60)
@@ -204,7 +153,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {left_s:02} s" if minutes else f"{left_s} s"
 
 
-def _speed(migration: Answer) -> str:
+def speed(migration: Answer) -> str:
+    """How fast a migration is and when it ends, or why it waits; "" where nothing is known."""
     if migration["yielding"]:
         return f"yielding: {migration['yielding']}"
     if migration["rows_per_s"] is None:
