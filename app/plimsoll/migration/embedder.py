@@ -4,7 +4,6 @@ A refusal to protect what is under way is waited out for as long as it asks, and
 that the engine cannot do is found among its neighbours, tried again, and given up with a reason.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -47,8 +46,8 @@ class PatientEmbedder:
         gate: AdmissionGate,
         collection: str,
         space: Space,
-        yielding: Yielding = lambda why: None,
-        pause: Pause = asyncio.sleep,
+        yielding: Yielding,
+        pause: Pause,
     ) -> None:
         self._embeddings = embeddings
         self._gate = gate
