@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from plimsoll.bench.comparison.command import main
+from plimsoll.bench.comparison.command import machine_facts, main
 from plimsoll.bench.comparison.engine import EnginePeer, make_opener, unreported
 from plimsoll.bench.comparison.limits import LimitedGroup
 from plimsoll.bench.comparison.naive import NaivePeer
@@ -148,6 +150,22 @@ def test_a_limited_group_is_set_and_read_in_both_versions(tmp_path, version, fil
     assert (tmp_path / files["limit"]).read_text() == "1000"
     assert (tmp_path / swap_file).read_text() == swap_bytes
     assert (group.usage_peak_bytes, group.anonymous_peak_bytes, group.oom_kills) == (70, 40, 1)
+
+
+def test_either_package_of_onnx_runtime_does(monkeypatch):
+    """Where onnxruntime-gpu alone is installed, nothing is called onnxruntime."""
+
+    def without(name: str) -> metadata.Distribution:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    found = metadata.distribution
+    monkeypatch.setattr(metadata, "distribution", without)
+    with pytest.raises(metadata.PackageNotFoundError):
+        metadata.version("onnxruntime")
+
+    assert machine_facts()["ONNX Runtime"] == onnxruntime.__version__
 
 
 def test_an_installed_package_says_what_only_a_checkout_can_measure():

@@ -64,6 +64,7 @@ from plimsoll.bench.comparison.processes import MeasurementError, ended_by_signa
 from plimsoll.bench.comparison.progress import progress
 from plimsoll.bench.comparison.report import Report
 from plimsoll.bench.comparison.run import FULL, QUICK, Run
+from plimsoll.encoder.backends.onnx_runtime import runtime_version
 from plimsoll.errors import PlimsollError
 from plimsoll.machine.cpu import available_cores
 
@@ -173,7 +174,7 @@ def machine_facts() -> dict[str, str]:
         "cores": str(available_cores()),
         "processor": platform.machine(),
         "Python": platform.python_version(),
-        "ONNX Runtime": version("onnxruntime"),
+        "ONNX Runtime": runtime_version(),  # of onnxruntime or onnxruntime-gpu
         "NumPy": version("numpy"),
         "load average at the start": f"{os.getloadavg()[0]:.1f}",
     }
