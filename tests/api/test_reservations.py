@@ -12,7 +12,7 @@ from plimsoll.errors import EncodeMemoryError
 from plimsoll.policy import runs
 from plimsoll.policy.admission import Permit
 from plimsoll.policy.costs import Demand
-from plimsoll.policy.governor import Decision
+from plimsoll.policy.decision import Decision
 from tests.fakes import DEADLINE_S, FakeModel, FakeOpener, FakeServer
 from tests.pressure import (
     REASONS,

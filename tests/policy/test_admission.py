@@ -22,7 +22,8 @@ from plimsoll.policy.admission import (
     Permit,
 )
 from plimsoll.policy.costs import NOTHING, Demand
-from plimsoll.policy.governor import Decision, Governor, Outcome
+from plimsoll.policy.decision import Decision, Outcome
+from plimsoll.policy.governor import Governor
 from plimsoll.policy.lines import admission_ratio
 from plimsoll.policy.priority import Priority, WaitingTokens
 from plimsoll.policy.runs import short_run_tokens

@@ -15,13 +15,9 @@ from plimsoll.policy.admission import FIRST_TOKENS_PER_S, Permit
 from plimsoll.policy.asked import NOTHING_ASKED, Asked
 from plimsoll.policy.breaker import BreakerState, Transition
 from plimsoll.policy.costs import NOTHING, Demand
-from plimsoll.policy.governor import (
-    MOST_WAITING,
-    Decision,
-    Governor,
-    Outcome,
-    Reading,
-)
+from plimsoll.policy.decision import Decision, Outcome
+from plimsoll.policy.governor import MOST_WAITING, Governor
+from plimsoll.policy.reading import Reading
 from plimsoll.policy.runs import LEAST_RUN_TOKENS, EngineTotals, short_run_tokens
 from plimsoll.policy.scheduler import Cap
 from tests.fakes import FakeClock

@@ -22,7 +22,8 @@ from plimsoll.policy import lines
 from plimsoll.policy.admission import FLOOR_WINDOW_S
 from plimsoll.policy.breaker import BreakerState
 from plimsoll.policy.costs import Demand
-from plimsoll.policy.governor import Governor, Outcome
+from plimsoll.policy.decision import Outcome
+from plimsoll.policy.governor import Governor
 from plimsoll.policy.runs import RunLimits
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 from tests.fakes import DEADLINE_S, FakeClock

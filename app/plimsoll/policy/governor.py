@@ -15,8 +15,6 @@ The line lies at 0.70 of the budget (lines.py): no predicted peak above it is le
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 
 from plimsoll.policy import lines
 from plimsoll.policy.admission import Admission, Permit
@@ -29,7 +27,9 @@ from plimsoll.policy.breaker import (
     Verdict,
 )
 from plimsoll.policy.costs import NOTHING, Demand
+from plimsoll.policy.decision import Decision, Outcome
 from plimsoll.policy.priority import Priority
+from plimsoll.policy.reading import Reading
 from plimsoll.policy.runs import EngineTotals, RunEnded, RunLimits, short_run_tokens
 from plimsoll.policy.scheduler import AdaptiveScheduler, Observation, Plan
 
@@ -40,54 +40,6 @@ DOORS = {
     priority: Demand(n_tokens=1, held_bytes=0, waiting_tokens=0, priority=priority)
     for priority in Priority
 }
-
-
-class Outcome(Enum):
-    """What becomes of a request."""
-
-    ADMIT = "admit"
-    WAIT = "wait"  # no room at the moment; it may come
-    TOO_LARGE = "too_large"
-    QUEUE_FULL = "queue_full"
-    BREAKER_OPEN = "breaker_open"
-    NO_ROOM = "no_room"  # and no wait, or none any longer
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What becomes of a request, with the numbers behind it.
-
-    peak_bytes: what it takes. headroom_bytes: what it may take now. largest_bytes: what it might
-    take in an idle server. predicted_s: until its last row, by the measured drain rate.
-    retry_after_s: for a refusal.
-    """
-
-    outcome: Outcome
-    peak_bytes: int
-    headroom_bytes: int
-    largest_bytes: int
-    predicted_s: float
-    retry_after_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What was measured of the machine at one moment; as in Observation."""
-
-    used_bytes: int
-    budget_bytes: int
-    cores: float
-    others_ratio: float = 0.0
-    throttled_ratio: float = 0.0
-    working_set_bytes: int = 0
-    pressure_ratio: float = 0.0
-    refaults_per_s: float = 0.0
-    io_pressure_ratio: float = 0.0
-
-    @property
-    def used_ratio(self) -> float:
-        """Used memory over budget."""
-        return self.used_bytes / self.budget_bytes
 
 
 class Governor:

@@ -15,8 +15,8 @@ from time import monotonic
 from plimsoll.machine.cpu import CoreWatch, CPULoad, CPUMonitor, cpu_load
 from plimsoll.machine.disk import DiskMonitor
 from plimsoll.machine.memory import MemoryMonitor, rates_between
-from plimsoll.policy.governor import Reading
 from plimsoll.policy.lines import HIGH_RATIO, WAITING_STEP, effects
+from plimsoll.policy.reading import Reading
 from plimsoll.policy.scheduler import Plan
 from plimsoll.serving.executor import RunExecutor
 from plimsoll.serving.gate import AdmissionGate

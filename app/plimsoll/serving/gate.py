@@ -18,7 +18,8 @@ from plimsoll.errors import (
 from plimsoll.machine.memory import MIB, MemoryUsage
 from plimsoll.policy.admission import Permit
 from plimsoll.policy.costs import Demand
-from plimsoll.policy.governor import Decision, Governor, Outcome
+from plimsoll.policy.decision import Decision, Outcome
+from plimsoll.policy.governor import Governor
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunEnded, RunLimits
 

@@ -24,8 +24,10 @@ from plimsoll.policy.costs import (
     TextSizes,
     sparse_demand,
 )
-from plimsoll.policy.governor import Decision, Governor, Outcome, Reading
+from plimsoll.policy.decision import Decision, Outcome
+from plimsoll.policy.governor import Governor
 from plimsoll.policy.priority import priority_of
+from plimsoll.policy.reading import Reading
 from plimsoll.simulation.clock import JumpingClock
 from plimsoll.simulation.engine import SimulatedEngine, SimulatedText
 from plimsoll.simulation.machine import SimulatedMachine
