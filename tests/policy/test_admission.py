@@ -13,16 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from plimsoll.policy.admission import (
     FIRST_TOKENS_PER_S,
-    FLOOR_WINDOW_S,
     LEAST_QUEUE_TOKENS,
     RATE_TOKENS,
-    REST_WINDOW_S,
-    SETTLED_AFTER_S,
     Admission,
     Permit,
 )
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.decision import Decision, Outcome
+from plimsoll.policy.floor import FLOOR_WINDOW_S, REST_WINDOW_S, SETTLED_AFTER_S
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.lines import admission_ratio
 from plimsoll.policy.priority import Priority, WaitingTokens

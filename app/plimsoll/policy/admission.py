@@ -4,17 +4,19 @@ Pure: no I/O, no thread, no waiting; measurements and the clock come in. What be
 is for the governor to decide, from the numbers here. What stands against the line:
 
     floor      the server at rest, and what it holds that no admitted request accounts for
+               (floor.py)
     held       what each admitted request keeps while it lives: its body, ids, vectors, reply
     run        the largest run of the engine among them, or the one under way, which may join
                many texts; runs follow each other, so one counts
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from plimsoll.policy.breaker import Admittance
 from plimsoll.policy.costs import NOTHING, Demand
+from plimsoll.policy.floor import SETTLED_AFTER_S, MemoryFloor
 from plimsoll.policy.lines import FALLBACK_RATIO, OPEN_RATIO, admission_ratio
 from plimsoll.policy.priority import Priority, WaitingTokens
 from plimsoll.policy.runs import short_run_tokens
@@ -25,12 +27,6 @@ FIRST_TOKENS_PER_S = 200.0
 RATE_TOKENS = 4096
 # A queue of so many tokens is no queue, at any rate.
 LEAST_QUEUE_TOKENS = 8192
-# How long evidence of memory that nothing accounts for is believed.
-FLOOR_WINDOW_S = 10.0
-# Memory at rest is the least of so long.
-REST_WINDOW_S = 300.0
-# After the last request: by then what runs used has been given back, and the floor can be read.
-SETTLED_AFTER_S = 2.0
 
 LEAST_RETRY_S, MOST_RETRY_S = 1.0, 60.0
 
@@ -77,10 +73,7 @@ class Admission:
         self._waiting_tokens = dict.fromkeys(Priority, 0)
         self._runs: Counter[int] = Counter()  # bytes of their runs: how many permits
         self._used_bytes = 0
-        self._idle_floor_bytes = 0
-        self._settled_bytes = 0  # the same as it was last measured in a server that had settled
-        self._at_rest: deque[tuple[float, int]] = deque()  # (seconds, bytes), rising
-        self._unaccounted: deque[tuple[float, int]] = deque()  # (seconds, bytes), falling
+        self._floor = MemoryFloor()
         self._busy_at_s = clock() - SETTLED_AFTER_S
         self.tokens_per_s = FIRST_TOKENS_PER_S  # measured drain rate of the engine
         self._under_way_bytes = 0
@@ -115,13 +108,12 @@ class Admission:
     @property
     def floor_bytes(self) -> int:
         """Memory at rest, and what nothing accounts for."""
-        newest = max((n_bytes for _, n_bytes in self._unaccounted), default=0)
-        return max(self._idle_floor_bytes, newest)
+        return self._floor.n_bytes
 
     @property
     def idle_floor_bytes(self) -> int:
         """Memory at rest, as it was when nothing was admitted."""
-        return self._idle_floor_bytes
+        return self._floor.idle_bytes
 
     @property
     def idle_s(self) -> float:
@@ -131,7 +123,7 @@ class Admission:
     @property
     def has_settled(self) -> bool:
         """Whether memory at rest has been measured since a model opened or closed last."""
-        return self._settled_bytes == self._idle_floor_bytes
+        return self._floor.has_settled
 
     @property
     def rest_ratio(self) -> float:
@@ -140,7 +132,7 @@ class Admission:
         Only what was measured in a server that had settled moves a line: right after a model has
         opened, what its conversion used is there still.
         """
-        return self._settled_bytes / self._budget_bytes
+        return self._floor.settled_bytes / self._budget_bytes
 
     @property
     def predicted_bytes(self) -> int:
@@ -158,54 +150,26 @@ class Admission:
         now_s = self._clock()
         self._budget_bytes = budget_bytes
         self._used_bytes = used_bytes
-        while self._unaccounted and self._unaccounted[0][0] < now_s - FLOOR_WINDOW_S:
-            self._unaccounted.popleft()
         if not self._permits:
-            if now_s - self._busy_at_s >= SETTLED_AFTER_S:
-                self._note_rest(now_s, used_bytes)
-                self._unaccounted.clear()
+            idle_s = now_s - self._busy_at_s
+            self._floor.note_idle(now_s, used_bytes, idle_s=idle_s, open_bytes=self._open_bytes)
             return
         self._busy_at_s = now_s
-        # A server that is busy without a pause since it loaded its model has not rested yet.
-        self._idle_floor_bytes = min(self._idle_floor_bytes, used_bytes)
-        self._settled_bytes = min(self._settled_bytes, used_bytes)
-        unaccounted = used_bytes - self.held_bytes - self.run_bytes
-        while self._unaccounted and self._unaccounted[-1][1] <= unaccounted:
-            self._unaccounted.pop()
-        self._unaccounted.append((now_s, unaccounted))
+        accounted_bytes = self.held_bytes + self.run_bytes
+        self._floor.note_busy(now_s, used_bytes, accounted_bytes=accounted_bytes)
 
     def measure_rest_anew(self, used_bytes: int) -> None:
         """A model has opened, so what the server took at rest before tells nothing now.
 
-        used_bytes: a fresh measurement. What requests do not account for stands for rest until
-        the server has rested; not all that they reserve need be in use yet. Above the breaker's
-        line it is no rest but trouble, which a model that opens in the midst of it does not end.
+        used_bytes: a fresh measurement. Above the breaker's line it is no rest but trouble, which a
+        model that opens in the midst of it does not end.
         """
-        if used_bytes > OPEN_RATIO * self._budget_bytes:
+        if used_bytes > self._open_bytes:
             return
-        self._at_rest.clear()
-        self._unaccounted.clear()
         self._used_bytes = used_bytes
-        before_bytes = min(self._idle_floor_bytes, used_bytes)
-        unaccounted_bytes = used_bytes - self._held_bytes - self._under_way_bytes
-        self._idle_floor_bytes = max(before_bytes, unaccounted_bytes)
+        accounted_bytes = self._held_bytes + self._under_way_bytes
+        self._floor.begin_anew(used_bytes, accounted_bytes=accounted_bytes)
         self._busy_at_s = self._clock()
-
-    def _note_rest(self, now_s: float, used_bytes: int) -> None:
-        """Take memory at rest: the least of some minutes, as an open breaker rests high too.
-
-        A server that has rested below the breaker's line is believed to rest above it only after
-        all those minutes: others fill the group also while a model that just opened settles.
-        """
-        open_bytes = OPEN_RATIO * self._budget_bytes
-        if 0 < self._settled_bytes <= open_bytes < used_bytes and self.idle_s < REST_WINDOW_S:
-            return
-        while self._at_rest and self._at_rest[-1][1] >= used_bytes:
-            self._at_rest.pop()
-        self._at_rest.append((now_s, used_bytes))
-        while self._at_rest[0][0] < now_s - REST_WINDOW_S:
-            self._at_rest.popleft()
-        self._idle_floor_bytes = self._settled_bytes = self._at_rest[0][1]
 
     def begin_run(self, n_bytes: int) -> None:
         """A run takes so much from now on; without this it would pass for memory of the floor."""
@@ -222,7 +186,7 @@ class Admission:
 
     def largest_bytes(self, demand: Demand) -> int:
         """What a request of this kind might take in an idle server."""
-        return max(0, self._line_of(demand) - self._idle_floor_bytes)
+        return max(0, self._line_of(demand) - self._floor.idle_bytes)
 
     def headroom_bytes(self, demand: Demand, *, run_ratio: float = 0.0) -> int:
         """What `demand` may take at its peak now, where runs are left this share of the room.
@@ -311,6 +275,11 @@ class Admission:
         excess = before - self.queue_limit_tokens
         drained = excess if excess > 0 else before / 2
         return min(MOST_RETRY_S, max(LEAST_RETRY_S, drained / self.tokens_per_s))
+
+    @property
+    def _open_bytes(self) -> float:
+        """The breaker's line."""
+        return OPEN_RATIO * self._budget_bytes
 
     def _line_of(self, demand: Demand) -> int:
         fallback_bytes = round(FALLBACK_RATIO * self._budget_bytes)
