@@ -23,7 +23,6 @@ from plimsoll.models.pool import ModelPool
 from plimsoll.policy.costs import (
     BATCH_TEXTS,
     IDS_STEP_BYTES,
-    MOST_STEMS,
     NOTHING,
     Demand,
     TextSizes,
@@ -31,28 +30,23 @@ from plimsoll.policy.costs import (
     sparse_demand,
 )
 from plimsoll.policy.priority import Priority, priority_of
-from plimsoll.retrieval.bm25 import BM25Encoder
 from plimsoll.serving.fallback import degraded_by, with_fallback
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 from plimsoll.serving.rows import Row
 from plimsoll.serving.tasks import (
-    Degraded,
     Embeddings,
     EmbedTask,
     Explanation,
     SparseEmbeddings,
     TextFailure,
 )
-from plimsoll.serving.threads import run_in
 from plimsoll.serving.tokens import RequestTokens, count_tokens, tokenize
+from plimsoll.serving.words import WordsService
 from plimsoll.telemetry.current_request import current_request
 from plimsoll.telemetry.pressure import PressureMetrics
 from plimsoll.telemetry.requests import RequestMetrics
 
 T = TypeVar("T")
-
-# Words of so many characters are counted in some tens of milliseconds.
-BATCH_CHARACTERS = 256 << 10
 
 
 class TextEncoder(Protocol):
@@ -92,8 +86,7 @@ class EmbeddingService:
         self._metrics = metrics
         self._pressure = pressure
         self._thread = texts_thread
-        self._words_thread = words_thread
-        self._bm25 = BM25Encoder(most_stems=MOST_STEMS)
+        self._words = WordsService(words_thread)
 
     async def embed(self, task: EmbedTask, permit: RequestPermit) -> Embeddings | SparseEmbeddings:
         """Embed every text of `task`, or encode it with BM25 where it asks for that or allows it.
@@ -102,13 +95,13 @@ class EmbeddingService:
         """
         _check_texts(task)
         if task.encoder == "bm25":
-            return await self._sparse(task, permit, None)
+            return await self._words.encode(task, permit)
         return await with_fallback(
             task.fallback,
             permit,
             self._pressure,
             lambda: self.embed_dense(task, permit),
-            lambda refusal: self._sparse(task, permit, degraded_by(refusal)),
+            lambda refusal: self._words.encode(task, permit, degraded_by(refusal)),
         )
 
     async def embed_dense(self, task: EmbedTask, permit: RequestPermit) -> Embeddings:
@@ -254,24 +247,6 @@ class EmbeddingService:
                     error = NonFiniteError("the model's values for this text are not finite")
                     result.failures.append(TextFailure(index, "non_finite", str(error)))
 
-    async def _sparse(
-        self, task: EmbedTask, permit: RequestPermit, degraded: Degraded | None
-    ) -> SparseEmbeddings:
-        demand = sparse_demand(task.texts)
-        if degraded:  # it has waited already
-            permit.renew_now(demand)
-        else:
-            await permit.renew(demand)
-        encode = (
-            self._bm25.encode_queries
-            if task.input_type == "search_query"
-            else self._bm25.encode_documents
-        )
-        vectors = []
-        for batch in _word_batches(task.texts):
-            vectors += await run_in(self._words_thread, encode, batch)
-        return SparseEmbeddings(self._bm25.fingerprint, vectors, degraded)
-
     def _note_model(self, name: str | None) -> None:
         """Say in log and metrics which model is asked for. Raises UnknownModelError."""
         slot, request = self._models.find(name), current_request()
@@ -310,18 +285,6 @@ def _demand(model: EmbeddingModel, task: EmbedTask, sizes: TextSizes) -> Demand:
         dimensions=task.dimensions or hidden,
         priority=task.priority,
     )
-
-
-def _word_batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Texts that the thread takes at once, so that one request does not keep the others waiting."""
-    start = n_characters = 0
-    for place, text in enumerate(texts):
-        n_characters += len(text)
-        if n_characters >= BATCH_CHARACTERS or place - start + 1 >= BATCH_TEXTS:
-            yield texts[start : place + 1]
-            start, n_characters = place + 1, 0
-    if start < len(texts):
-        yield texts[start:]
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
