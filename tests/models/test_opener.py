@@ -1,5 +1,7 @@
 """A file that does not run: refused alike everywhere, from its header, with nothing left of it."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from plimsoll.models.inspection import Machine, inspect_gguf
 from plimsoll.models.opener import ModelOpener
 from plimsoll.sidecar import loader
 from plimsoll.sidecar.loader import unreported
-from tests.small_models import TINY, small_settings
+from plimsoll.sidecar.sidecar import Sidecar
+from tests.small_models import TINY, opened, small_settings
 from tests.synthetic import write_synthetic
 
 MACHINE = Machine(1 << 30, "a test", [], None, None, 1)
@@ -143,3 +146,25 @@ def test_weights_that_are_ready_need_no_look_at_their_file(tmp_path: Path):
     file.unlink()
 
     opener.look()
+
+
+def test_a_model_that_has_closed_is_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its sidecar holds the vocabulary: left for the garbage collector, a hundred took 60 MiB."""
+    made: list[weakref.ref[Sidecar]] = []
+    begin = Sidecar.__init__
+
+    def watched(sidecar: Sidecar, folder: Path) -> None:
+        begin(sidecar, folder)
+        made.append(weakref.ref(sidecar))
+
+    settings = small_settings(tmp_path, write_synthetic(tmp_path / "tiny.gguf", shape=TINY))
+    monkeypatch.setattr(Sidecar, "__init__", watched)
+    gc.disable()
+    try:
+        with opened(settings) as model:
+            assert model.traits.dimensions == TINY.hidden
+        del model
+        assert made
+        assert [sidecar for sidecar in made if sidecar() is not None] == []
+    finally:
+        gc.enable()

@@ -126,6 +126,8 @@ class CheckedFile:
         """Unmap. Raises BufferError when arrays over the map are still alive."""
         self.map.close()
         self._opened.close()
+        # A method of the owner: both would keep each other, and all that the owner has read.
+        self._put_aside = _nothing
 
     def _is_whole(self, place: Place, chunk: int, buffer: bytearray) -> bool:
         """Read a chunk into a buffer, which is used again: to map a new one costs more."""
@@ -140,3 +142,7 @@ class CheckedFile:
                 return False
             raise CacheError(f"{self.path} cannot be read now: {error}") from error
         return checksum(data) == chunk_checksum(place, chunk)
+
+
+def _nothing() -> None:
+    """What is closed is put aside no more."""
