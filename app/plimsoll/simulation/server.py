@@ -11,7 +11,6 @@ the fallback take no time; every client can do with the fallback; no two texts a
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from plimsoll.policy.admission import Permit
@@ -31,7 +30,9 @@ from plimsoll.policy.reading import Reading
 from plimsoll.simulation.clock import JumpingClock
 from plimsoll.simulation.engine import SimulatedEngine, SimulatedText
 from plimsoll.simulation.machine import SimulatedMachine
-from plimsoll.simulation.report import Fate, RequestRecord, Second, SimulationReport
+from plimsoll.simulation.recording import Recording
+from plimsoll.simulation.report import Fate, SimulationReport
+from plimsoll.simulation.request import SimulatedRequest
 from plimsoll.simulation.trace import (
     Arrival,
     ExtraMemory,
@@ -54,25 +55,6 @@ def simulate(trace: Iterable[TraceEvent], machine: SimulatedMachine) -> Simulati
     return _Server(machine).replay(sorted(trace, key=lambda event: event.at_s))
 
 
-@dataclass(eq=False)
-class _Request:
-    arrival: Arrival
-    lengths: Sequence[int]
-    demands: Sequence[Demand]  # one after the other: ids, and then everything
-    permit: Permit = field(default_factory=Permit)
-    n_admitted: int = 0  # of its demands
-    has_waited: bool = False
-    n_queued: int = 0
-    n_done: int = 0
-    wait_s: float | None = None
-    record: RequestRecord | None = None  # from its end on
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it has its answer."""
-        return self.record is not None
-
-
 class _Server:
     """Owns everything that changes in the course of one simulation."""
 
@@ -88,15 +70,14 @@ class _Server:
             recovery_timeout_s=machine.recovery_timeout_s,
             on_transition=self._transitions.append,
         )
-        self._engine: SimulatedEngine[_Request] = SimulatedEngine(
+        self._engine: SimulatedEngine[SimulatedRequest] = SimulatedEngine(
             machine, self._clock, self._governor, self
         )
-        self._requests: list[_Request] = []
-        self._waiting: dict[Permit, _Request] = {}
+        self._requests: list[SimulatedRequest] = []
+        self._waiting: dict[Permit, SimulatedRequest] = {}
         self._n_open = self._n_events = 0
         self._extra_bytes = 0
-        self._peak_bytes = self._second_bytes = 0
-        self._seconds: list[Second] = []
+        self._recording = Recording()
 
     def replay(self, trace: Sequence[TraceEvent]) -> SimulationReport:
         """Let everything happen until the last request has ended, or MOST_TAIL_S are over."""
@@ -112,18 +93,18 @@ class _Server:
             clock.step()
         for request in self._requests:
             if request.record is None:
-                self._record(request, Fate.UNFINISHED, None)
+                request.end(Fate.UNFINISHED, None, clock.now_s)
         self._note_second()
         return SimulationReport(
             limit_bytes=self._machine.limit_bytes,
             line_bytes=line_bytes,
-            peak_bytes=self._peak_bytes,
+            peak_bytes=self._recording.peak_bytes,
             requests=[request.record for request in self._requests if request.record],
             transitions=self._transitions,
-            seconds=self._seconds,
+            seconds=self._recording.seconds,
         )
 
-    def rows_came(self, texts: Sequence[SimulatedText[_Request]], began_s: float) -> None:
+    def rows_came(self, texts: Sequence[SimulatedText[SimulatedRequest]], began_s: float) -> None:
         """Hand rows to their requests, and queue what follows."""
         self._note_peak()
         for text in texts:
@@ -143,12 +124,12 @@ class _Server:
                 self._refill(request)
         self._wake()
 
-    def found_no_memory(self, text: SimulatedText[_Request]) -> None:
+    def found_no_memory(self, text: SimulatedText[SimulatedRequest]) -> None:
         """Tell the breaker, and answer with the fallback."""
         self._governor.failed(text.owner.permit)
         self._fall_back(text.owner, "out_of_memory")
 
-    def found_no_room(self, text: SimulatedText[_Request]) -> None:
+    def found_no_room(self, text: SimulatedText[SimulatedRequest]) -> None:
         """Answer with the fallback."""
         self._fall_back(text.owner, "memory_pressure")
 
@@ -161,10 +142,8 @@ class _Server:
         self._governor.measure(self._used_bytes, self._machine.limit_bytes)
         self._note_peak()
 
-    def _note_peak(self, more_bytes: int = 0) -> None:
-        used_bytes = self._used_bytes + more_bytes
-        self._peak_bytes = max(self._peak_bytes, used_bytes)
-        self._second_bytes = max(self._second_bytes, used_bytes)
+    def _note_peak(self) -> None:
+        self._recording.note_used(self._used_bytes)
 
     def _take(self, event: TraceEvent) -> None:
         self._n_events -= 1
@@ -191,7 +170,7 @@ class _Server:
         # Tokenizing takes no time here, so room for ids is asked for once.
         sizes = TextSizes.of(lengths)
         ids = [Demand(0, sizes.ids_bytes)] if sizes.ids_bytes >= IDS_STEP_BYTES else []
-        request = _Request(arrival, lengths, [*ids, self._machine.demand(sizes)])
+        request = SimulatedRequest(arrival, lengths, [*ids, self._machine.demand(sizes)])
         self._requests.append(request)
         self._n_open += 1
         decision = self._governor.enter(
@@ -206,7 +185,7 @@ class _Server:
         else:
             self._enter(request)
 
-    def _enter(self, request: _Request) -> None:
+    def _enter(self, request: SimulatedRequest) -> None:
         """Let a request in, or refuse it, or let it wait."""
         self._measure()
         decision = self._governor.renew(request.permit, request.demands[request.n_admitted])
@@ -226,14 +205,14 @@ class _Server:
             self._refill(request)
             self._soon(self._start_run)
 
-    def _limit_wait(self, request: _Request) -> None:
+    def _limit_wait(self, request: SimulatedRequest) -> None:
         """Let it give up after the timeout, counted from its first wait."""
         if not request.has_waited:
             request.has_waited = True
             timeout_s = self._clock.now_s + self._machine.queue_timeout_s
             self._clock.plan(timeout_s, partial(self._give_up, request))
 
-    def _go_on(self, request: _Request) -> None:
+    def _go_on(self, request: SimulatedRequest) -> None:
         if not request.has_ended:
             self._enter(request)
 
@@ -241,7 +220,7 @@ class _Server:
         """Let something happen at this moment, after what is happening now."""
         self._clock.plan(self._clock.now_s, action)
 
-    def _refuse(self, request: _Request, decision: Decision) -> None:
+    def _refuse(self, request: SimulatedRequest, decision: Decision) -> None:
         match decision.outcome:
             case Outcome.TOO_LARGE:
                 self._end(request, Fate.TOO_LARGE)
@@ -257,11 +236,11 @@ class _Server:
             if permit in self._waiting:  # still: those before it may have woken it themselves
                 self._enter(self._waiting[permit])
 
-    def _give_up(self, request: _Request) -> None:
+    def _give_up(self, request: SimulatedRequest) -> None:
         if self._waiting.pop(request.permit, None) is not None:
             self._fall_back(request, "memory_pressure")
 
-    def _refill(self, request: _Request) -> None:
+    def _refill(self, request: SimulatedRequest) -> None:
         """Queue what the executor's window and the service's batches let through."""
         batch_stop = (request.n_done // BATCH_TEXTS + 1) * BATCH_TEXTS
         stop = min(len(request.lengths), batch_stop, request.n_done + WINDOW_TEXTS)
@@ -270,7 +249,7 @@ class _Server:
             self._engine.put(request, n_tokens, priority)
         request.n_queued = max(request.n_queued, stop)
 
-    def _fall_back(self, request: _Request, reason: str) -> None:
+    def _fall_back(self, request: SimulatedRequest, reason: str) -> None:
         """Answer with the fallback, if there is room for that."""
         texts = ["x" * (CHARACTERS_PER_TOKEN * n_tokens) for n_tokens in request.arrival.tokens]
         if self._governor.drop(request.permit):
@@ -285,8 +264,8 @@ class _Server:
         else:  # what the client is told last
             self._end(request, Fate.NO_ROOM, "memory_pressure")
 
-    def _end(self, request: _Request, fate: Fate, reason: str | None = None) -> None:
-        self._record(request, fate, reason)
+    def _end(self, request: SimulatedRequest, fate: Fate, reason: str | None = None) -> None:
+        request.end(fate, reason, self._clock.now_s)
         self._n_open -= 1
         if self._governor.leave(request.permit):
             self._make_room()
@@ -295,18 +274,6 @@ class _Server:
         """Wake the waiting soon, and not within: a wake may end others, and they may wake again."""
         self._soon(self._wake)
         self._soon(self._start_run)
-
-    def _record(self, request: _Request, fate: Fate, reason: str | None) -> None:
-        arrival = request.arrival
-        request.record = RequestRecord(
-            at_s=arrival.at_s,
-            n_texts=len(request.lengths),
-            n_tokens=sum(request.lengths),
-            fate=fate,
-            reason=reason,
-            wait_s=request.wait_s,
-            answered_s=self._clock.now_s - arrival.at_s,
-        )
 
     def _look(self) -> None:
         """What happens every second: the same that the server's control loop does."""
@@ -330,16 +297,4 @@ class _Server:
         self._clock.plan(self._clock.now_s + PERIOD_S, self._look)
 
     def _note_second(self) -> None:
-        governor = self._governor
-        self._seconds.append(
-            Second(
-                at_s=self._clock.now_s,
-                used_bytes=self._second_bytes,
-                parallelism=governor.plan.parallelism,
-                step=governor.step,
-                breaker=governor.breaker.state,
-                queue_tokens=governor.admission.queue_tokens,
-                n_waiting=len(governor.waiting),
-            )
-        )
-        self._second_bytes = self._used_bytes
+        self._recording.note_second(self._clock.now_s, self._governor, self._used_bytes)

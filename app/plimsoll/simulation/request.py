@@ -1,0 +1,46 @@
+"""A request of the simulation, from its arrival to its end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from plimsoll.policy.admission import Permit
+from plimsoll.policy.costs import Demand
+from plimsoll.simulation.report import Fate, RequestRecord
+from plimsoll.simulation.trace import Arrival
+
+
+@dataclass(eq=False)
+class SimulatedRequest:
+    """What has become of it so far.
+
+    lengths: tokens of each text. demands: one after the other: ids, and then everything.
+    n_admitted: of its demands. record: from its end on.
+    """
+
+    arrival: Arrival
+    lengths: Sequence[int]
+    demands: Sequence[Demand]
+    permit: Permit = field(default_factory=Permit)
+    n_admitted: int = 0
+    has_waited: bool = False
+    n_queued: int = 0
+    n_done: int = 0
+    wait_s: float | None = None
+    record: RequestRecord | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has its answer."""
+        return self.record is not None
+
+    def end(self, fate: Fate, reason: str | None, now_s: float) -> None:
+        """Note what it came to."""
+        self.record = RequestRecord(
+            at_s=self.arrival.at_s,
+            n_texts=len(self.lengths),
+            n_tokens=sum(self.lengths),
+            fate=fate,
+            reason=reason,
+            wait_s=self.wait_s,
+            answered_s=now_s - self.arrival.at_s,
+        )
