@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from plimsoll.corpora import search, versions
+from plimsoll.corpora import search_reading, versions
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.ranking import Ranked
 from plimsoll.corpora.reading_limit import ReadingLimit
@@ -31,7 +31,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Event:
         connection.execute(ENDLESS).fetchone()
         return Ranked.none()
 
-    monkeypatch.setattr(search, "search_words", search_words)
+    monkeypatch.setattr(search_reading, "search_words", search_words)
     return begun
 
 

@@ -9,6 +9,7 @@ from plimsoll.corpora.database import FILE_NAME, Database
 from plimsoll.corpora.ingest import DocumentIngest
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.search import CollectionSearch
+from plimsoll.corpora.search_reading import SearchReading
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
 
@@ -35,7 +36,10 @@ def build_corpora(folder: Path, core: ServingCore, telemetry: Telemetry) -> Corp
             database, core.service, core.gate, metrics, reading_thread, writing_thread
         ),
         search=CollectionSearch(
-            database, core.service, metrics, telemetry.pressure, reading_thread, vectors_thread
+            SearchReading(database, reading_thread, vectors_thread),
+            core.service,
+            metrics,
+            telemetry.pressure,
         ),
         reclaim=reclaim,
         threads=(reading_thread, writing_thread, vectors_thread, reclaim_thread),

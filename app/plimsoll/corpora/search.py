@@ -4,26 +4,16 @@ A query is compared with vectors of its own space alone. Where that cannot be, a
 the mode open is answered by words, and says so; one that named its mode is refused.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from functools import partial
-from sqlite3 import Connection
-from threading import Event
+from collections.abc import Callable
 from time import perf_counter
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
-import numpy as np
-
-from plimsoll.corpora import documents, versions
-from plimsoll.corpora.database import Database
 from plimsoll.corpora.filters import Condition, parse_filter
-from plimsoll.corpora.ranking import Ranked, fused
-from plimsoll.corpora.reading_limit import ReadingLimit
+from plimsoll.corpora.ranking import Ranked
 from plimsoll.corpora.records import Collection
+from plimsoll.corpora.search_reading import SearchReading
 from plimsoll.corpora.spaces import check_space
 from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
-from plimsoll.corpora.vector_copies import VectorCopies
-from plimsoll.corpora.words import search_words
 from plimsoll.errors import (
     CacheError,
     EncodeError,
@@ -45,45 +35,31 @@ from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import DEGRADING, with_fallback
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.tasks import Embeddings, EmbedTask, raise_first
-from plimsoll.serving.threads import run_until_dropped
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.pressure import PressureMetrics
 
-T = TypeVar("T")
 SearchListener: TypeAlias = Callable[[str, bool], None]
-
-MOST_READING_S = 10.0
 
 # The version or its model is at fault, if it is none of DEGRADING: waiting would not help.
 AT_FAULT = (SpaceMismatchError, ModelError, GGUFError, CacheError, EncodeError)
 # Why a search that left its mode open is answered by words.
 SEARCH_DEGRADING = (*DEGRADING, *AT_FAULT, TooLargeError)
 
-# Of each of the two orders that a hybrid search makes one of, where no more are asked for. Deeper
-# ones leave the first ten on Cranfield as they are; at 20 nDCG@10 is 0.003 lower, at 10 0.019.
-FUSED_DEPTH = 100
-
 
 class CollectionSearch:
-    """Searches collections. reading_thread: reads the file; vectors_thread: owns the copies."""
+    """Searches collections."""
 
     def __init__(
         self,
-        database: Database,
+        reading: SearchReading,
         embeddings: EmbeddingService,
         metrics: CorpusMetrics,
         pressure: PressureMetrics,
-        reading_thread: Executor,
-        vectors_thread: Executor,
     ) -> None:
-        self._database = database
+        self._reading = reading
         self._embeddings = embeddings
         self._metrics = metrics
         self._pressure = pressure
-        self._reading_thread = reading_thread
-        self._vectors_thread = vectors_thread
-        self._copies = VectorCopies(database.path.parent)
-        self._closing = Event()
         self._listener: SearchListener | None = None
 
     def listen(self, listener: SearchListener) -> None:
@@ -109,11 +85,11 @@ class CollectionSearch:
 
     def stop(self) -> None:
         """End the searches that run, and those that come."""
-        self._closing.set()
+        self._reading.stop()
 
     def close(self) -> None:
         """Give the copies of vectors back."""
-        self._copies.close()
+        self._reading.close()
 
     async def _answer(
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit
@@ -141,9 +117,7 @@ class CollectionSearch:
             raise
         is_answered = bool(found.results) or condition is not None
         if not is_answered:
-            is_answered = await self._read(
-                lambda connection: _is_empty(connection, task.collection)
-            )
+            is_answered = await self._reading.is_empty(task.collection)
         self._tell(task.collection, is_answered=is_answered)
         return found
 
@@ -155,17 +129,13 @@ class CollectionSearch:
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit
     ) -> SearchResults:
         while True:  # again where another version became active, or the name is another's now
-            collection = await self._read(
-                lambda connection: versions.find(connection, task.collection)
-            )
+            collection = await self._reading.collection(task.collection)
             query = await self._embedded(collection, task, permit)
             (vector,) = query.vectors
             assert vector is not None  # noqa: S101 - its failure has been raised
             demand = vector_search_demand(query.dimensions)
             await permit.renew(demand)
-            ranked = await self._read(
-                partial(self._near, task, condition, collection, vector), self._vectors_thread
-            )
+            ranked = await self._reading.near(task, condition, collection, vector)
             if ranked is None:
                 continue
             results = await self._documents(collection, ranked, demand, permit)
@@ -221,41 +191,11 @@ class CollectionSearch:
             permit.renew_now(demand)
         else:
             await permit.renew(demand)
-
-        def look(connection: Connection) -> tuple[Collection, Ranked]:
-            collection = versions.find(connection, task.collection)
-            return collection, search_words(
-                connection, collection.id, task.query, task.top_k, condition
-            )
-
         while True:  # again where another collection took the name in the meantime
-            collection, ranked = await self._read(look)
+            collection, ranked = await self._reading.by_words(task, condition)
             found = await self._documents(collection, ranked, demand, permit)
             if found is not None:
                 return SearchResults("bm25", None, found, degraded)
-
-    def _near(
-        self,
-        task: SearchTask,
-        condition: Condition | None,
-        seen: Collection,
-        vector: np.ndarray,
-        connection: Connection,
-    ) -> Ranked | None:
-        """Rows nearest to a vector of the space of `seen`; None where that is gone or moved on."""
-        collection = versions.find(connection, task.collection)
-        if collection.id != seen.id or collection.active.space != seen.active.space:
-            return None
-        among = None
-        if condition is not None:
-            among = partial(documents.fitting, connection, collection.id, condition)
-        is_hybrid = task.mode == "hybrid"
-        most = max(task.top_k, FUSED_DEPTH) if is_hybrid else task.top_k
-        near = self._copies.search(connection, collection.active, vector, most, among)
-        if not is_hybrid:
-            return near
-        words = search_words(connection, collection.id, task.query, most, condition)
-        return fused([near, words], task.top_k)
 
     async def _documents(
         self, collection: Collection, ranked: Ranked, demand: Demand, permit: RequestPermit
@@ -265,7 +205,7 @@ class CollectionSearch:
         None where another collection has taken the name.
         """
         rows = ranked.rows.tolist()
-        n_bytes = await self._read_rows(documents.n_bytes, collection, rows)
+        n_bytes = await self._reading.n_bytes(collection, rows)
         if n_bytes is None:
             return None
         permit.renew_now(
@@ -275,38 +215,11 @@ class CollectionSearch:
                 is_fallback=demand.is_fallback,
             )
         )
-        stored = await self._read_rows(documents.of_rows, collection, rows)
+        stored = await self._reading.documents(collection, rows)
         if stored is None:
             return None
         scores = dict(zip(rows, ranked.scores.tolist(), strict=True))
         return [Found(document, scores[document.row]) for document in stored]
-
-    async def _read_rows(
-        self,
-        work: Callable[[Connection, int, Sequence[int]], T],
-        seen: Collection,
-        rows: Sequence[int],
-    ) -> T | None:
-        """What `work` reads of a collection's rows; None where another has taken its name."""
-
-        def read(connection: Connection) -> T | None:
-            collection = versions.find(connection, seen.name)
-            return work(connection, seen.id, rows) if collection.id == seen.id else None
-
-        return await self._read(read)
-
-    async def _read(self, work: Callable[[Connection], T], thread: Executor | None = None) -> T:
-        limit = ReadingLimit(MOST_READING_S, self._closing)
-
-        def read() -> T:
-            with self._database.reading(limit) as connection:
-                return work(connection)
-
-        return await run_until_dropped(thread or self._reading_thread, read, limit.drop)
-
-
-def _is_empty(connection: Connection, name: str) -> bool:
-    return not documents.count(connection, versions.find(connection, name).id)
 
 
 def _degraded(refusal: PlimsollError) -> DegradedSearch:
