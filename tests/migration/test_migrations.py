@@ -22,6 +22,7 @@ from plimsoll.migration import journal
 from plimsoll.migration.stages import TEXT_COPIES
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.serving.gate import RequestPermit
+from tests.fakes import DEADLINE_S
 from tests.migration.models import BAD, CHECK_S, NEW, OLD, Inside, inside, settings_of, texts
 
 N = 120
@@ -62,7 +63,7 @@ def tables(server: Inside) -> set[str]:
 
 async def until_gone(server: Inside, table: str) -> None:
     """Wait until the vectors of a dropped version are deleted."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while table in tables(server):
             await asyncio.sleep(CHECK_S)
 
@@ -246,7 +247,7 @@ def test_a_request_that_is_cancelled_leaves_no_migration_without_its_run(folder:
         await asyncio.wait((asked,))
         assert asked.cancelled()
         await asyncio.gather(*server.migrations._changes._steps)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(DEADLINE_S):
             assert (await server.until_rest(1)).state is State.READY
 
     run(folder, scene)

@@ -15,6 +15,7 @@ from plimsoll.errors import MigrationStateError, ModelLoadingError, VerdictError
 from plimsoll.migration import migrations
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.migration.status import MigrationStatus
+from tests.fakes import DEADLINE_S
 from tests.migration.models import (
     BAD,
     CHECK_S,
@@ -65,7 +66,7 @@ async def roll_back(server: Inside) -> None:
 
 async def until(server: Inside, is_so: Callable[[MigrationStatus], bool]) -> MigrationStatus:
     """Wait until the server has looked at the models."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while not is_so(status := await server.migrations.status(1)):
             await asyncio.sleep(CHECK_S)
     return status
@@ -224,7 +225,7 @@ def test_a_rollback_waits_for_no_scan(folder: Path):
         for _ in range(SCAN_THREADS):
             server.migrations._scans.submit(is_over.wait)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE_S):
                 back = await server.migrations.roll_back(1, "test", "")
         finally:
             is_over.set()
