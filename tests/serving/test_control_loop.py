@@ -16,10 +16,10 @@ from plimsoll.machine.cpu import CPUMonitor
 from plimsoll.machine.disk import DiskMonitor
 from plimsoll.machine.memory import MIB
 from plimsoll.policy import lines
-from plimsoll.policy.admission import FLOOR_WINDOW_S
 from plimsoll.policy.asked import NOTHING_ASKED, Asked
 from plimsoll.policy.breaker import BreakerState, Transition
 from plimsoll.policy.costs import Demand
+from plimsoll.policy.floor import FLOOR_WINDOW_S
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.lines import REFAULTS_SUSTAINED_S
 from plimsoll.policy.runs import RunLimits

@@ -19,10 +19,10 @@ from plimsoll.errors import (
 )
 from plimsoll.machine.memory import MemoryUsage
 from plimsoll.policy import lines
-from plimsoll.policy.admission import FLOOR_WINDOW_S
 from plimsoll.policy.breaker import BreakerState
 from plimsoll.policy.costs import Demand
 from plimsoll.policy.decision import Outcome
+from plimsoll.policy.floor import FLOOR_WINDOW_S
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.runs import RunLimits
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
