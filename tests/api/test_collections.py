@@ -15,7 +15,8 @@ from fastapi.testclient import TestClient
 from plimsoll.api.edge.json_body import MAX_FIELDS
 from plimsoll.api.edge.json_lines import MOST_LINE_BYTES
 from plimsoll.corpora import documents, vectors, versions
-from plimsoll.corpora.ingest import BATCH_DOCUMENTS, MOST_MESSAGE_CHARACTERS
+from plimsoll.corpora.ingest import MOST_MESSAGE_CHARACTERS
+from plimsoll.corpora.ingest_batch import BATCH_DOCUMENTS
 from plimsoll.corpora.records import Document, Space, VersionState
 from plimsoll.errors import EncodeMemoryError, GGUFFormatError
 from plimsoll.policy.costs import INGEST_BATCH_BYTES

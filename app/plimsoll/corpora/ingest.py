@@ -7,12 +7,13 @@ written again, so that a client may send a list again after any interruption.
 import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from sqlite3 import Connection
 
 from plimsoll.corpora import versions
-from plimsoll.corpora.batches import FoundVectors, Plan, plan_of, store
+from plimsoll.corpora.batches import Plan, plan_of, store
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.ingest_batch import IngestBatch
 from plimsoll.corpora.records import Space, Version
 from plimsoll.corpora.spaces import check_space
 from plimsoll.corpora.tasks import IngestResult, LineFailure, NewDocument
@@ -29,7 +30,6 @@ from plimsoll.errors import (
     SpaceMismatchError,
     UnknownModelError,
 )
-from plimsoll.policy.costs import INGEST_BATCH_BYTES
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import SHORT_RETRY_S
@@ -39,54 +39,10 @@ from plimsoll.telemetry.corpora import CorpusMetrics, DocumentOutcome
 
 log = logging.getLogger(__name__)
 
-BATCH_DOCUMENTS = 128
-BATCH_CHARACTERS = 512 << 10
 MOST_ERRORS = 1000
 MOST_MESSAGE_CHARACTERS = 300
 # Where other writers, or the beginning of a migration, come in between each time.
 MOST_TRIES = 10
-
-
-@dataclass
-class _Batch:
-    """Documents under way, each id once, and what has become of them so far.
-
-    vector_space: fingerprint of the vectors that came along.
-    """
-
-    vector_space: str | None
-    documents: dict[str, NewDocument] = field(default_factory=dict)  # by id
-    found: FoundVectors = field(default_factory=dict)
-    failures: list[LineFailure] = field(default_factory=list)
-    truncated: int = 0
-    n_tokens: int = 0
-    n_characters: int = 0
-    n_bytes: int = 0
-
-    @property
-    def news(self) -> list[NewDocument]:
-        """Those that have not failed."""
-        return list(self.documents.values())
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is to be stored before another line is read."""
-        return (
-            len(self.documents) >= BATCH_DOCUMENTS
-            or self.n_characters >= BATCH_CHARACTERS
-            or self.n_bytes >= INGEST_BATCH_BYTES
-        )
-
-    def add(self, new: NewDocument) -> None:
-        """Take in a document whose id is not there: the same one twice would need an order."""
-        self.documents[new.document.id] = new
-        self.n_characters += len(new.document.text)
-        self.n_bytes += new.n_bytes
-
-    def fail(self, new: NewDocument, code: str, message: str) -> None:
-        """Take a document out."""
-        del self.documents[new.document.id]
-        self.failures.append(LineFailure(new.line, new.document.id, code, message))
 
 
 class DocumentIngest:
@@ -125,7 +81,7 @@ class DocumentIngest:
         """
         vector_space = await self._database.read(self._reading_thread, _vector_space, name, space)
         result = IngestResult()
-        batch = _Batch(vector_space)
+        batch = IngestBatch(vector_space)
         try:
             async for line in lines:
                 if isinstance(line, LineFailure):
@@ -133,11 +89,11 @@ class DocumentIngest:
                     continue
                 if line.document.id in batch.documents:
                     await self._put_batch(name, batch, result)
-                    batch = _Batch(vector_space)
+                    batch = IngestBatch(vector_space)
                 batch.add(line)
                 if batch.is_full:
                     await self._put_batch(name, batch, result)
-                    batch = _Batch(vector_space)
+                    batch = IngestBatch(vector_space)
             await self._put_batch(name, batch, result)
         except (OverloadError, ModelLoadingError, EncodeMemoryError) as error:
             _raise_stopped(error, result)
@@ -145,7 +101,7 @@ class DocumentIngest:
         result.errors.sort(key=lambda failure: failure.line)
         return result
 
-    async def _put_batch(self, name: str, batch: _Batch, result: IngestResult) -> None:
+    async def _put_batch(self, name: str, batch: IngestBatch, result: IngestResult) -> None:
         permit = self._gate.permit()  # what a batch takes is asked for as if it came alone
         try:
             for _ in range(MOST_TRIES):
@@ -166,7 +122,7 @@ class DocumentIngest:
         )
 
     async def _find_vectors(
-        self, plan: Plan, version: Version, batch: _Batch, permit: RequestPermit
+        self, plan: Plan, version: Version, batch: IngestBatch, permit: RequestPermit
     ) -> None:
         """Find what a version wants: vectors that came along, and of the others the model's.
 
@@ -197,7 +153,7 @@ class DocumentIngest:
         plan: Plan,
         version: Version,
         texts: Sequence[NewDocument],
-        batch: _Batch,
+        batch: IngestBatch,
         permit: RequestPermit,
     ) -> None:
         if not texts:
@@ -253,7 +209,7 @@ class DocumentIngest:
             result.errors.append(replace(failure, message=message))
 
     def _count(
-        self, result: IngestResult, batch: _Batch, outcomes: Sequence[DocumentOutcome]
+        self, result: IngestResult, batch: IngestBatch, outcomes: Sequence[DocumentOutcome]
     ) -> None:
         result.added += outcomes.count("added")
         result.updated += outcomes.count("updated")
