@@ -12,7 +12,7 @@ import pytest
 from plimsoll.composition.migrations import SCAN_THREADS
 from plimsoll.corpora.records import Document, Space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, VerdictError
-from plimsoll.migration import migrations
+from plimsoll.migration import validation
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.migration.status import MigrationStatus
 from tests.fakes import DEADLINE_S
@@ -207,7 +207,7 @@ def test_cut_over_waits_for_the_old_model_only_so_long(
             return True
 
         with monkeypatch.context() as patch:
-            patch.setattr(migrations, "MOST_MODEL_WAIT_S", 0)
+            patch.setattr(validation, "MOST_MODEL_WAIT_S", 0)
             patch.setattr(server.migrations._judge, "can_embed", opens)
             with pytest.raises(ModelLoadingError, match="the migration is as it was"):
                 await server.migrations.cut_over(1, "test", "")

@@ -15,9 +15,8 @@ from typing import Any
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
-from plimsoll.corpora.records import Space
 from plimsoll.corpora.spaces import served_space
-from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError, UnknownModelError
+from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.records import Migration
@@ -28,7 +27,6 @@ from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.migration.watch import CutoverWatch
 from plimsoll.models.pool import ModelPool
-from plimsoll.models.slot import LOADING_RETRY_S
 from plimsoll.serving.core import Drain
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.telemetry.migrations import MigrationMetrics
@@ -37,8 +35,6 @@ log = logging.getLogger(__name__)
 
 # Of a status that is watched.
 EVENT_EVERY_S = 1.0
-# For the old model to open, before the pointer changes.
-MOST_MODEL_WAIT_S = 30.0
 
 _S = MigrationState
 JUDGED = (_S.READY, _S.ROLLED_BACK)
@@ -82,7 +78,7 @@ class Migrations:
             return
 
         def look(connection: Connection) -> tuple[list[Migration], list[tuple[Migration, float]]]:
-            found = leave_out_unserved(connection, self._is_served)
+            found = leave_out_unserved(connection, self._models)
             return found, cut_over_ages(connection, found)
 
         try:
@@ -239,7 +235,7 @@ class Migrations:
         long to open.
         """
         before = await self._changes.read(lambda connection: journal.find(connection, number))
-        keeps_old = await self._can_embed(before.source)
+        keeps_old = await self._judge.can_embed_soon(before.source)
         return await self._change(
             lambda connection: pointer.cut_over(
                 connection, number, who, why, force=force, keeps_old=keeps_old
@@ -288,30 +284,9 @@ class Migrations:
         if not counts.keeps_old:
             return "what was written after cut-over is not in the old version"
         source = counts.migration.source
-        if not await self._can_embed(source):
+        if not await self._judge.can_embed_soon(source):
             return f"{source.model!r} does not embed queries into the old version any more"
         return None
-
-    async def _can_embed(self, space: Space) -> bool:
-        """As the judge says, who is patient; a change is not. Raises ModelLoadingError."""
-        try:
-            async with asyncio.timeout(MOST_MODEL_WAIT_S):
-                return await self._judge.can_embed(space)
-        except TimeoutError:
-            raise ModelLoadingError(
-                f"{space.model!r} has not opened within {MOST_MODEL_WAIT_S:.0f} s; the migration "
-                "is as it was",
-                retry_after_s=LOADING_RETRY_S,
-            ) from None
-
-    def _is_served(self, space: Space) -> bool:
-        if space.model is None:
-            return False
-        try:
-            self._models.find(space.model)
-        except UnknownModelError:
-            return False
-        return True
 
     def _run_of(self, number: int) -> Any:
         return (

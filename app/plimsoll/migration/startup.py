@@ -4,17 +4,18 @@ Which versions it can still write to, and which cut-overs it goes on watching.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from sqlite3 import Connection
 
 from plimsoll.corpora.records import Space
-from plimsoll.errors import StoreError
+from plimsoll.errors import StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.changes import StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import ENDED, UNDER_WAY, MigrationState
 from plimsoll.migration.validation import MigrationJudge
+from plimsoll.models.pool import ModelPool
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,7 @@ log = logging.getLogger(__name__)
 AT_REST = frozenset(MigrationState) - ENDED - UNDER_WAY - {MigrationState.FAILED}
 
 
-def leave_out_unserved(
-    connection: Connection, is_served: Callable[[Space], bool]
-) -> list[Migration]:
+def leave_out_unserved(connection: Connection, models: ModelPool) -> list[Migration]:
     """Write no more to versions whose model is not served now, or all writes would fail.
 
     Returns every migration.
@@ -39,7 +38,7 @@ def leave_out_unserved(
                 (migration.source_version, migration.source),
                 (migration.target_version, migration.target),
             )
-            if not is_served(space)
+            if not _is_served(models, space)
         ]
         for version in pointer.leave_out(connection, migration, unserved):
             log.warning(
@@ -90,3 +89,13 @@ class IdleVersions:
                     "migration %d of %r: new documents get %s vector of %r from now on",
                     migration.id, migration.collection, "a" if takes_writes else "no", space.model,
                 )  # fmt: skip
+
+
+def _is_served(models: ModelPool, space: Space) -> bool:
+    if space.model is None:
+        return False
+    try:
+        models.find(space.model)
+    except UnknownModelError:
+        return False
+    return True

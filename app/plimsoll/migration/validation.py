@@ -37,12 +37,15 @@ from plimsoll.migration.scans import VectorHealth, sample_rows, vector_health
 from plimsoll.migration.stages import TEXT_COPIES, first_batch
 from plimsoll.migration.verdict import Check, Verdict, decide
 from plimsoll.models.pool import ModelPool
+from plimsoll.models.slot import LOADING_RETRY_S
 from plimsoll.policy.costs import vector_search_demand
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
 
 SAMPLE_DOCUMENTS = 200
 SEED = 7
+# For the old model to open, before the pointer changes.
+MOST_MODEL_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,21 @@ class MigrationJudge:
         except (UnknownModelError, ModelError, GGUFError, CacheError):
             return False  # not served any more, or not to be opened
         return traits.fingerprint(space.dimensions, "search_document") == space.fingerprint
+
+    async def can_embed_soon(self, space: Space) -> bool:
+        """Likewise, for a change of the pointer, which is not patient.
+
+        Raises ModelLoadingError.
+        """
+        try:
+            async with asyncio.timeout(MOST_MODEL_WAIT_S):
+                return await self.can_embed(space)
+        except TimeoutError:
+            raise ModelLoadingError(
+                f"{space.model!r} has not opened within {MOST_MODEL_WAIT_S:.0f} s; the migration "
+                "is as it was",
+                retry_after_s=LOADING_RETRY_S,
+            ) from None
 
     async def _traits(self, model: str) -> Traits:
         """What a model is, which has to be opened first perhaps; refusals are waited out."""
