@@ -18,7 +18,7 @@ from plimsoll.errors import (
     UnknownMigrationError,
     VerdictError,
 )
-from plimsoll.migration import journal
+from plimsoll.migration import quarantine
 from plimsoll.migration.stages import TEXT_COPIES
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.serving.gate import RequestPermit
@@ -491,7 +491,7 @@ def test_a_new_verdict_begins_with_what_failed(folder: Path):
             document = documents.get(connection, 1, "d7")
             assert document is not None
             vectors.delete(connection, 2, [document.row])
-            journal.quarantine(connection, number, document, "no memory", 3)
+            quarantine.add(connection, number, document, "no memory", 3)
         left_out = await server.migrations.status(number)
         await server.migrations.validate(number, None, "test", "")
         done = await server.until_rest(number)

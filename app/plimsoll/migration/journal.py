@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from plimsoll.corpora import versions
-from plimsoll.corpora.records import Collection, Space, StoredDocument, Version
+from plimsoll.corpora.records import Collection, Space, Version
 from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.errors import MigrationStateError, UnknownMigrationError
 from plimsoll.migration.judged import JudgedQuery, check_judged
-from plimsoll.migration.records import Checkpoint, Migration, Quarantined, StateChange
+from plimsoll.migration.records import Checkpoint, Migration, StateChange
 from plimsoll.migration.states import ENDED, TRANSITIONS, MigrationState, check_change
 
 _COLUMNS = """id, collection, name, source_version, source_fingerprint, source_dimensions,
@@ -188,45 +188,6 @@ def judged_queries(connection: sqlite3.Connection, migration: int) -> list[Judge
     return [JudgedQuery.of_json(given) for given in json.loads(queries)]
 
 
-def quarantine(
-    connection: sqlite3.Connection,
-    migration: int,
-    document: StoredDocument,
-    reason: str,
-    n_attempts: int,
-) -> None:
-    """Leave a text out: as it is now, so that the document is tried again once it has changed."""
-    connection.execute(
-        """INSERT OR REPLACE INTO quarantine (migration, row, text_sha256, reason, n_attempts)
-        VALUES (?, ?, ?, ?, ?)""",
-        (migration, document.row, document.text_sha256, reason, n_attempts),
-    )
-
-
-def clear_quarantine(connection: sqlite3.Connection, migration: int) -> None:
-    """Let every text that was left out be tried again."""
-    connection.execute("DELETE FROM quarantine WHERE migration = ?", (migration,))
-
-
-def quarantined(
-    connection: sqlite3.Connection, migration: Migration, most: int
-) -> list[Quarantined]:
-    """Up to `most` documents that are left out now, in their order."""
-    found = connection.execute(
-        f"""SELECT documents.id, reason, n_attempts, old.row IS NOT NULL
-        {_quarantined_now(migration)} ORDER BY quarantine.row LIMIT ?""",
-        (migration.id, most),
-    )
-    return [Quarantined(id, why, n, bool(has_old)) for id, why, n, has_old in found]
-
-
-def count_quarantined(connection: sqlite3.Connection, migration: Migration) -> tuple[int, int]:
-    """How many documents are left out now, and how many of them have an old vector."""
-    query = f"SELECT count(*), count(old.row) {_quarantined_now(migration)}"
-    n, n_with_old = connection.execute(query, (migration.id,)).fetchone()
-    return int(n), int(n_with_old)
-
-
 def lacking(
     connection: sqlite3.Connection, migration: Migration, position: int
 ) -> Iterable[tuple[int, int]]:
@@ -244,16 +205,6 @@ def lacking(
         (migration.id, position),
     )
     return found
-
-
-def _quarantined_now(migration: Migration) -> str:
-    """Of rows whose text is still the one that failed, and that got no vector elsewhere."""
-    return f"""FROM quarantine
-        JOIN {documents_table(migration.collection_id)} AS documents
-            ON documents.row = quarantine.row AND documents.text_sha256 = quarantine.text_sha256
-        LEFT JOIN {vectors_table(migration.source_version)} AS old ON old.row = quarantine.row
-        LEFT JOIN {vectors_table(migration.target_version)} AS new ON new.row = quarantine.row
-        WHERE quarantine.migration = ? AND new.row IS NULL"""
 
 
 def _put_judged(

@@ -17,7 +17,7 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError
-from plimsoll.migration import journal, pointer
+from plimsoll.migration import journal, pointer, quarantine
 from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
@@ -219,7 +219,7 @@ class Migrations:
                 )
             if judged is not None:
                 journal.set_judged(connection, migration, judged)
-            journal.clear_quarantine(connection, number)
+            quarantine.clear(connection, number)
             migration = journal.change_state(connection, number, _S.RUNNING, who, why)
             pointer.set_target_takes_writes(connection, migration, takes_writes=True)
             return migration

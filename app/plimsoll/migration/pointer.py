@@ -11,7 +11,7 @@ from typing import Any
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.records import Collection, Space, Version, VersionState
 from plimsoll.errors import InvalidRequestError, VerdictError
-from plimsoll.migration import journal
+from plimsoll.migration import journal, quarantine
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import MigrationState
 
@@ -148,7 +148,7 @@ def _check_verdict(
         )
     n_documents = documents.count(connection, migration.collection_id)
     n_new = vectors.count(connection, migration.target_version)
-    n_quarantined, _ = journal.count_quarantined(connection, migration)
+    n_quarantined, _ = quarantine.count(connection, migration)
     n_lacking = n_documents - n_new - n_quarantined
     if n_lacking:
         raise VerdictError(

@@ -22,7 +22,7 @@ from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Space, StoredDocument
 from plimsoll.errors import MigrationStateError, TooLargeError
-from plimsoll.migration import journal
+from plimsoll.migration import journal, quarantine
 from plimsoll.migration.embedder import DocumentVectors, PatientEmbedder
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.records import Checkpoint, Migration
@@ -195,7 +195,7 @@ def store(
     failed = [row for row in found.failures if row in present]
     for row in failed:
         reason, n_attempts = found.failures[row]
-        journal.quarantine(connection, migration.id, by_row[row], reason, n_attempts)
+        quarantine.add(connection, migration.id, by_row[row], reason, n_attempts)
     n_skipped = len(batch) - len(rows) - len(failed)
     before = migration.checkpoint
     checkpoint = replace(

@@ -6,7 +6,7 @@ from sqlite3 import Connection
 from typing import Literal, TypeAlias
 
 from plimsoll.corpora import documents, vectors
-from plimsoll.migration import journal
+from plimsoll.migration import journal, quarantine
 from plimsoll.migration.progress import ProgressMonitor, eta_s
 from plimsoll.migration.records import Migration, Quarantined, StateChange
 from plimsoll.migration.states import ENDED, MigrationState
@@ -84,11 +84,11 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
         changes,
         n_documents=n_documents,
         n_vectors=vectors.count(connection, migration.target_version),
-        n_quarantined=journal.count_quarantined(connection, migration)[0],
+        n_quarantined=quarantine.count(connection, migration)[0],
         n_without_old=n_documents - vectors.count(connection, source.id),
         keeps_old=source.takes_writes or is_active,
         has_both=True,
-        quarantine=journal.quarantined(connection, migration, MOST_LISTED),
+        quarantine=quarantine.listed(connection, migration, MOST_LISTED),
     )
 
 

@@ -27,7 +27,7 @@ from plimsoll.errors import (
     TooLargeError,
     UnknownModelError,
 )
-from plimsoll.migration import checks, journal
+from plimsoll.migration import checks, journal, quarantine
 from plimsoll.migration.embedder import PatientEmbedder, Pause, Yielding
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.judged import JudgedQuery
@@ -231,7 +231,7 @@ def _facts(connection: Connection, migration: Migration) -> Facts:
     rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)
     after = vectors.get(connection, new.id, rows)
     before = vectors.get(connection, old.id, rows)
-    n_quarantined, n_lost = journal.count_quarantined(connection, migration)
+    n_quarantined, n_lost = quarantine.count(connection, migration)
     return Facts(
         old=old,
         new=new,
