@@ -771,9 +771,7 @@ def test_auto_searches_words_where_waiting_would_not_help(query: str, status: in
             client.post(f"{SHIPS}/search", json={"query": query, "mode": mode})
             for mode in ("dense", "hybrid")
         ]
-        counted = metric(
-            client.get("/metrics").text, f'plimsoll_degraded_total{{reason="{reason}"}}'
-        )
+        page = client.get("/metrics").text
         assert_nothing_is_held(server)
 
     refusal = strict[0].json()["error"]["message"]
@@ -783,7 +781,8 @@ def test_auto_searches_words_where_waiting_would_not_help(query: str, status: in
     assert answer["degraded"]["message"] == f"searched by words: {refusal}"
     assert answer["degraded"]["retry_after_s"] is None
     assert {error_of(response) for response in strict} == {(status, reason)}
-    assert counted == 1
+    assert metric(page, f'plimsoll_degraded_total{{reason="{reason}"}}') == 1
+    assert metric(page, 'plimsoll_recoveries_total{level="3",outcome="answered"}') == 0
 
 
 def test_a_query_without_a_token_is_refused_by_meaning_and_finds_nothing_by_words(

@@ -52,7 +52,8 @@ async def with_fallback(
         substitute = await secondary(refusal)
     except TooLargeError:
         raise refusal from None
-    metrics.recovered(Recovery.FALLBACK_ANSWERED)
+    if isinstance(refusal, DEGRADING):  # else it is no way around want of memory
+        metrics.recovered(Recovery.FALLBACK_ANSWERED)
     return substitute
 
 
