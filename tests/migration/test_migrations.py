@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from plimsoll.errors import (
     VerdictError,
 )
 from plimsoll.migration import quarantine
-from plimsoll.migration.stages import TEXT_COPIES
+from plimsoll.migration.stages import TEXT_COPIES, DocumentVectors, PatientEmbedder
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.serving.gate import RequestPermit
 from tests.fakes import DEADLINE_S
@@ -215,18 +216,34 @@ def test_a_collection_has_one_migration_at_a_time(folder: Path):
 # --- while it runs --------------------------------------------------------------------------
 
 
-def test_a_paused_migration_goes_on_where_it_was(folder: Path):
+def test_a_paused_migration_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Documents that come while it is paused are in both versions; none is embedded twice."""
+    embed, n_batches = PatientEmbedder.embed_documents, 0
+
+    async def embed_one(self: PatientEmbedder, documents: Any) -> DocumentVectors:
+        """Batches after the first one wait, so that the pause comes in their midst."""
+        nonlocal n_batches
+        n_batches += 1
+        if n_batches > 1:
+            await asyncio.Event().wait()
+        return await embed(self, documents)
 
     async def scene(server: Inside) -> None:
-        number = await server.begin("ships", NEW)
-        paused = await server.migrations.pause(number, "test", "lunch")
+        with monkeypatch.context() as patch:
+            patch.setattr(PatientEmbedder, "embed_documents", embed_one)
+            number = await server.begin("ships", NEW)
+            while n_batches < 2:
+                await asyncio.sleep(CHECK_S)
+            paused = await server.migrations.pause(number, "test", "lunch")
         await server.put("ships", ships(30, first=N))
-        resumed = await server.migrations.resume(number, "test", "")
+        await server.migrations.resume(number, "test", "")
         done = await server.until_rest(number)
 
         assert paused.state is State.PAUSED
-        assert resumed.state in (State.RUNNING, State.VALIDATING)
+        assert [change.after for change in done.counts.changes] == [
+            State.PLANNED, State.RUNNING, State.PAUSED, State.RUNNING, State.VALIDATING,
+            State.READY,
+        ]  # fmt: skip
         assert done.state is State.READY
         assert done.counts.n_vectors == N + 30
         assert done.counts.migration.checkpoint.n_embedded == N
