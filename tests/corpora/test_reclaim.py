@@ -1,16 +1,22 @@
 """What a dropped collection leaves is deleted in short transactions, and nothing else is."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
+from plimsoll.composition.application import create_app
 from plimsoll.corpora import documents, vectors, versions
-from plimsoll.corpora.database import Database, faults_of
+from plimsoll.corpora.database import FILE_NAME, Database, faults_of
 from plimsoll.corpora.reclaim import reclaim
 from plimsoll.corpora.records import Collection, Document, Space
 from plimsoll.corpora.words import search_words
 from tests.fakes import DEADLINE_S, FakeOpener, FakeServer
+from tests.migration.conftest import write_models
+from tests.migration.models import settings_of
 
 N = 60
 SLICE_ROWS = 7
@@ -107,3 +113,19 @@ def test_a_server_gives_the_room_back(server: FakeServer):
 
     assert tables(database) == others
     assert_whole(database, sheep)
+
+
+def test_a_server_that_starts_goes_on(tmp_path: Path):
+    """Nothing else would ever look at what is left."""
+    settings = settings_of(write_models(tmp_path))
+    database = Database(settings.data_dir / FILE_NAME)
+    fill(database, "ships")
+    drop(database, "ships")
+
+    deadline_s = monotonic() + DEADLINE_S
+    with TestClient(create_app(settings)):
+        while tables(database) and monotonic() < deadline_s:
+            sleep(0.01)
+
+    assert tables(database) == set()
+    database.close()
