@@ -21,6 +21,9 @@ PlimsollError
 │   ├── CacheUnsafeError        wrong owner, a symbolic link, memory-backed
 │   └── PackingError            weights cannot be packed ahead here; they are packed at every call
 ├── StoreError                the file of collections cannot be used
+├── OutsideError              what a collection is linked to, such as a table
+│   ├── OutsideUnavailableError  it does not answer, or others hold it; retry later
+│   └── OutsideMismatchError    it is not as the file of links says
 ├── RequestError              what a client sent cannot be answered as asked
 │   ├── InvalidRequestError     shape, type or value of a field
 │   ├── UnsupportedEncodingError  a body with an encoding that is not read here
@@ -32,6 +35,8 @@ PlimsollError
 │   ├── CollectionConflictError  a collection that is there, of another model or space
 │   ├── UnknownMigrationError   a migration that is not there
 │   ├── MigrationStateError     what a migration's state does not allow
+│   ├── UnknownLinkError        a link that the operator has not written down
+│   ├── LinkStateError          what cannot be done with a link, or its collection, as it stands
 │   ├── VerdictError            a cut-over that its verdict speaks against, and is not forced
 │   ├── SpaceMismatchError      vectors of two spaces that would have to be compared
 │   ├── MediaTypeError          a request that may change something and is not sent as JSON
@@ -153,6 +158,28 @@ class StoreError(PlimsollError):
     code = "store_unavailable"
 
 
+class OutsideError(PlimsollError):
+    """What a collection is linked to, such as a table of PostgreSQL."""
+
+    code = "outside_unavailable"
+
+
+class OutsideUnavailableError(OutsideError):
+    """It does not answer, or others hold what is asked for."""
+
+    retry_after_s: float
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class OutsideMismatchError(OutsideError):
+    """It is not as the file of links says, or does not allow what is asked for."""
+
+    code = "outside_mismatch"
+
+
 class RequestError(PlimsollError):
     """What a client sent cannot be answered as asked; `param` names the field."""
 
@@ -213,6 +240,18 @@ class UnknownMigrationError(RequestError):
     """A migration that is not there."""
 
     code = "migration_not_found"
+
+
+class UnknownLinkError(RequestError):
+    """A link that the operator has not written down."""
+
+    code = "link_not_found"
+
+
+class LinkStateError(RequestError):
+    """What cannot be done with a link, or with its collection, as it stands."""
+
+    code = "link_state"
 
 
 class MigrationStateError(RequestError):

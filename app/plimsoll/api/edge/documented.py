@@ -153,6 +153,21 @@ OF_A_STATE: Examples = (
     ),
 )
 
+OF_A_LINK: Examples = (
+    *OF_THE_STORE,
+    errors.UnknownLinkError("there is no link 'ships'; see GET /links", param="name"),
+    errors.LinkStateError(
+        "'ships' is not followed now, so that rows may have changed: pull the link first"
+    ),
+)
+
+OF_AN_OUTSIDE: Examples = (
+    errors.OutsideMismatchError("the table public.ships has no column 'embedding'"),
+    errors.OutsideUnavailableError(
+        "the database db.example.org does not answer: connection refused", retry_after_s=5
+    ),
+)
+
 OF_A_VERDICT: Examples = (
     errors.VerdictError(
         "the verdict of migration 7 is no_go: judged_queries: nDCG@10 0.0120, loses 0.3771 against "
@@ -180,6 +195,8 @@ EVERYTHING = (
     OF_A_SEARCH,
     OF_A_MIGRATION,
     OF_A_STATE,
+    OF_A_LINK,
+    OF_AN_OUTSIDE,
     OF_A_VERDICT,
     OF_DOCUMENTS,
 )

@@ -1,0 +1,114 @@
+"""The file of links: which outside homes there are, as the operator wrote them down.
+
+Everyone else names a link by its name alone. It is the name of its collection too.
+
+    [links.ships]
+    kind = "postgres"
+    url_env = "SHIPS_DATABASE_URL"
+    table = "ships"
+    text = "description"
+    vector = "embedding"
+    space = "ada-002"
+    dimensions = 1536
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from plimsoll.corpora.records import Space
+from plimsoll.errors import SettingsError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+LinkName: TypeAlias = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+
+
+class LinkSettings(BaseModel):
+    """What every kind has: where a row's id, text and vector are, and what its vectors are of.
+
+    Either `model`, which is served, or `space`, the name of a foreign one, with its dimensions.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Name = "id"
+    text: Name = "text"
+    vector: Name = "vector"
+    model: Name | None = None
+    space: Name | None = None
+    dimensions: Annotated[int, Field(ge=1, le=16_000)] | None = None
+    follow: bool = False
+
+    @model_validator(mode="after")
+    def _one_space(self) -> Self:
+        if (self.model is None) == (self.space is None):
+            raise ValueError("write either model, which is served, or space, the name of another")
+        if self.space is not None and self.dimensions is None:
+            raise ValueError("a foreign space comes with its dimensions")
+        return self
+
+    @property
+    def foreign_space(self) -> Space | None:
+        """The space of the vectors that are there, where no model here embeds into it."""
+        if self.space is None or self.dimensions is None:
+            return None
+        return Space.foreign(self.space, self.dimensions)
+
+
+class PostgresLink(LinkSettings):
+    """A table with a vector column of pgvector. url_env: variable of the connection string."""
+
+    kind: Literal["postgres"]
+    url_env: Name
+    db_schema: Annotated[Name, Field(alias="schema")] = "public"
+    table: Name
+
+
+class FileLink(LinkSettings):
+    """Files that are only read, and a folder that gets the vectors of other spaces.
+
+    files: paths or patterns such as /data/ships/*.jsonl, read in the order of their names.
+    """
+
+    kind: Literal["jsonl", "parquet"]
+    files: Annotated[tuple[Name, ...], Field(min_length=1)]
+    folder: Path
+
+
+Link: TypeAlias = Annotated[PostgresLink | FileLink, Field(discriminator="kind")]
+
+
+class _LinksFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    links: dict[LinkName, Link] = {}
+
+
+def read_links(path: Path) -> Mapping[str, PostgresLink | FileLink]:
+    """The links of a file, by name. Raises SettingsError, with the key that is wrong."""
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"PLIMSOLL_LINKS: {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"PLIMSOLL_LINKS: {path} is no TOML file: {error}") from error
+    try:
+        return _LinksFile.model_validate(content).links
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors(include_input=False, include_url=False)
+        )
+        raise SettingsError(f"PLIMSOLL_LINKS: {path}: {faults}") from error

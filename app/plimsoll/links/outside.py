@@ -1,0 +1,101 @@
+"""What every kind of outside home can do: a table of PostgreSQL, JSON lines, Parquet.
+
+Everything here blocks; it is called from one thread at a time. Each method may be called again
+after a crash in its midst, or after it has been done: it looks at what is there first. Texts and
+vectors come in parts, bounded in number and bytes. All of them raise OutsideUnavailableError where
+trying again later may help, and OutsideMismatchError where it will not, with what to do.
+
+A home has the vectors of a *home space*, with which the link began, and of others that were brought
+there. What others read, such as the column that applications search, is of the *active* space.
+"""
+
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Protocol, TypeAlias
+
+from plimsoll.corpora.records import Space
+from plimsoll.links.records import Changes, OutgoingRow, OutsideRows, Pushed, Survey
+
+PAGE_ROWS = 128
+"""Rows of a page at most."""
+
+PAGE_BYTES = 512 << 10
+"""Of the texts of a page, in UTF-8, where it has more than one row."""
+
+TEXT_BYTES = 1 << 20
+"""Of one text at most: a longer one is taken for none, as over HTTP."""
+
+Having: TypeAlias = Callable[[Sequence[str]], AbstractSet[str]]
+"""Which of these ids documents have now."""
+
+
+class Outside(Protocol):
+    """Documents and vectors that are at home elsewhere."""
+
+    def survey(self) -> Survey:
+        """Look, and change nothing; findings tell what is wrong, instead of errors where it can."""
+        ...
+
+    def follow(self) -> None:
+        """Have changes noted from now on, where that is possible; see `changes`."""
+        ...
+
+    def unfollow(self) -> None:
+        """Take back what `follow` did."""
+        ...
+
+    def active(self) -> str | None:
+        """Fingerprint of the space that others read; None: the home space."""
+        ...
+
+    def page(self, position: str | None) -> OutsideRows:
+        """Rows behind a position, in an order that stays; None begins at the first."""
+        ...
+
+    def changes(self, most: int) -> Changes:
+        """Up to so many changes that are not forgotten; none where they cannot be noted."""
+        ...
+
+    def rows(self, ids: Sequence[str]) -> OutsideRows:
+        """The rows of these ids, as many of the first as make a page; those that are gone are none.
+
+        A home that notes no changes is never asked.
+        """
+        ...
+
+    def forget(self, changes: Changes) -> None:
+        """These changes have been taken in."""
+        ...
+
+    def prepare(self, space: Space) -> None:
+        """Make a place for vectors of a further space, which others do not read yet."""
+        ...
+
+    def push(self, space: Space, rows: Sequence[OutgoingRow]) -> Pushed:
+        """Store vectors, each in the place of what its row has of this space; up to PAGE_ROWS.
+
+        What is confirmed survives a crash of this process and of the home.
+        """
+        ...
+
+    def finish(self, space: Space, having: Having) -> None:
+        """Everything of this space has been pushed: make it fit to be read, indexes and all.
+
+        having: what was pushed and is no document any more is left out. May take long.
+        """
+        ...
+
+    def switch(self, space: Space) -> str:
+        """Let others read the vectors of this space, at one moment; both sets of them stay.
+
+        Returns what was done, in words. Waits for others no longer than seconds.
+        """
+        ...
+
+    def drop(self, space: Space) -> str:
+        """Give up the vectors of a space that others do not read; returns what was done."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and files; a later call opens them again."""
+        ...

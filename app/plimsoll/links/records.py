@@ -1,0 +1,94 @@
+"""What an outside home of documents takes and gives: plain records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class OutsideRow:
+    """A row as it is outside. text: None where there is none, or more than a document may have.
+
+    vector: float32 (dimensions,), None where there is none of the right size.
+    """
+
+    id: str
+    text: str | None
+    vector: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class OutsideRows:
+    """Rows, each id once.
+
+    active: fingerprint of the space that their vectors are of; None: the home space. position: what
+    `page` takes to go on behind the last of them; None where nothing is behind it. left: ids that
+    were asked for and not looked at, for want of room.
+    """
+
+    rows: Sequence[OutsideRow]
+    active: str | None
+    position: str | None = None
+    left: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Ids of rows that came, changed or went, each once. marks: what `forget` knows them by.
+
+    is_everything: any row may have changed, as when a table was emptied at once.
+    """
+
+    ids: Sequence[str] = ()
+    marks: Sequence[int] = ()
+    is_everything: bool = False
+
+
+@dataclass(frozen=True)
+class OutgoingRow:
+    """A vector that goes out, float32 (dimensions,), and the text that it is of."""
+
+    id: str
+    text: str
+    text_sha256: bytes  # of the text in UTF-8
+    vector: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What became of vectors that went out, by id.
+
+    stored: outside has confirmed them. differing: the row is gone or has another text, so that the
+    vector is none of its. All others are to be tried again: someone else holds them.
+    """
+
+    stored: frozenset[str]
+    differing: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know before a link is used. blocks: it cannot be used like this."""
+
+    message: str
+    blocks: bool = False
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is outside, as it was found without a change.
+
+    where: place in words, without a secret. n_without_text and n_without_vector: rows that become
+    no document, or one without an old vector. dimensions: of the vectors; None where there are
+    none. active: as in OutsideRows. n_changes: changes that are noted and not taken in yet.
+    """
+
+    where: str
+    n_rows: int
+    n_without_text: int
+    n_without_vector: int
+    dimensions: int | None
+    active: str | None
+    n_changes: int
+    findings: Sequence[Finding] = ()
