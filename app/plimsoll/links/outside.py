@@ -5,11 +5,11 @@ after a crash in its midst, or after it has been done: it looks at what is there
 vectors come in parts, bounded in number and bytes. All of them raise OutsideUnavailableError where
 trying again later may help, and OutsideMismatchError where it will not, with what to do.
 
-A home has the vectors of a *home space*, with which the link began, and of others that were brought
-there. What others read, such as the column that applications search, is of the *active* space.
+A home has vectors of one space or of two. What others read, such as the column that applications
+search, is of the *active* space. The home keeps a note of which of its vectors are of which space.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol, TypeAlias
 
@@ -36,16 +36,20 @@ class Outside(Protocol):
         """Look, and change nothing; findings tell what is wrong, instead of errors where it can."""
         ...
 
-    def follow(self) -> None:
-        """Have changes noted from now on, where that is possible; see `changes`."""
+    def follow(self, active: Space) -> None:
+        """Have changes noted from now on, where that is possible; see `changes`.
+
+        active: what the vectors that others read are of, which is noted where nothing is.
+        Raises OutsideMismatchError where the note names another space.
+        """
         ...
 
     def unfollow(self) -> None:
-        """Take back what `follow` did."""
+        """Have no changes noted any more; the note of the active space stays."""
         ...
 
     def active(self) -> str | None:
-        """Fingerprint of the space that others read; None: the home space."""
+        """Fingerprint of the space that others read; None before the first `follow`."""
         ...
 
     def page(self, position: str | None) -> OutsideRows:
@@ -92,8 +96,11 @@ class Outside(Protocol):
         """
         ...
 
-    def drop(self, space: Space) -> str:
-        """Give up the vectors of a space that others do not read; returns what was done."""
+    def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
+        """Give up vectors of spaces that others do not read, but those of these fingerprints.
+
+        Returns what was done, in words, for each that there was.
+        """
         ...
 
     def close(self) -> None:

@@ -22,9 +22,9 @@ class OutsideRow:
 class OutsideRows:
     """Rows, each id once.
 
-    active: fingerprint of the space that their vectors are of; None: the home space. position: what
-    `page` takes to go on behind the last of them; None where nothing is behind it. left: ids that
-    were asked for and not looked at, for want of room.
+    active: fingerprint of the space that their vectors are of; None before it is noted. position:
+    what `page` takes to go on behind the last of them; None where nothing is behind it. left: ids
+    that were asked for and not looked at, for want of room.
     """
 
     rows: Sequence[OutsideRow]

@@ -1,0 +1,231 @@
+"""A table with a vector column as the outside home of a collection; see links/outside.py.
+
+Owns its connection, and one more for the length of a survey. Rows are read in the order of their
+ids. A vector is written only while its row is locked and has the text that was embedded; rows that
+others hold are left for later, so that no write here waits for, or is in the way of, another's.
+"""
+
+from collections.abc import Collection, Sequence
+
+from psycopg import sql
+
+from plimsoll.corpora.records import Space
+from plimsoll.errors import OutsideMismatchError
+from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS, TEXT_BYTES, Having
+from plimsoll.links.postgres import changes, columns, survey
+from plimsoll.links.postgres.catalog import Place, Table, look
+from plimsoll.links.postgres.connection import Connection, PostgresConnection
+from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows, Pushed, Survey
+
+
+class PostgresTable:
+    """Reads rows, writes vectors, renames columns. url: a secret, which is never shown."""
+
+    def __init__(self, place: Place, url: str) -> None:
+        self._place = place
+        self._server = PostgresConnection(url, place.variable)
+        self._surveying = PostgresConnection(url, place.variable)
+
+    def survey(self) -> Survey:
+        """Look, and change nothing."""
+        try:
+            with self._surveying.transaction(
+                statement_timeout_ms=survey.TIMEOUT_MS, writes=False
+            ) as connection:
+                return survey.survey(connection, self._place)
+        finally:
+            self._surveying.close()
+
+    def follow(self, active: Space) -> None:
+        """Note the space of the vectors, and have triggers note changes."""
+        with self._server.transaction() as connection:
+            table = look(connection, self._place)
+            survey.check(connection, table)
+            columns.note_active(connection, table, active)
+            changes.install(connection, table)
+
+    def unfollow(self) -> None:
+        """Remove the triggers and what they noted."""
+        with self._server.transaction() as connection:
+            changes.remove(connection, self._place)
+
+    def active(self) -> str | None:
+        """As the comment of the vector column says."""
+        with self._server.transaction(writes=False) as connection:
+            return look(connection, self._place).active.fingerprint
+
+    def page(self, position: str | None) -> OutsideRows:
+        """The next rows in the order of their ids; a position is the last id."""
+        with self._server.transaction(writes=False) as connection:
+            table = look(connection, self._place)
+            behind = sql.SQL("") if position is None else sql.SQL("WHERE {id} > {last}")
+            sizes = connection.execute(
+                sql.SQL(
+                    """SELECT {id}::text, octet_length({text}) FROM {table} """
+                    """{behind} ORDER BY {id} LIMIT {most}"""
+                ).format(
+                    **_names(table),
+                    behind=behind.format(**_names(table), last=_as_id(table, position)),
+                    most=sql.Literal(PAGE_ROWS),
+                )
+            ).fetchall()
+            ids = _fitting(sizes)
+            return OutsideRows(
+                _rows(connection, table, ids),
+                table.active.fingerprint,
+                ids[-1] if ids else None,
+            )
+
+    def changes(self, most: int) -> Changes:
+        """What the triggers noted, the first of it first."""
+        with self._server.transaction(writes=False) as connection:
+            return changes.read(connection, self._place, most)
+
+    def rows(self, ids: Sequence[str]) -> OutsideRows:
+        """Rows by their ids."""
+        with self._server.transaction(writes=False) as connection:
+            table = look(connection, self._place)
+            sizes = connection.execute(
+                sql.SQL(
+                    "SELECT asked, octet_length({text}) "
+                    "FROM unnest(%s::text[]) WITH ORDINALITY AS given (asked, place) "
+                    "LEFT JOIN {table} ON {id} = asked::{type} ORDER BY place"
+                ).format(**_names(table)),
+                (list(ids),),
+            ).fetchall()
+            fitting = _fitting(sizes)
+            return OutsideRows(
+                _rows(connection, table, fitting),
+                table.active.fingerprint,
+                left=[row_id for row_id, _ in sizes[len(fitting) :]],
+            )
+
+    def forget(self, changes_: Changes) -> None:
+        """Delete what the triggers noted of these."""
+        with self._server.transaction() as connection:
+            changes.forget(connection, self._place, changes_)
+
+    def prepare(self, space: Space) -> None:
+        """Add a column beside the one that others read."""
+        with self._server.transaction(writes=False) as connection:
+            if look(connection, self._place).of_space(space.fingerprint) is not None:
+                return
+        with self._server.transaction() as connection:
+            columns.add(connection, look(connection, self._place), space)
+
+    def push(self, space: Space, rows: Sequence[OutgoingRow]) -> Pushed:
+        """Write vectors into rows whose text is the one that was embedded."""
+        with self._server.transaction() as connection:
+            table = look(connection, self._place)
+            column = table.of_space(space.fingerprint)
+            if column is None:
+                raise OutsideMismatchError(
+                    f"{self._place.words} has no column of {space.fingerprint!r} any more"
+                )
+            asked = [row.id for row in rows]
+            now = dict(_locked_hashes(connection, table, asked))
+            fitting = [row for row in rows if now.get(row.id) == row.text_sha256]
+            with connection.cursor() as cursor:
+                cursor.executemany(
+                    sql.SQL(
+                        "UPDATE {table} SET {column} = %(vector)s WHERE {id} = %(id)s::{type} "
+                        "AND (ours.{column} IS NULL "
+                        "OR NOT ours.{column} OPERATOR({schema}.=) %(vector)s)"
+                    ).format(
+                        **_names(table),
+                        column=sql.Identifier(column.name),
+                        schema=sql.Identifier(column.type_schema),
+                    ),
+                    [{"id": row.id, "vector": row.vector} for row in fitting],
+                )
+            stored = frozenset(row.id for row in fitting)
+            others = [row_id for row_id in asked if row_id not in stored]
+            held = _there(connection, table, [each for each in others if each not in now])
+            return Pushed(stored, frozenset(others) - held)
+
+    def finish(self, space: Space, having: Having) -> None:
+        """Build the indexes; rows that are gone have taken their vectors along."""
+        columns.build_indexes(self._server, self._place, space)
+
+    def switch(self, space: Space) -> str:
+        """Rename columns and indexes in one transaction."""
+        with self._server.transaction() as connection:
+            return columns.switch(connection, self._place, space)
+
+    def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
+        """Drop columns that Plimsoll made and that are needed no more."""
+        with self._server.transaction() as connection:
+            return columns.drop_all_but(connection, look(connection, self._place), kept)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._server.close()
+
+
+def _names(table: Table) -> dict[str, sql.Composable]:
+    """For statements. Columns are told from those of the result, which ORDER BY would prefer."""
+    place = table.place
+    return {
+        "table": sql.SQL("{} AS ours").format(place.sql),
+        "id": sql.Identifier("ours", place.id),
+        "text": sql.Identifier("ours", place.text),
+        "vector": sql.Identifier("ours", place.vector),
+        "type": sql.SQL(table.id_type),  # one of a few that are known
+    }
+
+
+def _as_id(table: Table, position: str | None) -> sql.Composable:
+    return sql.SQL("{}::{}").format(sql.Literal(position), _names(table)["type"])
+
+
+def _fitting(sizes: Sequence[tuple[str, int | None]]) -> list[str]:
+    """The first ids whose texts make a page, one at least."""
+    ids, total_bytes = list[str](), 0
+    for row_id, n_bytes in sizes[:PAGE_ROWS]:
+        total_bytes += min(n_bytes or 0, TEXT_BYTES)
+        if ids and total_bytes > PAGE_BYTES:
+            break
+        ids.append(row_id)
+    return ids
+
+
+def _rows(connection: Connection, table: Table, ids: Sequence[str]) -> list[OutsideRow]:
+    """The rows as they are now, in the order asked for."""
+    found = connection.execute(
+        sql.SQL(
+            "SELECT {id}::text, CASE WHEN octet_length({text}) <= %s THEN {text} END, {vector} "
+            "FROM {table} WHERE {id} = ANY(%s::{type}[])"
+        ).format(**_names(table)),
+        (TEXT_BYTES, list(ids)),
+        binary=True,
+    )
+    by_id = {
+        row_id: OutsideRow(row_id, text, None if vector is None else vector.to_numpy())
+        for row_id, text, vector in found
+    }
+    return [by_id[row_id] for row_id in ids if row_id in by_id]
+
+
+def _locked_hashes(
+    connection: Connection, table: Table, ids: Sequence[str]
+) -> list[tuple[str, bytes | None]]:
+    """SHA-256 of the texts of rows that are locked from now on; those that others hold are out."""
+    found: list[tuple[str, bytes | None]] = connection.execute(
+        sql.SQL(
+            "SELECT {id}::text, sha256(convert_to({text}, 'UTF8')) FROM {table} "
+            "WHERE {id} = ANY(%s::{type}[]) FOR NO KEY UPDATE SKIP LOCKED"
+        ).format(**_names(table)),
+        (list(ids),),
+    ).fetchall()
+    return found
+
+
+def _there(connection: Connection, table: Table, ids: Sequence[str]) -> frozenset[str]:
+    """Those of the ids that a row has."""
+    found = connection.execute(
+        sql.SQL("SELECT {id}::text FROM {table} WHERE {id} = ANY(%s::{type}[])").format(
+            **_names(table)
+        ),
+        (list(ids),),
+    )
+    return frozenset(row_id for (row_id,) in found)

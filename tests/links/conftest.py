@@ -1,0 +1,94 @@
+"""A PostgreSQL server for the tests of a file, and a table in a database of its own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+
+import numpy as np
+import psycopg
+import pytest
+
+from plimsoll.corpora.documents import text_sha256
+from plimsoll.corpora.records import Space
+from plimsoll.links.postgres.catalog import Place
+from plimsoll.links.postgres.table import PostgresTable
+from plimsoll.links.records import OutgoingRow
+from tests.postgres_server import PostgresServer
+
+HOME = Space.foreign("ada", 3)
+NEW = Space("v1:new", 4, "new")
+_NUMBERS = count()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server; skips where its package has no wheel for this Python."""
+    pytest.importorskip("pgserver")
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> str:
+    """The connection string of a database without tables."""
+    return postgres.database(f"test{next(_NUMBERS)}")
+
+
+@pytest.fixture
+def application(url: str) -> Iterator[psycopg.Connection]:
+    """A connection of an application, which commits each statement."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+def make_table(
+    application: psycopg.Connection, n: int = 5, id_type: str = "text", table: str = "ships"
+) -> None:
+    """A table of ships with vectors of HOME."""
+    application.execute(
+        f"CREATE TABLE {table} (id {id_type} PRIMARY KEY, text text, vector vector(3))"
+    )
+    for number in range(n):
+        application.execute(
+            f"INSERT INTO {table} VALUES (%s, %s, %s)",
+            (number if "int" in id_type else f"s{number}", f"ship {number}", f"[1,2,{number}]"),
+        )
+
+
+def place(**names: str) -> Place:
+    """Where that table is."""
+    usual = {"schema": "public", "table": "ships", "id": "id", "text": "text", "vector": "vector"}
+    return Place(**(usual | names), variable="SHIPS_URL")
+
+
+def vector_of(number: float, size: int = NEW.dimensions) -> np.ndarray:
+    """A vector that says its number."""
+    return np.arange(size, dtype=np.float32) + np.float32(number)
+
+
+def outgoing(row_id: str, text: str, number: float = 0) -> OutgoingRow:
+    """A vector of NEW for a row, embedded from `text`."""
+    return OutgoingRow(row_id, text, text_sha256(text), vector_of(number))
+
+
+@pytest.fixture
+def linked(url: str) -> Iterator[Callable[..., PostgresTable]]:
+    """Makes a table's link, to be closed with the test."""
+    with ExitStack() as opened:
+
+        def link(at: str = url, **names: str) -> PostgresTable:
+            table = PostgresTable(place(**names), at)
+            opened.callback(table.close)
+            return table
+
+        yield link
+
+
+@pytest.fixture
+def ships(application: psycopg.Connection, linked: Callable[..., PostgresTable]) -> PostgresTable:
+    """Five ships, followed."""
+    make_table(application)
+    table = linked()
+    table.follow(HOME)
+    return table
