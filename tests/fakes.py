@@ -17,6 +17,7 @@ from plimsoll.api.application import build_application
 from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.origins import AllowedHosts
 from plimsoll.composition.corpora import build_corpora
+from plimsoll.composition.links import build_links
 from plimsoll.composition.migrations import build_migrations
 from plimsoll.composition.serving import build_core
 from plimsoll.encoder.architecture import Architecture, Pooling
@@ -244,11 +245,15 @@ class FakeServer:
         self.core.start()
         self._data = TemporaryDirectory()
         self.corpora = build_corpora(Path(self._data.name), self.core, self.telemetry)
-        self.migrations, survey = build_migrations(self.corpora, self.core, self.telemetry)
+        self.links = build_links(None, self.corpora, self.core, self.telemetry, {})
+        self.migrations, survey = build_migrations(
+            self.corpora, self.links, self.core, self.telemetry
+        )
         self.parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self.app = build_application(
             self.core,
             self.corpora,
+            self.links,
             self.migrations,
             survey,
             self.telemetry,

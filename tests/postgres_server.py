@@ -3,6 +3,7 @@
 PostgreSQL does not run as root: there it runs as `nobody`, from a copy that this user may read.
 """
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 DEADLINE_S = 60.0
 PASSWORD = "s3cret-pass"
@@ -26,11 +28,9 @@ class PostgresServer:
     """Owns a server's process and its folder."""
 
     def __init__(self) -> None:
-        import pgserver
-
         self._folder = Path(tempfile.mkdtemp(prefix="plimsoll-postgres-"))
         self._user: dict[str, Any] = {}
-        package = Path(pgserver.__file__).parent
+        package = _package()
         if os.geteuid() == 0:
             for part in (package / "pginstall", package.with_name("pgserver.libs")):
                 shutil.copytree(part, self._folder / part.relative_to(package.parent))
@@ -44,9 +44,9 @@ class PostgresServer:
         self._make()
         self.start()
 
-    def url(self, database: str = "postgres", password: str = PASSWORD) -> str:
+    def url(self, password: str = PASSWORD) -> str:
         """Its connection string."""
-        return f"postgresql://captain:{password}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://captain:{password}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -78,13 +78,19 @@ class PostgresServer:
         self.stop()
         shutil.rmtree(self._folder)
 
-    def database(self, name: str) -> str:
-        """Make a database with pgvector; returns its connection string."""
+    def cleaned(self) -> str:
+        """Take away all that tests have made, and have pgvector; returns the connection string."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        with psycopg.connect(self.url(name), autocommit=True) as connection:
-            connection.execute("CREATE EXTENSION vector")
-        return self.url(name)
+            found = connection.execute(
+                "SELECT nspname FROM pg_namespace "
+                "WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+            )
+            for (name,) in found.fetchall():
+                connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+            connection.execute("CREATE SCHEMA public")
+            connection.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")  # as a new database has it
+            connection.execute("CREATE EXTENSION vector SCHEMA public")
+        return self.url()
 
     def _make(self) -> None:
         password = self._folder / "password"
@@ -98,6 +104,19 @@ class PostgresServer:
             ],
             check=True, capture_output=True, cwd=self._folder, **self._user,
         )  # fmt: skip
+
+
+def is_installed() -> bool:
+    """Whether there is a PostgreSQL for this Python."""
+    return importlib.util.find_spec("pgserver") is not None
+
+
+def _package() -> Path:
+    """The folder of pgserver, which is not imported: that would make a folder and warn."""
+    found = importlib.util.find_spec("pgserver")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
 
 
 def _free_port() -> int:

@@ -150,6 +150,10 @@ class Settings(BaseSettings):
         description="Folder of the collections, one SQLite file made at their first use; where "
         "XDG_DATA_HOME is set, its folder plimsoll by default.",
     )
+    links: Path | None = Field(
+        None,
+        description="TOML file of links: tables and files elsewhere that collections mirror.",
+    )
     vector_cache: Size | None = Field(
         None,
         ge=Size(1 << 20),
@@ -242,7 +246,7 @@ class Settings(BaseSettings):
             raise ValueError("write an address that begins with http:// or https://")
         return address
 
-    @field_validator("cache_dir", "data_dir", "config")
+    @field_validator("cache_dir", "data_dir", "links", "config")
     @classmethod
     def _expanded_path(cls, path: Path | None) -> Path | None:
         if path is None:

@@ -1,29 +1,27 @@
-"""A PostgreSQL server for the tests of a file, and a table in a database of its own."""
+"""A PostgreSQL server, emptied for each test, and a table of ships."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import count
 
 import numpy as np
 import psycopg
 import pytest
 
-from plimsoll.corpora.documents import text_sha256
-from plimsoll.corpora.records import Space
+from plimsoll.corpora.records import Space, text_sha256
 from plimsoll.links.postgres.catalog import Place
 from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import PostgresServer, is_installed
 
 HOME = Space.foreign("ada", 3)
 NEW = Space("v1:new", 4, "new")
-_NUMBERS = count()
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A server; skips where its package has no wheel for this Python."""
-    pytest.importorskip("pgserver")
+    if not is_installed():
+        pytest.skip("pgserver has no wheel for this Python")
     server = PostgresServer()
     yield server
     server.close()
@@ -32,7 +30,7 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def url(postgres: PostgresServer) -> str:
     """The connection string of a database without tables."""
-    return postgres.database(f"test{next(_NUMBERS)}")
+    return postgres.cleaned()
 
 
 @pytest.fixture

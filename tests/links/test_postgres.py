@@ -1,6 +1,8 @@
 """A table of a real PostgreSQL as the home of documents: read, followed, written, switched."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, sleep
 
 import numpy as np
 import psycopg
@@ -12,7 +14,7 @@ from plimsoll.errors import OutsideMismatchError, OutsideUnavailableError
 from plimsoll.links.outside import PAGE_ROWS, TEXT_BYTES
 from plimsoll.links.postgres.table import PostgresTable
 from tests.links.conftest import HOME, NEW, make_table, outgoing, vector_of
-from tests.postgres_server import PASSWORD, PostgresServer
+from tests.postgres_server import DEADLINE_S, PASSWORD, PostgresServer
 
 
 def nothing(ids):
@@ -411,3 +413,24 @@ def test_vectors_come_and_go_bit_by_bit(ships, application):
     assert row.vector.dtype == np.float32
     assert (row.vector == values).all()
     assert not (row.vector == vector_of(0)).all()
+
+
+def test_what_takes_long_is_cut_off_for_a_server_that_ends(ships, application, url):
+    """An index over millions of rows takes an hour, which no shutdown and no pause waits for."""
+    application.execute("CREATE INDEX by_meaning ON ships USING hnsw (vector vector_l2_ops)")
+    ships.prepare(NEW)
+    with psycopg.connect(url) as holder, ThreadPoolExecutor(1) as thread:
+        holder.execute("UPDATE ships SET text = 'held' WHERE id = 's0'")  # which the index awaits
+        building = thread.submit(ships.finish, NEW, nothing)
+        deadline = monotonic() + DEADLINE_S
+        while not application.execute(
+            "SELECT 1 FROM pg_stat_activity "
+            "WHERE query LIKE 'CREATE INDEX CONC%' AND wait_event_type = 'Lock'"
+        ).fetchall():
+            assert monotonic() < deadline, "no index is built"
+            sleep(0.01)
+        ships.interrupt()
+        with pytest.raises(OutsideUnavailableError, match="user request"):
+            building.result(DEADLINE_S)
+    ships.finish(NEW, nothing)
+    assert "by_meaning_next" in indexes(application)

@@ -1,6 +1,7 @@
 """The inside of a server with two small models, and documents for it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from plimsoll.composition.corpora import build_corpora
+from plimsoll.composition.links import build_links
 from plimsoll.composition.migrations import build_migrations
 from plimsoll.composition.models import make_models
 from plimsoll.composition.serving import make_core
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.corpora.records import Document
 from plimsoll.corpora.tasks import IngestResult, NewDocument, SearchResults, SearchTask
+from plimsoll.links.links import Links
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.states import UNDER_WAY
@@ -63,6 +66,7 @@ class Inside:
 
     core: ServingCore
     corpora: Corpora
+    links: Links
     migrations: Migrations
     survey: CollectionSurvey
 
@@ -129,15 +133,18 @@ async def inside(settings: Settings) -> AsyncIterator[Inside]:
     )
     core = make_core(settings, models, Monitors(monitor, loads=times), telemetry)
     corpora = build_corpora(settings.data_dir, core, telemetry)
-    migrations, survey = build_migrations(corpora, core, telemetry)
+    links = build_links(settings.links, corpora, core, telemetry, os.environ)
+    migrations, survey = build_migrations(corpora, links, core, telemetry)
     try:
         async with core.running():
             corpora.reclaim.start()
             await migrations.start()
+            await links.start()
             try:
-                yield Inside(core, corpora, migrations, survey)
+                yield Inside(core, corpora, links, migrations, survey)
             finally:
                 await migrations.close()
+                await links.close()
                 await asyncio.to_thread(corpora.close)
     finally:
         await models.close()

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from plimsoll import __version__
 from plimsoll.api.dialects import collections, documents, native, openai, rank, surveys
+from plimsoll.api.dialects import links as link_routes
 from plimsoll.api.dialects import migrations as migration_routes
 from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.install import install
@@ -17,6 +18,7 @@ from plimsoll.api.openapi import DESCRIPTION, TAGS, DocumentedAPI, operation_id
 from plimsoll.api.operations import docs, health, status
 from plimsoll.api.operations.recent import RecentRequests
 from plimsoll.corpora.corpora import Corpora
+from plimsoll.links.links import Links
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.survey import CollectionSurvey
 from plimsoll.serving.core import ServingCore
@@ -32,6 +34,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def build_application(
     core: ServingCore,
     corpora: Corpora,
+    links: Links,
     migrations: Migrations,
     survey: CollectionSurvey,
     telemetry: Telemetry,
@@ -85,6 +88,7 @@ def build_application(
     app.include_router(documents.router(corpora.catalog, corpora.ingest))
     app.include_router(surveys.router(survey))
     app.include_router(migration_routes.router(migrations))
+    app.include_router(link_routes.router(links))
     app.include_router(
         health.router(
             core,

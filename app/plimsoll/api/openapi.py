@@ -23,6 +23,7 @@ TAGS = [
     {"name": "ranking", "description": "The order of documents for a query."},
     {"name": "collections", "description": "Documents that are kept, and search in them."},
     {"name": "migrations", "description": "Moves of a collection to another model, and back."},
+    {"name": "links", "description": "Tables and files elsewhere that collections mirror."},
     {"name": "openai", "description": "What clients of OpenAI's API speak."},
     {"name": "operations", "description": "What the server does. None of these opens a model."},
 ]

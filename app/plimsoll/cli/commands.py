@@ -20,6 +20,7 @@ from plimsoll.cli.doctor import doctor
 from plimsoll.cli.embed import embed
 from plimsoll.cli.help import Group
 from plimsoll.cli.inspect import inspect
+from plimsoll.cli.links import links
 from plimsoll.cli.migrate import migrate
 from plimsoll.cli.models import models
 from plimsoll.cli.pull import pull
@@ -87,5 +88,5 @@ def main() -> None:
 
 main.add_commands("Run", [serve, embed, migrate])
 main.add_commands("Models", [models, pull, rm, inspect, verify, cache])
-main.add_commands("Collections", [backup])
+main.add_commands("Collections", [links, backup])
 main.add_commands("Look and measure", [doctor, config, bench, simulate])

@@ -2,9 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -12,12 +11,10 @@ import click
 from plimsoll.cli import FAILED
 from plimsoll.cli.help import Group
 from plimsoll.cli.report_options import GIVEN
-from plimsoll.cli.server_options import header_of, own_url
+from plimsoll.cli.server_options import asks_server, client_of, show
 
 if TYPE_CHECKING:
     from plimsoll.cli.server_client import ServerClient
-
-Command = TypeVar("Command", bound=Callable[..., None])
 
 NOT_GO = 1
 """Exit code where a verdict is not go."""
@@ -50,29 +47,6 @@ def migrate() -> None:
     """
 
 
-def _asks_server(command: Command) -> Command:
-    """Add the options that say which server, and how its answer is shown."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the server's answer."),
-        click.option(
-            "--header",
-            "headers",
-            multiple=True,
-            metavar="NAME:VALUE",
-            help="Sent along; a server with keys needs 'Authorization: Bearer KEY' of the role "
-            "admin.",
-        ),
-        click.option(
-            "--url",
-            show_default="http://PLIMSOLL_HOST:PLIMSOLL_PORT",
-            metavar="URL",
-            help="The server.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 _NUMBER = click.argument("number", type=click.IntRange(min=1))
 _WHY = click.option("--why", default="", metavar="TEXT", help="For the audit.")
 _MODEL = click.option("--model", required=True, metavar="NAME", help="A model that is served.")
@@ -89,26 +63,26 @@ _QUERIES = click.option(
 
 @migrate.command()
 @click.argument("collection")
-@_asks_server
+@asks_server
 def doctor(collection: str, **given: Any) -> None:
     """Look at a collection: sizes, norms, spaces, and what would stand in the way."""
     from plimsoll.cli.migration_tables import print_doctor
 
-    report = _client(given).get(_path(collection, "doctor"))
-    _show(report, given, print_doctor)
+    report = client_of(given).get(_path(collection, "doctor"))
+    show(report, given, print_doctor)
 
 
 @migrate.command()
 @click.argument("collection")
 @_MODEL
 @_DIMENSIONS
-@_asks_server
+@asks_server
 def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> None:
     """Say what a move would take: tokens, time, disk."""
     from plimsoll.cli.migration_tables import print_plan
 
     asked = {"model": model, "dimensions": dimensions}
-    _show(_client(given).post(_path(collection, "plan"), asked), given, print_plan)
+    show(client_of(given).post(_path(collection, "plan"), asked), given, print_plan)
 
 
 @migrate.command()
@@ -117,7 +91,7 @@ def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> N
 @_DIMENSIONS
 @_QUERIES
 @_WHY
-@_asks_server
+@asks_server
 def run(
     collection: str,
     model: str,
@@ -127,7 +101,7 @@ def run(
     **given: Any,
 ) -> None:
     """Begin a migration, or go on with it, and wait for its verdict."""
-    client = _client(given)
+    client = client_of(given)
     migration = _open_migration(client, collection, model)
     if migration is None:
         migration = client.post(
@@ -147,27 +121,27 @@ def run(
 
 @migrate.command()
 @click.argument("number", type=click.IntRange(min=1), required=False)
-@_asks_server
+@asks_server
 def status(number: int | None, **given: Any) -> None:
     """Show every migration, or all about one."""
     from plimsoll.cli.migration_tables import print_migration, print_migrations
 
-    client = _client(given)
+    client = client_of(given)
     if number is not None:
-        _show(client.get(f"/migrations/{number}"), given, print_migration)
+        show(client.get(f"/migrations/{number}"), given, print_migration)
         return
     found = client.get("/migrations")["migrations"]
-    _show(found, given, print_migrations)
+    show(found, given, print_migrations)
 
 
 @migrate.command()
 @_NUMBER
 @_QUERIES
 @_WHY
-@_asks_server
+@asks_server
 def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
     """Judge a ready, failed or rolled back migration again, and wait for its verdict."""
-    client = _client(given)
+    client = client_of(given)
     judged = None if queries is None else _judged(queries)
     client.post(f"/migrations/{number}/validate", {"queries": judged, "why": why})
     _watch(client, number, given)
@@ -177,7 +151,7 @@ def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
 @_NUMBER
 @click.option("--force", is_flag=True, help="Whatever the verdict says.")
 @_WHY
-@_asks_server
+@asks_server
 def cutover(number: int, force: bool, why: str, **given: Any) -> None:
     """Let searches read the new version; the verdict has to be go."""
     _change("cutover", number, {"force": force, "why": why}, given)
@@ -186,7 +160,7 @@ def cutover(number: int, force: bool, why: str, **given: Any) -> None:
 @migrate.command()
 @_NUMBER
 @_WHY
-@_asks_server
+@asks_server
 def rollback(number: int, why: str, **given: Any) -> None:
     """Let searches read the old version again."""
     _change("rollback", number, {"why": why}, given)
@@ -195,7 +169,7 @@ def rollback(number: int, why: str, **given: Any) -> None:
 @migrate.command()
 @_NUMBER
 @_WHY
-@_asks_server
+@asks_server
 def pause(number: int, why: str, **given: Any) -> None:
     """Stop embedding for now; `run` goes on."""
     _change("pause", number, {"why": why}, given)
@@ -204,7 +178,7 @@ def pause(number: int, why: str, **given: Any) -> None:
 @migrate.command()
 @_NUMBER
 @_WHY
-@_asks_server
+@asks_server
 def cancel(number: int, why: str, **given: Any) -> None:
     """Give up before cut-over, and drop the new version."""
     _change("cancel", number, {"why": why}, given)
@@ -213,7 +187,7 @@ def cancel(number: int, why: str, **given: Any) -> None:
 @migrate.command()
 @_NUMBER
 @_WHY
-@_asks_server
+@asks_server
 def purge(number: int, why: str, **given: Any) -> None:
     """Drop the version that searches do not read; there is no way back."""
     _change("purge", number, {"why": why}, given)
@@ -222,8 +196,8 @@ def purge(number: int, why: str, **given: Any) -> None:
 def _change(verb: str, number: int, asked: dict[str, Any], given: dict[str, Any]) -> None:
     from plimsoll.cli.migration_tables import print_migrations
 
-    changed = _client(given).post(f"/migrations/{number}/{verb}", asked)
-    _show(changed, given, lambda migration: print_migrations([migration]))
+    changed = client_of(given).post(f"/migrations/{number}/{verb}", asked)
+    show(changed, given, lambda migration: print_migrations([migration]))
 
 
 def _watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
@@ -241,7 +215,7 @@ def _watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
     if migration["state"] not in ("ready", "cut_over", "rolled_back"):
         why = migration["failure"] or "something has changed its state, or the server stops"
         raise StoppedError(f"migration {number} is {migration['state']}: {why}")
-    _show(migration, given, print_migration)
+    show(migration, given, print_migration)
     if migration["verdict"]["decision"] != "go":
         sys.exit(NOT_GO)
 
@@ -295,20 +269,3 @@ def _judged(file: Path | None) -> list[dict[str, Any]]:
 
 def _path(collection: str, part: str) -> str:
     return f"/collections/{quote(collection, safe='')}/{part}"
-
-
-def _show(answer: Any, given: dict[str, Any], print_answer: Callable[[Any], None]) -> None:
-    if given["as_json"]:
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-    else:
-        print_answer(answer)
-
-
-def _client(given: dict[str, Any]) -> "ServerClient":
-    """A connection that ends with the command."""
-    from plimsoll.cli.server_client import ServerClient
-
-    headers = dict(header_of(text) for text in given["headers"])
-    client = ServerClient(given["url"] or own_url(), headers)
-    click.get_current_context().call_on_close(client.close)
-    return client

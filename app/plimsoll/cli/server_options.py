@@ -1,9 +1,18 @@
-"""Which running server a command asks, and what it sends along."""
+"""Which running server a command asks, what it sends along, and how the answer is shown."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from plimsoll.settings import local_url
 from plimsoll.settings_sources import load_settings
+
+if TYPE_CHECKING:
+    from plimsoll.cli.server_client import ServerClient
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def own_url() -> str:
@@ -20,3 +29,44 @@ def header_of(text: str) -> tuple[str, str]:
     if not colon:
         raise click.UsageError("a header is NAME: VALUE")
     return name.strip(), value.strip()
+
+
+def asks_server(command: Command) -> Command:
+    """Add the options that say which server, and how its answer is shown."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the server's answer."),
+        click.option(
+            "--header",
+            "headers",
+            multiple=True,
+            metavar="NAME:VALUE",
+            help="Sent along; a server with keys needs 'Authorization: Bearer KEY' of the role "
+            "admin.",
+        ),
+        click.option(
+            "--url",
+            show_default="http://PLIMSOLL_HOST:PLIMSOLL_PORT",
+            metavar="URL",
+            help="The server.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def show(answer: Any, given: dict[str, Any], print_answer: Callable[[Any], None]) -> None:
+    """Print an answer as JSON where that was asked for, else as `print_answer` does."""
+    if given["as_json"]:
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    else:
+        print_answer(answer)
+
+
+def client_of(given: dict[str, Any]) -> "ServerClient":
+    """A connection that ends with the command."""
+    from plimsoll.cli.server_client import ServerClient
+
+    headers = dict(header_of(text) for text in given["headers"])
+    client = ServerClient(given["url"] or own_url(), headers)
+    click.get_current_context().call_on_close(client.close)
+    return client

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +14,7 @@ from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.keys import Keys
 from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
 from plimsoll.composition.corpora import build_corpora
+from plimsoll.composition.links import build_links
 from plimsoll.composition.migrations import build_migrations
 from plimsoll.composition.models import engine_threads, make_models
 from plimsoll.composition.serving import make_core
@@ -46,7 +48,8 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
     )
     core = make_core(settings, models, Monitors(monitor, loads=times), telemetry, drain)
     corpora = build_corpora(settings.data_dir, core, telemetry)
-    migrations, survey = build_migrations(corpora, core, telemetry)
+    links = build_links(settings.links, corpora, core, telemetry, os.environ)
+    migrations, survey = build_migrations(corpora, links, core, telemetry)
     parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
     tracer = make_tracer(settings)
 
@@ -59,10 +62,12 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
             preload = asyncio.create_task(_preload(models)) if settings.preload else None
             corpora.reclaim.start()
             await migrations.start()
+            await links.start()
             try:
                 yield
             finally:
                 await migrations.close()
+                await links.close()
                 if preload is not None:
                     preload.cancel()
                     with suppress(asyncio.CancelledError):
@@ -76,6 +81,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
     app = build_application(
         core,
         corpora,
+        links,
         migrations,
         survey,
         telemetry,

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from plimsoll.corpora.corpora import Corpora
+from plimsoll.links.links import Links
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.runs import MigrationRuns
 from plimsoll.migration.states import MigrationState
@@ -18,7 +19,7 @@ SCAN_THREADS = 2
 
 
 def build_migrations(
-    corpora: Corpora, core: ServingCore, telemetry: Telemetry
+    corpora: Corpora, links: Links, core: ServingCore, telemetry: Telemetry
 ) -> tuple[Migrations, CollectionSurvey]:
     """Migrations of the collections in `corpora`, and what looks at them before."""
     scans = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="migration")
@@ -26,9 +27,18 @@ def build_migrations(
     database, metrics = corpora.database, telemetry.migrations
     metrics.expect(state.value for state in MigrationState)
     judge = MigrationJudge(database, core.models, core.service, core.gate, scans, _now)
-    runs = MigrationRuns(database, core.service, core.gate, judge, metrics, scans)
+    runs = MigrationRuns(database, core.service, core.gate, judge, links, metrics, scans)
     migrations = Migrations(
-        database, core.models, corpora.reclaim, runs, judge, metrics, core.drain, changes, scans
+        database,
+        core.models,
+        corpora.reclaim,
+        runs,
+        judge,
+        links,
+        metrics,
+        core.drain,
+        changes,
+        scans,
     )
     corpora.search.listen(migrations.searched)
     return migrations, CollectionSurvey(database, core.models, core.service, scans)

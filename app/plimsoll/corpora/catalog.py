@@ -88,7 +88,10 @@ class CollectionCatalog:
         )
 
     async def drop(self, name: str) -> CollectionState:
-        """Drop one with everything in it; returns what it was. Raises UnknownCollectionError."""
+        """Drop one with everything in it; returns what it was.
+
+        Raises UnknownCollectionError, and LinkStateError for one that is linked.
+        """
         try:
             state = await self._database.write(self._writing_thread, _drop, name)
         finally:  # it is dropped also where its client has gone meanwhile
@@ -108,10 +111,13 @@ class CollectionCatalog:
         return found
 
     async def delete_document(self, name: str, document_id: str) -> StoredDocument:
-        """Delete a document with its vectors; returns what it was. Raises as `document` does."""
+        """Delete a document with its vectors; returns what it was.
+
+        Raises as `document` does, and LinkStateError where the collection is linked.
+        """
 
         def delete(connection: Connection) -> StoredDocument | None:
-            collection = versions.find(connection, name).id
+            collection = versions.find_own(connection, name).id
             found = documents.get(connection, collection, document_id)
             documents.delete(connection, collection, [document_id])
             return found
@@ -135,7 +141,7 @@ def _create(connection: Connection, name: str, space: Space) -> CollectionState:
 
 
 def _drop(connection: Connection, name: str) -> CollectionState:
-    collection = versions.find(connection, name)
+    collection = versions.find_own(connection, name)
     state = _state(connection, collection)
     versions.drop(connection, collection)
     return state

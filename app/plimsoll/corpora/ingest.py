@@ -76,8 +76,9 @@ class DocumentIngest:
     ) -> IngestResult:
         """Store the documents of `lines`; space: of vectors in them, by fingerprint or by name.
 
-        Raises UnknownCollectionError and SpaceMismatchError, what EmbeddingService.embed_dense does
-        where nothing is stored yet, and IngestStoppedError where something is.
+        Raises UnknownCollectionError, LinkStateError and SpaceMismatchError, what
+        EmbeddingService.embed_dense does where nothing is stored yet, and IngestStoppedError where
+        something is.
         """
         vector_space = await self._database.read(self._reading_thread, _vector_space, name, space)
         result = IngestResult()
@@ -224,7 +225,7 @@ class DocumentIngest:
 
 def _vector_space(connection: Connection, name: str, space: str | None) -> str | None:
     """The fingerprint that is meant by `space`. Raises SpaceMismatchError for one not taken."""
-    collection = versions.find(connection, name)
+    collection = versions.find_own(connection, name)
     taken = [
         version.space.fingerprint for version in versions.taking_writes(connection, collection)
     ]

@@ -58,12 +58,16 @@ class Version:
 
 @dataclass(frozen=True)
 class Collection:
-    """Documents under a name; `active` is the version that searches read."""
+    """Documents under a name; `active` is the version that searches read.
+
+    is_linked: they mirror what is elsewhere, and only plimsoll.links changes them.
+    """
 
     id: int
     name: str
     active: Version
     created_at: str
+    is_linked: bool = False
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,26 @@ STEPS: tuple[tuple[str, ...], ...] = (
             SELECT id, json_array_length(judged), judged FROM migrations""",
         "ALTER TABLE migrations DROP COLUMN judged",
     ),
+    (  # written by plimsoll.links; see links/state.py
+        """CREATE TABLE links (
+            collection INTEGER PRIMARY KEY REFERENCES collections (id) ON DELETE CASCADE,
+            follows INTEGER NOT NULL,
+            is_pulling INTEGER NOT NULL,
+            position TEXT,
+            n_pulled INTEGER NOT NULL
+        ) STRICT""",
+        """CREATE TABLE link_seen (
+            collection INTEGER NOT NULL REFERENCES links (collection) ON DELETE CASCADE,
+            row INTEGER NOT NULL,
+            PRIMARY KEY (collection, row)
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE link_outbox (
+            place INTEGER PRIMARY KEY AUTOINCREMENT,
+            version INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+            row INTEGER NOT NULL,
+            UNIQUE (version, row)
+        ) STRICT""",
+    ),
 )
 
 

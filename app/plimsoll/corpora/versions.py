@@ -8,11 +8,12 @@ from typing import Any
 
 from plimsoll.corpora import schema
 from plimsoll.corpora.records import Collection, Space, Version, VersionState
-from plimsoll.errors import UnknownCollectionError
+from plimsoll.errors import LinkStateError, UnknownCollectionError
 
 _VERSION = "versions.id, versions.collection, fingerprint, dimensions, model, state, takes_writes"
 _COLLECTION = f"""
-    SELECT collections.id, name, collections.created_at, {_VERSION}
+    SELECT collections.id, name, collections.created_at,
+        EXISTS (SELECT 1 FROM links WHERE links.collection = collections.id), {_VERSION}
     FROM collections JOIN versions ON versions.id = active_version"""
 
 
@@ -36,6 +37,18 @@ def find(connection: sqlite3.Connection, name: str) -> Collection:
             f"there is no collection {name!r}; see GET /collections", param="name"
         )
     return _collection(row)
+
+
+def find_own(connection: sqlite3.Connection, name: str) -> Collection:
+    """Likewise, to be changed by clients. Raises LinkStateError for one that mirrors another."""
+    collection = find(connection, name)
+    if collection.is_linked:
+        raise LinkStateError(
+            f"{name!r} mirrors what it is linked to: change that, or unlink it with `plimsoll "
+            f"links unlink {name}`",
+            param="name",
+        )
+    return collection
 
 
 def all_collections(connection: sqlite3.Connection) -> list[Collection]:
@@ -126,8 +139,8 @@ def _forget(connection: sqlite3.Connection, version: int) -> None:
 
 
 def _collection(row: tuple[Any, ...]) -> Collection:
-    number, name, created_at, *version = row
-    return Collection(number, name, _version(tuple(version)), created_at)
+    number, name, created_at, is_linked, *version = row
+    return Collection(number, name, _version(tuple(version)), created_at, bool(is_linked))
 
 
 def _version(row: tuple[Any, ...]) -> Version:

@@ -1,9 +1,10 @@
 """What every kind of outside home can do: a table of PostgreSQL, JSON lines, Parquet.
 
-Everything here blocks; it is called from one thread at a time. Each method may be called again
-after a crash in its midst, or after it has been done: it looks at what is there first. Texts and
-vectors come in parts, bounded in number and bytes. All of them raise OutsideUnavailableError where
-trying again later may help, and OutsideMismatchError where it will not, with what to do.
+Everything here blocks; it is called from one thread at a time, but for `interrupt`. Each method may
+be called again after a crash in its midst, or after it has been done: it looks at what is there
+first. Texts and vectors come in parts, bounded in number and bytes. All of them raise
+OutsideUnavailableError where trying again later may help, and OutsideMismatchError where it will
+not, with what to do.
 
 A home has vectors of one space or of two. What others read, such as the column that applications
 search, is of the *active* space. The home keeps a note of which of its vectors are of which space.
@@ -101,6 +102,10 @@ class Outside(Protocol):
 
         Returns what was done, in words, for each that there was.
         """
+        ...
+
+    def interrupt(self) -> None:
+        """Let what is under way in another thread end soon, cut off or done; nothing may be."""
         ...
 
     def close(self) -> None:

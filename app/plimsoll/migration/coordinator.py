@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.patient_embedder import PatientEmbedder, Pause
 from plimsoll.migration import journal
-from plimsoll.migration.embedder import PatientEmbedder, Pause
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.progress import ProgressMonitor
 from plimsoll.migration.records import Migration

@@ -1,7 +1,7 @@
 """Memory that a migration holds for what it has read, asked for as any client asks."""
 
+from plimsoll.corpora.patient_embedder import Pause, Yielding
 from plimsoll.errors import OverloadError, TooLargeError
-from plimsoll.migration.embedder import Pause, Yielding
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 
 

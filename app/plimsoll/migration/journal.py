@@ -92,6 +92,11 @@ def is_there(connection: sqlite3.Connection, migration: Migration) -> bool:
     return {migration.source_version, migration.target_version} <= there
 
 
+def has_collection(connection: sqlite3.Connection, migration: Migration) -> bool:
+    """Whether its collection is there yet."""
+    return bool(versions.of_collection(connection, migration.collection_id))
+
+
 def versions_of(connection: sqlite3.Connection, migration: Migration) -> tuple[Version, Version]:
     """The old and the new one."""
     by_id = {
@@ -121,6 +126,15 @@ def change_state(
     connection.execute("UPDATE migrations SET state = ? WHERE id = ?", (after.value, migration))
     _note_change(connection, migration, before, after, who, why)
     return find(connection, migration)
+
+
+def add_to_why(connection: sqlite3.Connection, migration: int, told: str) -> None:
+    """Say more of the last change of a migration's state."""
+    connection.execute(
+        """UPDATE migration_changes SET why = ltrim(why || '; ' || ?1, '; ')
+        WHERE id = (SELECT max(id) FROM migration_changes WHERE migration = ?2)""",
+        (told, migration),
+    )
 
 
 def changes(connection: sqlite3.Connection, migration: int) -> list[StateChange]:

@@ -16,13 +16,15 @@ from typing import Any
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
-from plimsoll.errors import MigrationStateError, ModelLoadingError, StoreError
+from plimsoll.errors import MigrationStateError, ModelLoadingError, OutsideError, StoreError
+from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer, quarantine
 from plimsoll.migration.changes import Change, Follow, StateChanges
+from plimsoll.migration.outside import OutsidePointers, moved
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER, MigrationRuns
 from plimsoll.migration.startup import IdleVersions, cut_over_ages, leave_out_unserved
-from plimsoll.migration.states import UNDER_WAY, MigrationState
+from plimsoll.migration.states import UNDER_WAY, MigrationState, check_change
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.migration.watch import CutoverWatch
@@ -54,6 +56,7 @@ class Migrations:
         reclaim: TableReclaim,
         runs: MigrationRuns,
         judge: MigrationJudge,
+        links: Links,
         metrics: MigrationMetrics,
         drain: Drain,
         thread: ThreadPoolExecutor,
@@ -65,6 +68,7 @@ class Migrations:
         self._reclaim = reclaim
         self._runs = runs
         self._judge = judge
+        self._links = links
         self._drain = drain
         self._scans = scans
         self._changes = StateChanges(database, runs, metrics, thread)
@@ -93,7 +97,11 @@ class Migrations:
         for migration, age_s in cut_over:
             self._watch.begin(migration.id, migration.collection, age_s)
         idle = IdleVersions(self._changes, self._judge)
-        self._looking = [asyncio.create_task(idle.look(found))]
+        outside = OutsidePointers(self._changes, self._links, self._watch)
+        self._looking = [
+            asyncio.create_task(idle.look(found)),
+            asyncio.create_task(outside.mend(found)),
+        ]
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
@@ -134,6 +142,9 @@ class Migrations:
         and ModelErrors and OverloadError where the model has to be opened to know its space.
         """
         target = await served_space(self._models, model, dimensions, permit)
+        async with self._links.held(collection) as link:
+            if link is not None:
+                await link.check_followed()
 
         def work(connection: Connection) -> Migration:
             migration = pointer.begin(connection, collection, target, [*judged], who, why)
@@ -141,7 +152,9 @@ class Migrations:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration
 
-        return await self._change(work, self._runs.start if starts else lambda number: None)
+        begun = await self._change(work, self._runs.start if starts else lambda number: None)
+        self._links.wake(collection)
+        return begun
 
     async def statuses(self) -> list[MigrationStatus]:
         """Every migration, the newest first."""
@@ -177,10 +190,11 @@ class Migrations:
 
     async def cancel(self, number: int, who: str, why: str) -> MigrationStatus:
         """Give up before cut-over and drop the new version. Raises MigrationStateError."""
-        await self._changes.stop_and_change(
+        changed = await self._changes.stop_and_change(
             number, lambda connection: pointer.cancel(connection, number, who, why)
         )
         self._reclaim.start()
+        self._links.wake(changed.collection)
         return await self.status(number)
 
     async def resume(self, number: int, who: str, why: str) -> MigrationStatus:
@@ -229,38 +243,54 @@ class Migrations:
     async def cut_over(
         self, number: int, who: str, why: str, *, force: bool = False
     ) -> MigrationStatus:
-        """Let searches read the new version.
+        """Let searches read the new version, and what the collection is linked to likewise.
 
-        Raises VerdictError, MigrationStateError, and ModelLoadingError where the old model takes
-        long to open.
+        Raises VerdictError, MigrationStateError, ModelLoadingError where the old model takes long
+        to open, and OutsideErrors and LinkStateError where what it is linked to cannot follow.
         """
         before = await self._changes.read(lambda connection: journal.find(connection, number))
+        check_change(number, before.state, _S.CUT_OVER)
         keeps_old = await self._judge.can_embed_soon(before.source)
-        return await self._change(
-            lambda connection: pointer.cut_over(
-                connection, number, who, why, force=force, keeps_old=keeps_old
-            ),
-            lambda number: self._watch.begin(number, before.collection),
-        )
+
+        def work(connection: Connection) -> Migration:
+            return pointer.cut_over(connection, number, who, why, force=force, keeps_old=keeps_old)
+
+        def follow(number: int) -> None:
+            self._watch.begin(number, before.collection)
+
+        async with self._links.held(before.collection) as link:
+            return await self._change(await moved(link, before.target, work), follow)
 
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
-        """Let searches read the old version again. Raises MigrationStateError."""
-        return await self._change(
-            lambda connection: pointer.roll_back(connection, number, who, why),
-            self._watch.end,
-        )
+        """Let searches read the old version again, and what the collection is linked to likewise.
+
+        Raises MigrationStateError, OutsideErrors and LinkStateError.
+        """
+        before = await self._changes.read(lambda connection: journal.find(connection, number))
+        check_change(number, before.state, _S.ROLLED_BACK)
+
+        def work(connection: Connection) -> Migration:
+            return pointer.roll_back(connection, number, who, why)
+
+        async with self._links.held(before.collection) as link:
+            return await self._change(await moved(link, before.source, work), self._watch.end)
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
         """Drop the version that searches do not read. Raises MigrationStateError."""
+
+        def work(connection: Connection) -> Migration:
+            purged = pointer.purge(connection, number, who, why)
+            if journal.has_collection(connection, purged):
+                self._links.end_following(connection, purged.collection)
+            return purged
 
         def follow(number: int) -> None:
             self._watch.end(number)
             self._reclaim.start()
 
-        return await self._change(
-            lambda connection: pointer.purge(connection, number, who, why),
-            follow,
-        )
+        status = await self._change(work, follow)
+        self._links.wake(status.counts.migration.collection)
+        return status
 
     async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
         return await self.status((await self._changes.change(work, follow)).id)
@@ -275,7 +305,7 @@ class Migrations:
             log.error("migration %d is taken back: %s", number, why)
             await self.roll_back(number, SERVER, why)
         # An operator was quicker; or a full disk, a slow model: the next such search tries again.
-        except (MigrationStateError, StoreError, ModelLoadingError) as error:
+        except (MigrationStateError, StoreError, ModelLoadingError, OutsideError) as error:
             log.error("migration %d is not taken back: %s", number, error)
 
     async def _why_no_better(self, number: int) -> str | None:

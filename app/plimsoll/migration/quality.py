@@ -14,9 +14,9 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.patient_embedder import PatientEmbedder
 from plimsoll.corpora.records import Version
 from plimsoll.corpora.words import search_words
-from plimsoll.migration.embedder import PatientEmbedder
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.measures import DEPTH, mean_overlap, ndcg, recall, standard_error
 from plimsoll.migration.records import Migration

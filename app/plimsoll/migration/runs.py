@@ -14,10 +14,16 @@ from sqlite3 import Connection
 from time import monotonic
 
 from plimsoll.corpora.database import Database
-from plimsoll.errors import MigrationStateError, PlimsollError, StoreError
+from plimsoll.corpora.patient_embedder import Pause
+from plimsoll.errors import (
+    MigrationStateError,
+    OutsideUnavailableError,
+    PlimsollError,
+    StoreError,
+)
+from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.coordinator import MigrationCoordinator
-from plimsoll.migration.embedder import Pause
 from plimsoll.migration.progress import ProgressMonitor
 from plimsoll.migration.records import Migration
 from plimsoll.migration.stages import Written
@@ -50,6 +56,7 @@ class MigrationRuns:
         embeddings: EmbeddingService,
         gate: AdmissionGate,
         judge: MigrationJudge,
+        links: Links,
         metrics: MigrationMetrics,
         thread: Executor,
         clock: Callable[[], float] = monotonic,
@@ -59,6 +66,7 @@ class MigrationRuns:
         self._embeddings = embeddings
         self._gate = gate
         self._judge = judge
+        self._links = links
         self._metrics = metrics
         self._thread = thread
         self._clock = clock
@@ -126,6 +134,7 @@ class MigrationRuns:
                 self._pause,
             )
             await coordinator.run(migration)
+            await self._bring_out(migration, progress)
             why = "every document has a new vector or is quarantined"
             migration = await self._change(number, MigrationState.VALIDATING, why)
         elif migration.state is not MigrationState.VALIDATING:  # another was quicker
@@ -141,6 +150,20 @@ class MigrationRuns:
         await self._database.write(self._thread, note)
         self._metrics.changed(MigrationState.READY.value)
         log.info("migration %d of %r: %s", number, migration.collection, verdict.decision)
+
+    async def _bring_out(self, migration: Migration, progress: ProgressMonitor) -> None:
+        """Have everything outside, where the collection is linked; refusals are waited out."""
+        while True:
+            try:
+                async with self._links.held(migration.collection) as link:
+                    if link is not None:
+                        await link.finish(migration.target, progress.set_yielding)
+                break
+            except OutsideUnavailableError as error:
+                refusal, wait_s = str(error), error.retry_after_s
+            progress.set_yielding(refusal)
+            await self._pause(wait_s)
+        progress.set_yielding(None)
 
     async def _fail(self, number: int, reason: str) -> None:
         """Write down why it stopped; documents then go to the old version alone."""

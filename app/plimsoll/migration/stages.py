@@ -20,10 +20,10 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.patient_embedder import DocumentVectors, PatientEmbedder
 from plimsoll.corpora.records import Space, StoredDocument
 from plimsoll.errors import MigrationStateError, TooLargeError
 from plimsoll.migration import journal, quarantine
-from plimsoll.migration.embedder import DocumentVectors, PatientEmbedder
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.records import Checkpoint, Migration
 from plimsoll.migration.states import MigrationState

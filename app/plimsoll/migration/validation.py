@@ -16,6 +16,7 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.patient_embedder import PatientEmbedder, Pause, Yielding
 from plimsoll.corpora.records import Space, StoredDocument, Version
 from plimsoll.encoder.model import Traits
 from plimsoll.errors import (
@@ -28,7 +29,6 @@ from plimsoll.errors import (
     UnknownModelError,
 )
 from plimsoll.migration import checks, journal, quarantine
-from plimsoll.migration.embedder import PatientEmbedder, Pause, Yielding
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.quality import TIMED_CHARACTERS, TIMED_QUERIES, QualityJudge

@@ -23,7 +23,7 @@ OPEN = {
     "/health/live", "/health/ready", "/", "/pages/{name}",
     "/docs", "/docs/{name}", "/docs/docs/{name}",
 }  # fmt: skip
-OPERATORS = {"/status", "/bottleneck", "/collections/{name}/doctor"}
+OPERATORS = {"/status", "/bottleneck", "/collections/{name}/doctor", "/links/{name}/doctor"}
 # Beside looking, which needs a key of any role.
 CHANGED_BY_OPERATORS = {
     "/collections/{name}",
@@ -35,6 +35,7 @@ CHANGED_BY_OPERATORS = {
         f"/migrations/{{number}}/{verb}"
         for verb in ("pause", "resume", "cancel", "validate", "cutover", "rollback", "purge")
     ),
+    *(f"/links/{{name}}/{verb}" for verb in ("pull", "push", "unlink")),
 }
 BODY = {"input": "a ship"}
 

@@ -14,6 +14,7 @@ from plimsoll.api.edge.documented import (
     OF_A_CLIENT,
     OF_A_COLLECTION,
     OF_A_CONFLICT,
+    OF_A_MIRROR,
     OF_A_MODEL,
     OF_A_PATH,
     OF_A_SEARCH,
@@ -208,7 +209,7 @@ def router(catalog: CollectionCatalog, search: CollectionSearch) -> APIRouter:
         "/collections/{name}",
         response_model=CollectionFields,
         response_description="What it was.",
-        responses=documented(NATIVE, OF_AN_OPERATOR, OF_A_PATH, OF_A_COLLECTION),
+        responses=documented(NATIVE, OF_AN_OPERATOR, OF_A_PATH, OF_A_COLLECTION, OF_A_MIRROR),
         summary="Drop a collection with its documents",
     )
     @needs(Access.ADMIN)

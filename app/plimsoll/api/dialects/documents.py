@@ -22,6 +22,7 @@ from plimsoll.api.edge.documented import (
     OF_A_CLIENT,
     OF_A_COLLECTION,
     OF_A_DOCUMENT,
+    OF_A_MIRROR,
     OF_A_MODEL,
     OF_A_PATH,
     OF_A_SPACE,
@@ -144,6 +145,7 @@ def router(catalog: CollectionCatalog, ingest: DocumentIngest) -> APIRouter:
             OF_A_MODEL,
             OF_A_COLLECTION,
             OF_A_SPACE,
+            OF_A_MIRROR,
             OF_DOCUMENTS,
         ),
         summary="Add or change documents",
@@ -180,7 +182,7 @@ def router(catalog: CollectionCatalog, ingest: DocumentIngest) -> APIRouter:
     @routes.delete(
         "/collections/{name}/documents/{id:path}",
         response_model=DocumentFields,
-        responses=documented(NATIVE, OF_AN_OPERATOR, OF_A_PATH, OF_A_DOCUMENT),
+        responses=documented(NATIVE, OF_AN_OPERATOR, OF_A_PATH, OF_A_DOCUMENT, OF_A_MIRROR),
         summary="Delete a document",
         response_description="What it was.",
     )

@@ -15,11 +15,13 @@ from plimsoll.api.edge.documented import (
     OF_A_CLIENT,
     OF_A_COLLECTION,
     OF_A_MIGRATION,
+    OF_A_MIRROR,
     OF_A_MODEL,
     OF_A_PATH,
     OF_A_STATE,
     OF_A_VERDICT,
     OF_AN_OPERATOR,
+    OF_AN_OUTSIDE,
     OF_THE_STORE,
     Responses,
     documented,
@@ -64,13 +66,15 @@ Change = Callable[[int, str, str], Awaitable[MigrationStatus]]
 def router(migrations: Migrations) -> APIRouter:
     """The routes over the use case."""
     routes = APIRouter(route_class=StrictJSONRoute, tags=["migrations"])
-    of_a_change = documented(NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MIGRATION, OF_A_STATE)
+    of_a_change = documented(
+        NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MIGRATION, OF_A_STATE, OF_A_MIRROR, OF_AN_OUTSIDE
+    )
 
     @routes.post(
         "/migrations",
         response_model=MigrationFields,
         responses=documented(
-            NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_COLLECTION, OF_A_STATE
+            NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_COLLECTION, OF_A_STATE, OF_A_MIRROR
         ),
         summary="Begin a migration",
     )
@@ -159,7 +163,14 @@ def router(migrations: Migrations) -> APIRouter:
         "/migrations/{number}/cutover",
         response_model=MigrationFields,
         responses=documented(
-            NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MIGRATION, OF_A_STATE, OF_A_VERDICT
+            NATIVE,
+            OF_AN_OPERATOR,
+            OF_A_BODY,
+            OF_A_MIGRATION,
+            OF_A_STATE,
+            OF_A_VERDICT,
+            OF_A_MIRROR,
+            OF_AN_OUTSIDE,
         ),
         summary="Let searches read the new version",
     )

@@ -153,12 +153,18 @@ OF_A_STATE: Examples = (
     ),
 )
 
+OF_A_MIRROR: Examples = (
+    errors.LinkStateError(
+        "'ships' mirrors what it is linked to: change that, or unlink it with `plimsoll links "
+        "unlink ships`",
+        param="name",
+    ),
+)
+
 OF_A_LINK: Examples = (
     *OF_THE_STORE,
+    *OF_A_MIRROR,
     errors.UnknownLinkError("there is no link 'ships'; see GET /links", param="name"),
-    errors.LinkStateError(
-        "'ships' is not followed now, so that rows may have changed: pull the link first"
-    ),
 )
 
 OF_AN_OUTSIDE: Examples = (

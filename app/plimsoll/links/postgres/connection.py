@@ -6,17 +6,21 @@ at sign, parts of it stand where the host should. The variable that holds the st
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import RLock
 from typing import TypeAlias
 
 import psycopg
 from psycopg import errors, sql
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from plimsoll.errors import OutsideMismatchError, OutsideUnavailableError
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
 
+ACTIVE = TransactionStatus.ACTIVE
 CONNECT_TIMEOUT_S = 10
+CANCEL_TIMEOUT_S = 5.0
 SILENCE_MS = 30_000  # after which a server that acknowledges nothing is given up
 LOCK_TIMEOUT_MS = 3_000
 STATEMENT_TIMEOUT_MS = 60_000
@@ -42,12 +46,16 @@ _REASONS = {
 
 
 class PostgresConnection:
-    """Owns one connection. url: a secret. variable: what it is known by."""
+    """Owns one connection, which one thread uses at a time: others wait.
+
+    url: a secret. variable: what it is known by.
+    """
 
     def __init__(self, url: str, variable: str) -> None:
         self._url = url
         self._name = f"the database of {variable}"
         self._connection: Connection | None = None
+        self._using = RLock()
 
     @contextmanager
     def transaction(
@@ -58,7 +66,7 @@ class PostgresConnection:
         Its changes are not noted as those of others. Raises OutsideUnavailableError and
         OutsideMismatchError.
         """
-        with self._told():
+        with self._using, self._told():
             connection = self._open()
             with connection.transaction():
                 connection.execute(
@@ -73,7 +81,7 @@ class PostgresConnection:
 
     def alone(self, statement: sql.Composed) -> None:
         """Run a statement that may not stand in a transaction, however long it takes."""
-        with self._told():
+        with self._using, self._told():
             connection = self._open()
             connection.execute("SET lock_timeout = 0")
             connection.execute("SET statement_timeout = 0")
@@ -84,11 +92,19 @@ class PostgresConnection:
                     connection.execute("RESET lock_timeout")
                     connection.execute("RESET statement_timeout")
 
+    def interrupt(self) -> None:
+        """Cancel the statement that is under way; from any thread."""
+        connection = self._connection
+        if connection is not None and connection.info.transaction_status is ACTIVE:
+            with suppress(psycopg.Error):  # it may be lost, and then nothing is under way
+                connection.cancel_safe(timeout=CANCEL_TIMEOUT_S)
+
     def close(self) -> None:
         """Let go of it; the next use opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._using:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -117,7 +133,7 @@ class PostgresConnection:
         told = error.diag.message_primary
         if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled):
             return OutsideUnavailableError(
-                f"{self._name}: others held the table for too long ({told}); nothing was changed",
+                f"{self._name}: {told}, so nothing was changed; others may hold the table",
                 retry_after_s=RETRY_S,
             )
         is_lost = self._connection is None or self._connection.closed

@@ -157,6 +157,10 @@ class PostgresTable:
         with self._server.transaction() as connection:
             return columns.drop_all_but(connection, look(connection, self._place), kept)
 
+    def interrupt(self) -> None:
+        """Have the server cancel the statement that is under way."""
+        self._server.interrupt()
+
     def close(self) -> None:
         """Let go of the connection."""
         self._server.close()

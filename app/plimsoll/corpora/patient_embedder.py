@@ -1,4 +1,4 @@
-"""Embeds for a migration: as any client does, behind live requests, and with patience.
+"""Embeds what nobody waits for: as any client does, behind live requests, and with patience.
 
 A refusal to protect what is under way is waited out for as long as it asks, and is shown; a text
 that the engine cannot do is found among its neighbours, tried again, and given up with a reason.

@@ -7,6 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plimsoll.corpora.patient_embedder import (
+    MOST_ATTEMPTS,
+    QUERIES_AT_ONCE,
+    DocumentVectors,
+    PatientEmbedder,
+)
 from plimsoll.corpora.records import Space, StoredDocument
 from plimsoll.errors import (
     EncodeError,
@@ -16,12 +22,6 @@ from plimsoll.errors import (
     QueueFullError,
     SpaceMismatchError,
     TooLargeError,
-)
-from plimsoll.migration.embedder import (
-    MOST_ATTEMPTS,
-    QUERIES_AT_ONCE,
-    DocumentVectors,
-    PatientEmbedder,
 )
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.tasks import Embeddings, EmbedTask, TextFailure

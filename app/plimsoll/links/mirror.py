@@ -1,0 +1,103 @@
+"""What rows from outside change in the collection that mirrors them.
+
+Functions over a connection that is in a transaction, which the caller holds. A row's vector is
+taken as that of its text, in the space that is active outside: unless the text is another than
+before and the vector is not, since then nothing has embedded it yet.
+"""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+
+from plimsoll.corpora import documents, vectors
+from plimsoll.corpora.records import Collection, Document, StoredDocument, Version
+from plimsoll.links import state
+from plimsoll.links.records import OutsideRow
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """What became of rows. rows: of the documents that are there now, each outside row's own."""
+
+    rows: Sequence[int]
+    n_added: int
+    n_updated: int
+    n_deleted: int
+
+
+def mirror(
+    connection: sqlite3.Connection,
+    collection: Collection,
+    active: Version | None,
+    found: Sequence[OutsideRow],
+    asked: Sequence[str],
+) -> Mirrored:
+    """Make documents like the rows that were found; what else was asked for is gone.
+
+    active: the version that the rows' vectors are of; None where the collection has none of it.
+    A row without text is no document. A row without a vector gets the one that is here.
+    """
+    given = {row.id: Document(row.id, row.text) for row in found if row.text is not None}
+    before = {each: documents.get(connection, collection.id, each) for each in given}
+    changed = [new for each, new in given.items() if _differs(before[each], new)]
+    known = {}
+    if active is not None:  # before a text that changes takes its vectors along
+        there = [document.row for document in before.values() if document is not None]
+        known = vectors.get(connection, active.id, there)
+    put = documents.put(connection, collection.id, changed)
+    rows = {document.id: document.row for document in before.values() if document is not None}
+    rows |= dict(zip((document.id for document in changed), put, strict=True))
+    if active is not None:
+        stale = {document.id for document in changed}
+        with_text = [row for row in found if row.id in given]
+        _take_vectors(connection, active, with_text, stale, known, rows)
+    gone = {*asked, *(row.id for row in found)} - rows.keys()
+    n_new = sum(document is None for document in before.values())
+    return Mirrored(
+        list(rows.values()),
+        n_added=n_new,
+        n_updated=len(changed) - n_new,
+        n_deleted=documents.delete(connection, collection.id, sorted(gone)),
+    )
+
+
+def _take_vectors(
+    connection: sqlite3.Connection,
+    active: Version,
+    found: Sequence[OutsideRow],
+    changed: AbstractSet[str],
+    known: Mapping[int, np.ndarray],
+    rows: Mapping[str, int],
+) -> None:
+    """Store the vectors that came along and are news; bring out those that are lacking outside.
+
+    changed: ids of texts that are news. known: by row, the vectors from before.
+    """
+    came, lacking = dict[int, np.ndarray](), list[int]()
+    for row in found:
+        number = rows[row.id]
+        old = known.get(number)
+        if row.vector is None:
+            if old is not None and row.id not in changed:
+                lacking.append(number)
+        elif not (old is not None and np.array_equal(old, row.vector)) and _fits(row, active):
+            came[number] = row.vector
+    vectors.put(connection, active.id, list(came), came.values())
+    state.take_out(connection, active.id, came)
+    state.put(connection, active.id, lacking)
+
+
+def _differs(document: StoredDocument | None, new: Document) -> bool:
+    return document is None or document.text_sha256 != new.text_sha256
+
+
+def _fits(row: OutsideRow, version: Version) -> bool:
+    vector = row.vector
+    return (
+        vector is not None
+        and len(vector) == version.space.dimensions
+        and bool(np.isfinite(vector).all())
+    )

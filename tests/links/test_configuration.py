@@ -1,0 +1,86 @@
+"""The file of links: what it may say, and how a mistake in it is told."""
+
+from pathlib import Path
+
+import pytest
+
+from plimsoll.composition.links import build_links
+from plimsoll.errors import SettingsError
+from plimsoll.links.configuration import FileLink, PostgresLink, read_links
+from tests.fakes import FakeOpener, FakeServer
+
+TABLE = '[links.ships]\nkind = "postgres"\nurl_env = "SHIPS_URL"\ntable = "ships"\n'
+FOREIGN = 'space = "ada"\ndimensions = 3\n'
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "links.toml"
+    file.write_text(text)
+    return file
+
+
+def test_a_link_says_where_rows_are_and_what_their_vectors_are_of(tmp_path):
+    """What is left out has the usual names."""
+    links = read_links(written(tmp_path, TABLE + FOREIGN + 'text = "body"\n'))
+    link = links["ships"]
+    assert isinstance(link, PostgresLink)
+    assert (link.db_schema, link.table, link.id, link.text) == ("public", "ships", "id", "body")
+    assert (link.vector, link.space, link.dimensions, link.follow) == ("vector", "ada", 3, False)
+
+
+def test_files_have_a_folder_for_other_vectors(tmp_path):
+    """A source is only read."""
+    link = read_links(
+        written(
+            tmp_path,
+            '[links.log]\nkind = "jsonl"\nfiles = ["/data/*.jsonl"]\nfolder = "/out"\n'
+            'model = "m"\n',
+        )
+    )["log"]
+    assert isinstance(link, FileLink)
+    assert (link.files, link.folder) == (("/data/*.jsonl",), Path("/out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (TABLE, "links.ships.postgres: write either model"),
+        (TABLE + 'space = "ada"\n', "comes with its dimensions"),
+        (TABLE + FOREIGN + 'model = "m"\n', "write either model"),
+        (TABLE + FOREIGN + 'url = "postgresql://u:hidden@h/d"\n', "postgres.url: Extra inputs"),
+        (TABLE.replace("postgres", "mysql") + FOREIGN, "mysql"),
+        (TABLE.replace("links.ships", 'links."a b"') + FOREIGN, "a b"),
+        ("[link.ships]\n", "link: Extra inputs"),
+        ("links = [", "is no TOML file"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_without_its_value(tmp_path, text, told):
+    """A server that starts with half of its links would leave tables behind unseen."""
+    with pytest.raises(SettingsError) as refused:
+        read_links(written(tmp_path, text))
+    assert told in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    """The setting that names it stands in the message."""
+    with pytest.raises(SettingsError, match=r"PLIMSOLL_LINKS: .*No such file"):
+        read_links(tmp_path / "none.toml")
+
+
+def test_a_variable_that_is_not_set_is_told_before_the_server_listens(tmp_path):
+    """Not at the first pull, by an error of the database's library."""
+    pytest.importorskip("psycopg")
+    server = FakeServer(FakeOpener())
+    try:
+        with pytest.raises(SettingsError, match="the variable SHIPS_URL is not set"):
+            build_links(
+                written(tmp_path, TABLE + FOREIGN),
+                server.corpora,
+                server.core,
+                server.telemetry,
+                {},
+            )
+    finally:
+        server.close()

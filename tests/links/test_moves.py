@@ -1,0 +1,431 @@
+"""A table with vectors from elsewhere moved to another model and back, while others write it."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from plimsoll.corpora.records import Document
+from plimsoll.errors import (
+    LinkStateError,
+    OutsideMismatchError,
+    OutsideUnavailableError,
+    UnknownLinkError,
+)
+from plimsoll.migration.states import MigrationState as State
+from tests.links.linked import (
+    VARIABLE,
+    columns,
+    content,
+    embedded,
+    in_step,
+    linked,
+    make_ships,
+    old_vector,
+    pull,
+    until,
+    write,
+)
+from tests.migration.conftest import write_models
+from tests.migration.models import NEW, OLD, Inside, inside, settings_of, texts
+
+N = 300
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def folder(models: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with models, without collections; the link leads to a database without tables."""
+    for file in models.glob("*.gguf"):
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.setenv(VARIABLE, url)
+    return tmp_path
+
+
+class Writer:
+    """An application that changes rows until it is told to stop; keeps what it wrote."""
+
+    def __init__(self, url: str, first: int) -> None:
+        self.n_written = 0
+        self._first = first
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+
+    def __enter__(self) -> "Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            while not self._stop.wait(0.005):
+                number = self._first + self.n_written
+                connection.execute(
+                    "UPDATE ships SET text = %s WHERE id = %s", (f"changed {number}", number % N)
+                )
+                connection.execute(
+                    "INSERT INTO ships (id, text) VALUES (%s, %s)", (number, f"new {number}")
+                )
+                connection.execute("DELETE FROM ships WHERE id = %s", (number - 20,))
+                self.n_written += 1
+
+
+async def is_as_embedded(server: Inside, application: psycopg.Connection) -> None:
+    """Every row has the vector of its text, as a plain computation gives it."""
+    rows = content(application)
+    expected = await embedded(server, [text or "" for text, _ in rows.values()])
+    assert {row_id: vector for row_id, (_, vector) in rows.items()} == dict(
+        zip(rows, expected, strict=True)
+    )
+
+
+def test_a_table_moves_to_another_model_and_back_while_it_is_written(folder, application, url):
+    """The whole way: what is in the table at each turn is what a plain computation gives."""
+    make_ships(application, N)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            assert (await server.corpora.catalog.state("ships")).n_documents == N
+            with Writer(url, 1000) as writer:
+                number = await server.begin("ships", NEW)
+                status = await server.until_rest(number)
+                assert status.state is State.READY, status.failure
+                await until(lambda: writer.n_written > 20, "nothing is written")
+            await in_step(server)
+            await server.migrations.cut_over(number, "test", "meant", force=True)
+            assert columns(application) == {"id", "text", "vector", "vector_before"}
+            await is_as_embedded(server, application)
+
+            with Writer(url, 5000) as writer:  # which is not in the way of a switch
+                await until(lambda: writer.n_written > 20, "nothing is written")
+                back = await server.migrations.roll_back(number, "test", "")
+                assert back.state is State.ROLLED_BACK
+            await in_step(server)
+            old = {int(row_id): vector for row_id, (_, vector) in content(application).items()}
+            assert {row_id: vector for row_id, vector in old.items() if row_id < N} == {
+                row_id: tuple(old_vector(row_id).tolist()) for row_id in range(N)
+            }
+            await server.migrations.cut_over(number, "test", "again", force=True)
+            await is_as_embedded(server, application)
+            write(application, 7, "written after the second cut-over")
+            await in_step(server)
+            await is_as_embedded(server, application)
+
+            await server.migrations.purge(number, "test", "")
+            await until(lambda: columns(application) == {"id", "text", "vector"}, "no purge")
+            await until(lambda: not triggers(application), "the triggers stay")
+            await is_as_embedded(server, application)
+            changes = (await server.migrations.status(number)).counts.changes
+            told = [change.why for change in changes if change.after is State.CUT_OVER]
+            assert told[0].startswith("meant; public.ships of SHIPS_URL: vector is of v1:")
+            assert indexes(application) == {"nearest"}
+
+    asyncio.run(play())
+
+
+def triggers(application: psycopg.Connection) -> set[str]:
+    return {name for (name,) in application.execute("SELECT tgname FROM pg_trigger")}
+
+
+def indexes(application: psycopg.Connection) -> set[str]:
+    found = application.execute("SELECT indexname FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")
+    return {name for (name,) in found}
+
+
+def test_a_table_of_a_served_model_is_filled_and_kept_in_step_for_both_versions(
+    folder, application
+):
+    """Rows without a vector get one; after a cut-over what is written goes to both columns."""
+
+    async def play() -> None:
+        async with linked(folder, space=f'model = "{OLD}"\nfollow = true\n') as server:
+            size = len((await embedded(server, ["a"], OLD))[0])
+            make_ships(application, 30, size)
+            await pull(server)
+            await is_filled(server, "vector", OLD)
+            application.execute("UPDATE ships SET vector = NULL WHERE id = 5")
+            await in_step(server)
+            await is_filled(server, "vector", OLD)
+            number = await server.begin("ships", NEW)
+            assert (await server.until_rest(number)).state is State.READY
+            await server.migrations.cut_over(number, "test", "", force=True)
+            application.execute("UPDATE ships SET text = 'other' WHERE id = 3")
+            application.execute("INSERT INTO ships VALUES (77, 'came later')")
+            application.execute("DELETE FROM ships WHERE id = 4")
+            await in_step(server)
+            await is_filled(server, "vector", NEW)
+            await is_filled(server, "vector_before", OLD)
+            assert (await server.migrations.status(number)).counts.way_back == "exact"
+            await server.migrations.roll_back(number, "test", "")
+            await is_filled(server, "vector", OLD)
+            await is_filled(server, "vector_next", NEW)
+            await server.migrations.purge(number, "test", "")
+            await until(lambda: columns(application) == {"id", "text", "vector"}, "no purge")
+            application.execute("INSERT INTO ships VALUES (78, 'still followed')")
+            await in_step(server)
+            await is_filled(server, "vector", OLD)
+
+    async def is_filled(server: Inside, column: str, model: str) -> None:
+        rows = content(application, column)
+        expected = await embedded(server, [text or "" for text, _ in rows.values()], model)
+        assert [vector for _, vector in rows.values()] == expected
+
+    asyncio.run(play())
+
+
+def test_a_row_without_text_is_no_document_and_keeps_its_vector(folder, application):
+    """What cannot be embedded is left as it is, in both columns."""
+    make_ships(application, 20)
+    write(application, 50, None, old_vector(50))
+    write(application, 51, "no old vector")
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            state = await server.corpora.catalog.state("ships")
+            assert (state.n_documents, state.versions[0][1]) == (21, 20)
+            number = await server.begin("ships", NEW)
+            await server.until_rest(number)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            rows = content(application)
+            assert rows["50"] == (None, None)
+            assert rows["51"][1] == (await embedded(server, ["no old vector"]))[0]
+            assert content(application, "vector_before")["50"][1] is not None
+            application.execute("UPDATE ships SET text = NULL WHERE id = 51")
+            await in_step(server)
+            state = await server.corpora.catalog.state("ships")
+            assert state.n_documents == 20
+
+    asyncio.run(play())
+
+
+def test_a_vector_that_its_application_changes_is_taken_and_one_that_is_stale_is_not(
+    folder, application
+):
+    """Of a text that changed the old vector says nothing, unless it changed as well."""
+    make_ships(application, 10)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            application.execute("UPDATE ships SET text = 'stale' WHERE id = 1")
+            write(application, 2, "both", old_vector(99))
+            write(application, 3, texts(10)[3], old_vector(98))
+            await in_step(server)
+            with server.corpora.database.reading() as connection:
+                found = dict(
+                    connection.execute(
+                        "SELECT id, vector FROM documents_1 AS d LEFT JOIN vectors_1 AS v "
+                        "ON v.row = d.row"
+                    )
+                )
+            assert found["1"] is None
+            assert found["2"] == old_vector(99).tobytes()
+            assert found["3"] == old_vector(98).tobytes()
+            assert found["4"] == old_vector(4).tobytes()
+
+    asyncio.run(play())
+
+
+def test_what_went_while_nothing_followed_goes_with_the_next_pull(folder, application):
+    """A pull reads every row, and what it does not find is gone; so after TRUNCATE."""
+    make_ships(application, 200)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            application.execute("ALTER TABLE ships DISABLE TRIGGER ALL")
+            application.execute("DELETE FROM ships WHERE id % 2 = 0")
+            application.execute("ALTER TABLE ships ENABLE TRIGGER ALL")
+            assert (await server.corpora.catalog.state("ships")).n_documents == 200
+            await pull(server)
+            assert (await server.corpora.catalog.state("ships")).n_documents == 100
+            application.execute("TRUNCATE ships")
+            await in_step(server)
+            assert (await server.corpora.catalog.state("ships")).n_documents == 0
+
+    asyncio.run(play())
+
+
+def test_a_database_that_is_gone_for_a_while_is_waited_for(folder, application, url, postgres):
+    """The link says why it waits, a cut-over is refused and changes nothing, and all goes on."""
+    make_ships(application, 40)
+    application.close()
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await server.begin("ships", NEW)
+            await server.until_rest(number)
+            postgres.stop()
+            with pytest.raises(OutsideUnavailableError, match="does not answer"):
+                await server.migrations.cut_over(number, "test", "", force=True)
+            status = await server.migrations.status(number)
+            assert status.state is State.READY
+            server.links.wake("ships")
+            await until(lambda: server.links._homes["ships"].work.waits is not None, "no word")
+            postgres.start()
+            with psycopg.connect(url, autocommit=True) as again:
+                again.execute("UPDATE ships SET text = 'after the restart' WHERE id = 1")
+                await in_step(server)
+                await server.migrations.cut_over(number, "test", "", force=True)
+                await is_as_embedded(server, again)
+            assert (await server.links.status("ships")).waits is None
+
+    asyncio.run(play())
+
+
+def test_documents_of_a_linked_collection_are_changed_where_they_are_at_home(folder, application):
+    """What a client wrote here would be taken back by the next pull."""
+    make_ships(application, 3)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            with pytest.raises(LinkStateError, match="mirrors what it is linked to"):
+                await server.put("ships", [Document("9", "mine")])
+            with pytest.raises(LinkStateError):
+                await server.corpora.catalog.delete_document("ships", "1")
+            with pytest.raises(LinkStateError):
+                await server.corpora.catalog.drop("ships")
+            await server.links.unlink("ships")
+            assert not triggers(application)
+            assert (await server.corpora.catalog.drop("ships")).n_documents == 3
+
+    asyncio.run(play())
+
+
+def test_a_collection_with_documents_of_its_own_is_not_replaced_by_a_pull(folder, application):
+    """A link of the same name would delete all of them."""
+    make_ships(application, 3)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await server.ensure("ships", model=OLD)
+            await server.put("ships", [Document("9", "mine")])
+            with pytest.raises(LinkStateError, match="documents of its own"):
+                await pull(server)
+            with pytest.raises(UnknownLinkError):
+                await server.links.status("other")
+
+    asyncio.run(play())
+
+
+def test_a_migration_does_not_begin_of_a_table_that_is_not_followed(folder, application):
+    """Rows may have changed unseen: the move would be of what the table was once."""
+    make_ships(application, 20)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await server.begin("ships", NEW)
+            await server.until_rest(number)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            await server.migrations.purge(number, "test", "")
+            await until(lambda: not triggers(application), "the triggers stay")
+            with pytest.raises(LinkStateError, match="pull it first"):
+                await server.begin("ships", OLD)
+            await pull(server)
+            number = await server.begin("ships", OLD)
+            await server.until_rest(number)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            rows = content(application)
+            expected = await embedded(server, [text or "" for text, _ in rows.values()], OLD)
+            assert [vector for _, vector in rows.values()] == expected
+
+    asyncio.run(play())
+
+
+def test_a_cancelled_migration_leaves_the_table_as_it_was(folder, application):
+    """But for what notes its changes, which unlinking removes."""
+    make_ships(application, 20)
+    before = content(application)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await server.begin("ships", NEW)
+            await server.until_rest(number)
+            assert "vector_next" in columns(application)
+            await server.migrations.cancel(number, "test", "")
+            await until(lambda: "vector_next" not in columns(application), "the column stays")
+            await server.links.unlink("ships")
+            assert content(application) == before
+            assert not triggers(application)
+
+    asyncio.run(play())
+
+
+def test_a_link_that_the_operator_took_away_can_be_unlinked_by_force(folder, application):
+    """Else its collection could never be written to, moved or dropped."""
+    make_ships(application, 3)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+        async with inside(settings_of(folder)) as server:
+            with pytest.raises(LinkStateError, match=r"has no \[links.ships\] any more"):
+                await server.begin("ships", NEW)
+            with pytest.raises(UnknownLinkError):
+                await server.links.unlink("ships")
+            await server.links.unlink("ships", force=True)
+            assert (await server.corpora.catalog.drop("ships")).n_documents == 3
+
+    asyncio.run(play())
+
+
+def test_a_cut_over_that_others_do_not_let_through_changes_nothing(folder, application, url):
+    """A long transaction of a report holds the table; searches and the pointer stay as they are."""
+    make_ships(application, 20)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await server.begin("ships", NEW)
+            await server.until_rest(number)
+            with psycopg.connect(url) as report:
+                report.execute("SELECT count(*) FROM ships")
+                with pytest.raises(OutsideUnavailableError, match="nothing was changed"):
+                    await server.migrations.cut_over(number, "test", "", force=True)
+                status = await server.migrations.status(number)
+                assert status.state is State.READY
+                assert "vector_next" in columns(application)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            await is_as_embedded(server, application)
+
+    asyncio.run(play())
+
+
+def test_a_column_that_someone_dropped_is_made_anew_and_filled_when_that_is_asked_for(
+    folder, application
+):
+    """An operator's hand in the table, or a backup that was put back, is mended by one command."""
+    make_ships(application, 20)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await server.begin("ships", NEW)
+            await server.until_rest(number)
+            application.execute("ALTER TABLE ships DROP COLUMN vector_next")
+            with pytest.raises(OutsideMismatchError, match="no vectors of"):
+                await server.migrations.cut_over(number, "test", "", force=True)
+            assert (await server.migrations.status(number)).state is State.READY
+            await server.links.push("ships")
+            await until(lambda: "vector_next" in columns(application), "no column")
+            await in_step(server)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            await is_as_embedded(server, application)
+
+    asyncio.run(play())
