@@ -13,13 +13,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from plimsoll.api.edge.json_body import MAX_FIELDS
-from plimsoll.api.edge.json_lines import MOST_LINE_BYTES
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.ingest import MOST_MESSAGE_CHARACTERS
 from plimsoll.corpora.ingest_batch import BATCH_DOCUMENTS
 from plimsoll.corpora.records import Document, Space, VersionState
 from plimsoll.errors import EncodeMemoryError, GGUFFormatError
-from plimsoll.policy.costs import INGEST_BATCH_BYTES
+from plimsoll.policy.costs import INGEST_BATCH_BYTES, MOST_LINE_BYTES
 from plimsoll.policy.priority import Priority
 from tests.fakes import DEADLINE_S, FakeModel, FakeServer, fake_traits, metric
 from tests.pressure import (

@@ -34,6 +34,7 @@ OPERATIONS = {
     "delete_collection": "DELETE /collections/{name}",
     "search_collection": "POST /collections/{name}/search",
     "put_documents": "POST /collections/{name}/documents",
+    "list_documents": "GET /collections/{name}/documents",
     "get_document": "GET /collections/{name}/documents/{id}",
     "delete_document": "DELETE /collections/{name}/documents/{id}",
     "examine_collection": "GET /collections/{name}/doctor",

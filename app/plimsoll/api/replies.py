@@ -13,6 +13,7 @@ from fastapi import Request, Response
 
 from plimsoll.api.edge.json_rendering import render_json
 from plimsoll.api.fields import Encoding
+from plimsoll.corpora.listing import DocumentPage
 from plimsoll.corpora.tasks import DegradedSearch, IngestResult, SearchResults
 from plimsoll.serving.tasks import Degraded, Embeddings, Ranking, SparseEmbeddings
 from plimsoll.serving.threads import run_in
@@ -89,6 +90,18 @@ async def search_response(
     found = (found.document for found in result.results)
     n_characters = sum(len(document.text) + len(document.metadata_json) for document in found)
     return await _rendered(request, content, headers, n_results, n_characters // NUMBER_CHARACTERS)
+
+
+async def listing_response(
+    request: Request, page: DocumentPage, content: Callable[[], object]
+) -> Response:
+    """Render a page of documents, likewise."""
+    n_documents = len(page.documents)
+    _note(request, "none", n_documents, None)
+    n_characters = sum(len(each.text) + len(each.metadata_json) for each in page.documents)
+    n_numbers = len(page.vectors) * page.version.space.dimensions
+    n_numbers += n_characters // NUMBER_CHARACTERS
+    return await _rendered(request, content, None, n_documents, n_numbers)
 
 
 def documents_response(request: Request, result: IngestResult) -> Response:

@@ -5,6 +5,7 @@ from sqlite3 import Connection
 
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.listing import DocumentPage, page_after
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.records import Collection, Space, StoredDocument
 from plimsoll.corpora.spaces import served_space
@@ -16,6 +17,7 @@ from plimsoll.errors import (
     UnknownDocumentError,
 )
 from plimsoll.models.pool import ModelPool
+from plimsoll.policy.costs import listing_demand
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.telemetry.corpora import CorpusMetrics
 
@@ -98,6 +100,28 @@ class CollectionCatalog:
             self._reclaim.start()
         self._metrics.documents("deleted", state.n_documents)
         return state
+
+    async def page(
+        self,
+        name: str,
+        permit: RequestPermit,
+        *,
+        after: int,
+        most: int,
+        version: int | None,
+        has_vectors: bool,
+    ) -> DocumentPage:
+        """Documents one page after another; see `page_after`, whose errors it raises.
+
+        Raises OverloadError where there is no memory for a page.
+        """
+        await permit.renew(listing_demand())
+        return await self._database.read(
+            self._reading_thread,
+            lambda connection: page_after(
+                connection, name, after, most, version=version, has_vectors=has_vectors
+            ),
+        )
 
     async def document(self, name: str, document_id: str) -> StoredDocument:
         """A document. Raises UnknownCollectionError and UnknownDocumentError."""

@@ -6,7 +6,8 @@ vectors are kept in step here: a text that changes or goes takes its vectors of 
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -101,14 +102,15 @@ def after(
     connection: sqlite3.Connection, collection: int, row: int, most: int
 ) -> list[StoredDocument]:
     """Up to `most` documents in the rows after `row`, in their order; 0 begins at the first."""
-    return [
-        _document(values)
-        for values in connection.execute(
-            f"""SELECT {_COLUMNS} FROM {documents_table(collection)}
-            WHERE row > ? ORDER BY row LIMIT ?""",
-            (row, most),
-        )
-    ]
+    return [*islice(following(connection, collection, row), most)]
+
+
+def following(
+    connection: sqlite3.Connection, collection: int, row: int
+) -> Iterator[StoredDocument]:
+    """All of them, read one by one as they are taken."""
+    query = f"SELECT {_COLUMNS} FROM {documents_table(collection)} WHERE row > ? ORDER BY row"
+    return map(_document, connection.execute(query, (row,)))
 
 
 def count(connection: sqlite3.Connection, collection: int) -> int:

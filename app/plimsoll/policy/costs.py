@@ -149,6 +149,8 @@ def ranking_demand(query: str, documents: Sequence[str]) -> Demand:
     )
 
 
+# A document may take so much as a line of JSON, its vector included.
+MOST_LINE_BYTES = 1 << 20
 # A batch of documents as parsed; one that is larger alone is kept besides.
 INGEST_BATCH_BYTES = 4 << 20
 # The batch, a line while it is read, and what its vectors and its storing take.
@@ -158,6 +160,12 @@ WORD_SEARCH_BYTES = 4 << 20
 # Rows of vectors that a search looks at together: as SQLite gives them, joined, and of unit length.
 SEGMENT_ROWS = 1024
 SEGMENT_COPIES = 4
+# Of documents listed one page after another, text and metadata, and the values of their vectors; a
+# document that is larger alone is a page.
+LISTED_BYTES = 1 << 20
+LISTED_NUMBERS = 128 << 10
+# A number as float32 and twice as JSON.
+LISTED_NUMBER_BYTES = 36
 # A byte of a document that is found: as text and as JSON of a reply, which may escape it. Metadata
 # stay the JSON that they are stored as.
 FOUND_BYTES = 8
@@ -172,6 +180,15 @@ def vector_search_demand(dimensions: int) -> Demand:
 def word_search_demand() -> Demand:
     """What a search by words takes; like BM25's other uses it may pass the memory line."""
     return Demand(n_tokens=0, held_bytes=WORD_SEARCH_BYTES, is_fallback=True)
+
+
+def listing_demand() -> Demand:
+    """What a page of listed documents takes, with its reply."""
+    return Demand(
+        n_tokens=0,
+        held_bytes=FOUND_BYTES * (LISTED_BYTES + MOST_LINE_BYTES)
+        + LISTED_NUMBER_BYTES * LISTED_NUMBERS,
+    )
 
 
 def found_documents_bytes(n_documents: int, n_bytes: int) -> int:

@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from plimsoll.api.edge.body import BodyLimits, IncomingBody
-from plimsoll.api.edge.json_lines import MOST_LINE_BYTES, TURN_LINES, JSONLine, json_lines
+from plimsoll.api.edge.json_lines import TURN_LINES, JSONLine, json_lines
 from plimsoll.errors import SlowBodyError
+from plimsoll.policy.costs import MOST_LINE_BYTES
 from tests.fakes import DEADLINE_S, FakeOpener, FakeServer
 
 

@@ -15,8 +15,10 @@ from pydantic import (
     StrictStr,
     ValidationError,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from plimsoll.api.edge.access import Access, needs
+from plimsoll.api.edge.body import permit_of
 from plimsoll.api.edge.documented import (
     OF_A_BODY,
     OF_A_CLIENT,
@@ -25,6 +27,7 @@ from plimsoll.api.edge.documented import (
     OF_A_MIRROR,
     OF_A_MODEL,
     OF_A_PATH,
+    OF_A_QUEUE,
     OF_A_SPACE,
     OF_AN_OPERATOR,
     OF_DOCUMENTS,
@@ -33,16 +36,19 @@ from plimsoll.api.edge.documented import (
 from plimsoll.api.edge.errors import code_of
 from plimsoll.api.edge.json_body import MAX_FIELDS
 from plimsoll.api.edge.json_lines import JSONLine, json_lines
+from plimsoll.api.edge.json_rendering import LongList
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import MOST_DIMENSIONS, CollectionName, OrDefault
-from plimsoll.api.replies import documents_response, json_response
+from plimsoll.api.fields import MOST_DIMENSIONS, MOST_RESULTS, CollectionName, OrDefault
+from plimsoll.api.replies import documents_response, json_response, listing_response
 from plimsoll.corpora.catalog import CollectionCatalog
 from plimsoll.corpora.ingest import DocumentIngest
+from plimsoll.corpora.listing import DocumentPage
 from plimsoll.corpora.records import Document, StoredDocument
 from plimsoll.corpora.tasks import LineFailure, NewDocument
 from plimsoll.errors import PlimsollError
 
 MOST_ID_CHARACTERS = 512
+MOST_ROW = 2**63 - 1
 
 DocumentId = Annotated[
     StrictStr,
@@ -81,6 +87,29 @@ class DocumentFields(BaseModel):
     id: str
     text: str
     metadata: dict[str, Any]
+
+
+class ListedDocument(DocumentFields):
+    """A document with its vector, where that was asked for."""
+
+    vector: Annotated[
+        list[float] | None, Field(description="null: not asked for, or there is none.")
+    ]
+
+
+class DocumentList(BaseModel):
+    """A page of documents in the order in which they came; `version` to `dimensions` are of their
+    vectors.
+    """
+
+    documents: list[ListedDocument]
+    after: Annotated[
+        int | None, Field(description="Ask for the next page with it; null: this is the last.")
+    ]
+    version: int
+    model: Annotated[str | None, Field(description="null: a foreign space.")]
+    fingerprint: str
+    dimensions: int
 
 
 class LineError(BaseModel):
@@ -171,6 +200,37 @@ def router(catalog: CollectionCatalog, ingest: DocumentIngest) -> APIRouter:
         return documents_response(request, result)
 
     @routes.get(
+        "/collections/{name}/documents",
+        response_model=DocumentList,
+        responses=documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_QUEUE, OF_A_COLLECTION),
+        summary="Documents, page after page",
+    )
+    async def list_documents(
+        request: Request,
+        name: CollectionName,
+        after: Annotated[
+            int, Query(ge=0, le=MOST_ROW, description="As the page before has it; 0: the first.")
+        ] = 0,
+        limit: Annotated[
+            int, Query(ge=1, le=MOST_RESULTS, description="So many at most; a page may be shorter.")
+        ] = 100,
+        vectors: Annotated[bool, Query(description="Vectors along with the documents.")] = False,
+        version: Annotated[
+            int | SkipJsonSchema[None],
+            Query(ge=1, le=MOST_ROW, description="Of the vectors; missing: what searches read."),
+        ] = None,
+    ) -> Response:
+        page = await catalog.page(
+            name,
+            permit_of(request),
+            after=after,
+            most=limit,
+            version=version,
+            has_vectors=vectors,
+        )
+        return await listing_response(request, page, lambda: _listed(page))
+
+    @routes.get(
         "/collections/{name}/documents/{id:path}",
         response_model=DocumentFields,
         responses=documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_DOCUMENT),
@@ -230,6 +290,21 @@ def _id_of(value: object) -> str | None:
     """What a line that is no document calls itself, if that is short enough to be told back."""
     given = value.get("id") if isinstance(value, dict) else None
     return given if isinstance(given, str) and len(given) <= MOST_ID_CHARACTERS else None
+
+
+def _listed(page: DocumentPage) -> Mapping[str, Any]:
+    space = page.version.space
+    return {
+        "documents": LongList(
+            {**_rendered(document), "vector": page.vectors.get(document.row)}
+            for document in page.documents
+        ),
+        "after": page.after,
+        "version": page.version.id,
+        "model": space.model,
+        "fingerprint": space.fingerprint,
+        "dimensions": space.dimensions,
+    }
 
 
 def _rendered(document: StoredDocument) -> Mapping[str, Any]:

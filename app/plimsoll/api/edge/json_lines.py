@@ -11,10 +11,9 @@ from starlette.requests import Request
 from plimsoll.api.edge.body import IncomingBody, permit_of
 from plimsoll.api.edge.json_body import THREAD_FROM_BYTES, bounded_cost, loads
 from plimsoll.errors import BodyTooLargeError, RequestError
-from plimsoll.policy.costs import INGEST_BYTES
+from plimsoll.policy.costs import INGEST_BYTES, MOST_LINE_BYTES
 from plimsoll.serving.threads import run_in
 
-MOST_LINE_BYTES = 1 << 20
 TURN_LINES = 100  # after so many others have their turn: lines that are wrong wait for nothing
 # Many lines are kept at a time, so each of them counts. A shorter one is not worth a scan, and
 # counts as if it were all numbers of one digit, which grow the most.
