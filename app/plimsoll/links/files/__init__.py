@@ -1,0 +1,1 @@
+"""Rows in files: JSON lines and Parquet, read in bounded memory and written in parts."""

@@ -1,0 +1,87 @@
+"""What a folder of parts says of itself, and the pointer to the one that readers should take.
+
+A folder of parts is a *set*: `set.json` says from its beginning what is in it, `manifest.json` at
+its end that it is whole, with its parts. A folder of sets has `current.json`, which names the set
+that readers take; to change it is one rename.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from plimsoll.errors import OutsideMismatchError
+from plimsoll.files import publish, sync, temporary_of
+
+DESCRIPTION = "set.json"
+MANIFEST = "manifest.json"
+POINTER = "current.json"
+
+
+def whole_parts(folder: Path) -> list[Path] | None:
+    """The parts in a folder that Plimsoll wrote, or in the set that it points to.
+
+    None for any other folder. Raises OutsideMismatchError for a set that is not whole.
+    """
+    pointed = current(folder)
+    if pointed is not None:
+        return whole_parts(folder / pointed)
+    manifest = read(folder / MANIFEST)
+    if manifest is not None:
+        return [folder / name for name in manifest["parts"]]
+    if read(folder / DESCRIPTION) is not None:
+        raise OutsideMismatchError(
+            f"{folder} is not whole: what wrote it has not come to its end; let it go on first"
+        )
+    return None
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a file of these says; None where there is none.
+
+    Raises OutsideMismatchError for a file of another kind.
+    """
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise OutsideMismatchError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise OutsideMismatchError(f"{path} is none that Plimsoll wrote")
+    return found
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Have a file say this, from one moment to the next, also over a power cut."""
+    temporary = temporary_of(path)
+    temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+    publish(temporary, path)
+
+
+def current(folder: Path) -> str | None:
+    """The name of the set that readers take; None where there is none yet."""
+    pointer = read(folder / POINTER)
+    return None if pointer is None else str(pointer["set"])
+
+
+def point_to(folder: Path, name: str | None) -> None:
+    """Have readers take this set, which is whole, or none.
+
+    Raises OutsideMismatchError for a set that is not whole.
+    """
+    if name is None:
+        (folder / POINTER).unlink(missing_ok=True)
+        sync(folder)
+        return
+    manifest = read(folder / name / MANIFEST)
+    if manifest is None:
+        raise OutsideMismatchError(
+            f"{folder / name} is not whole: all of it has to be written first"
+        )
+    write(folder / POINTER, {"set": name, **manifest, "parts": _below(name, manifest["parts"])})
+
+
+def _below(name: str, parts: Sequence[str]) -> list[str]:
+    return [f"{name}/{part}" for part in parts]

@@ -1,0 +1,227 @@
+"""Files as a collection's home: read where they lie, and written with new vectors in a folder.
+
+The files themselves are never changed. The folder gets a set of parts for each space, with the rows
+of the files in their order, and `current.json`, the pointer to the set that others read; without it
+they read the files. Vectors on their way lie in the folder too, until they are all there.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+import orjson
+
+from plimsoll.corpora.records import Space
+from plimsoll.errors import OutsideError, OutsideMismatchError
+from plimsoll.links.configuration import FileLink
+from plimsoll.links.files import manifest
+from plimsoll.links.files.inspection import survey_of
+from plimsoll.links.files.parts import disk_refusals
+from plimsoll.links.files.paths import SourceFile, files_of
+from plimsoll.links.files.reading import is_in, read_rows
+from plimsoll.links.files.rows import Columns, FileRow, Place, Row
+from plimsoll.links.files.seen import SeenIds
+from plimsoll.links.files.sets import SpaceFolder
+from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS, Having
+from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows, Pushed, Survey
+
+log = logging.getLogger(__name__)
+
+
+class FileOutside:
+    """Owns the reading that is under way, and the folders of spaces."""
+
+    def __init__(self, link: FileLink) -> None:
+        """Open nothing yet."""
+        self._link = link
+        self._columns = Columns(link.id, link.text, link.vector, metadata=())
+        self._reading: _Reading | None = None
+        self._spaces = dict[str, SpaceFolder]()  # by fingerprint
+
+    def survey(self) -> Survey:
+        """Read all of the files. See Outside."""
+        return survey_of(self._link, self._whole_columns, self.active())
+
+    def follow(self) -> None:
+        """Files note no changes."""
+
+    def unfollow(self) -> None:
+        """Nothing was done."""
+
+    def active(self) -> str | None:
+        """What `current.json` says. See Outside."""
+        pointer = manifest.read(self._link.folder / manifest.POINTER)
+        return None if pointer is None else str(pointer["space"])
+
+    def page(self, position: str | None) -> OutsideRows:
+        """Rows of the files; see Outside. Those of files that have changed begin anew."""
+        reading = self._reading
+        if reading is None or position is None or reading.position != position:
+            self._end_reading()
+            reading = self._reading = _Reading(self._files(), self._columns, position)
+        rows, n_bytes = list[OutsideRow](), 0
+        try:
+            for row in reading:
+                text = row.document.text if isinstance(row, FileRow) else None
+                n_bytes += len(text.encode()) if text else 0
+                if rows and n_bytes > PAGE_BYTES:
+                    reading.put_back(row)
+                    break
+                reading.position = _written(row.place)
+                if (found := self._outside_row(row)) is not None:
+                    rows.append(found)
+                if len(rows) == PAGE_ROWS:
+                    break
+            else:
+                self._end_reading()
+                return OutsideRows(rows, None)
+        except OutsideError:
+            last = reading.position
+            self._end_reading()
+            if not rows:
+                raise
+            return OutsideRows(rows, None, last)  # what is behind it is told by the next page
+        return OutsideRows(rows, None, reading.position)
+
+    def changes(self, most: int) -> Changes:
+        """None: files note none."""
+        return Changes()
+
+    def rows(self, ids: Sequence[str]) -> OutsideRows:
+        """Never asked: there are no changes."""
+        return OutsideRows([], None, left=ids)
+
+    def forget(self, changes: Changes) -> None:
+        """There are none."""
+
+    def prepare(self, space: Space) -> None:
+        """Make the folder of a space. See Outside."""
+        self._space(space).make()
+
+    def push(self, space: Space, rows: Sequence[OutgoingRow]) -> Pushed:
+        """Keep vectors until all are there. See Outside.
+
+        Those of the home space stay in the files as they are.
+        """
+        if not self._is_home(space):
+            self._space(space).pushed.put(rows)
+        return Pushed(frozenset(row.id for row in rows))
+
+    def finish(self, space: Space, having: Having) -> None:
+        """Write the set of a space; see Outside.
+
+        A row whose text is none that a vector was pushed of has none there.
+        """
+        if not self._is_home(space):
+            files = self._files()
+            with closing(SeenIds()) as seen:
+                rows = seen.once(read_rows(files, self._whole_columns))
+                self._space(space).write(files[-1].stamp, rows, having)
+
+    def switch(self, space: Space) -> str:
+        """Change the pointer. See Outside."""
+        folder = self._link.folder
+        if self._is_home(space):
+            with disk_refusals(folder / manifest.POINTER):
+                manifest.point_to(folder, None)
+            return f"{manifest.POINTER} removed from {folder}: the files themselves are read"
+        chosen = self._space(space).latest()
+        with disk_refusals(folder / manifest.POINTER):
+            manifest.point_to(folder, chosen)
+        return f"{folder / manifest.POINTER} points to {chosen}"
+
+    def drop(self, space: Space) -> str:
+        """Remove the folder of a space. See Outside."""
+        if self._is_home(space):
+            return "the files are left as they are"
+        dropped = self._space(space)
+        if self.active() == space.fingerprint:
+            raise OutsideMismatchError(f"{dropped.folder} is what {manifest.POINTER} points to")
+        dropped.close()
+        with disk_refusals(dropped.folder):
+            shutil.rmtree(dropped.folder, ignore_errors=not dropped.folder.exists())
+        return f"{dropped.folder} removed"
+
+    def close(self) -> None:
+        """Close every file."""
+        self._end_reading()
+        for space in self._spaces.values():
+            space.close()
+
+    @property
+    def _whole_columns(self) -> Columns:
+        return Columns(self._link.id, self._link.text, self._link.vector)
+
+    def _files(self) -> list[SourceFile]:
+        files = files_of(*self._link.files)
+        kind = "parquet" if self._link.kind == "parquet" else "json"
+        if files[0].kind != kind:
+            raise OutsideMismatchError(f"{files[0].path} is not of the kind {self._link.kind}")
+        return files
+
+    def _outside_row(self, row: Row) -> OutsideRow | None:
+        if not isinstance(row, FileRow):
+            return None if row.id is None else OutsideRow(row.id, None, None)  # it is no document
+        vector = row.vector
+        if vector is not None and self._link.dimensions not in (None, len(vector)):
+            vector = None
+        return OutsideRow(row.id, row.document.text, vector)
+
+    def _space(self, space: Space) -> SpaceFolder:
+        if space.fingerprint not in self._spaces:
+            self._spaces[space.fingerprint] = SpaceFolder(self._link, space)
+        return self._spaces[space.fingerprint]
+
+    def _is_home(self, space: Space) -> bool:
+        if self._link.foreign_space is not None:
+            return space.fingerprint == self._link.foreign_space.fingerprint
+        return space.model == self._link.model
+
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+
+class _Reading:
+    """Rows from a position on, each id once. Owns the open file and which ids have come."""
+
+    def __init__(self, files: Sequence[SourceFile], columns: Columns, position: str | None) -> None:
+        self.position = position
+        self._seen = SeenIds()
+        self._back = list[Row]()
+        place = None if position is None else Place(**orjson.loads(position))
+        if place is not None and not is_in(files, place):
+            log.warning("%s or a file before it has changed: read from the first on", place.file)
+            place = None
+        if place is not None:
+            self._see_again(files, columns, place)
+        self._rows = self._seen.once(read_rows(files, columns, place))
+
+    def __iter__(self) -> Iterator[Row]:
+        return self
+
+    def __next__(self) -> Row:
+        return self._back.pop() if self._back else next(self._rows)
+
+    def put_back(self, row: Row) -> None:
+        """Give a row once more, next."""
+        self._back.append(row)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._rows.close()
+        self._seen.close()
+
+    def _see_again(self, files: Sequence[SourceFile], columns: Columns, place: Place) -> None:
+        """Note the ids before a place, without their vectors."""
+        for row in read_rows(files, Columns(columns.id, columns.text, metadata=())):
+            if row.id is not None:
+                self._seen.add(row.id)
+            if row.place == place:
+                return
+
+
+def _written(place: Place) -> str:
+    return orjson.dumps(place).decode()

@@ -1,0 +1,164 @@
+"""The folder of one space: vectors on their way, and the sets of parts that are made of them.
+
+There are two sets at most, of which readers may have the one while the other is written. A set that
+was left in its midst is gone on with, part by part; the same rows and vectors give the same bytes.
+"""
+
+import hashlib
+import logging
+import re
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from plimsoll.corpora.documents import as_json
+from plimsoll.corpora.records import Space, text_sha256
+from plimsoll.errors import OutsideMismatchError
+from plimsoll.files import sync
+from plimsoll.links.configuration import FileLink
+from plimsoll.links.files import manifest
+from plimsoll.links.files.parts import Layout, PartRow, disk_refusals, part
+from plimsoll.links.files.pushed import FILE_NAME, PushedVectors
+from plimsoll.links.files.rows import Columns, FileRow, Row
+from plimsoll.links.outside import PAGE_ROWS, Having
+
+log = logging.getLogger(__name__)
+
+PART_ROWS = 10_000
+SET_NAMES = ("a", "b")
+ENDINGS = {"jsonl": ".jsonl", "parquet": ".parquet"}
+MOST_NAME_CHARACTERS = 40
+
+
+class SpaceFolder:
+    """Owns the file of vectors that are on their way."""
+
+    def __init__(self, link: FileLink, space: Space) -> None:
+        """Open nothing yet."""
+        self._home = link.folder
+        self._space = space
+        self._layout = Layout(Columns(link.id, link.text, link.vector), space.dimensions)
+        self._ending = ENDINGS[link.kind]
+        self.folder = link.folder / _name_of(space.fingerprint)
+        self.pushed = PushedVectors(self.folder / FILE_NAME)
+
+    def make(self) -> None:
+        """Have the folder. Raises OutsideMismatchError where that cannot be."""
+        with disk_refusals(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self._home)
+
+    def write(self, stamp: str, rows: Iterable[Row], having: Having) -> None:
+        """Write a set of these rows, as far as it is not there. stamp: of the files they are from.
+
+        Raises OutsideUnavailableError where the disk is full; parts that are there stay.
+        """
+        content = {
+            "space": self._space.fingerprint,
+            "model": self._space.model,
+            "dimensions": self._space.dimensions,
+            "files": stamp,
+            "pushed": self.pushed.n_changes(),
+        }
+        target = self._set_for(content)
+        if (target / manifest.MANIFEST).exists():
+            return
+        with disk_refusals(target):
+            target.mkdir(exist_ok=True)
+            manifest.write(target / manifest.DESCRIPTION, content)
+        counted = _Counted(self._part_rows(rows, having))
+        names = list[str]()
+        for first in counted:
+            names.append(f"part-{len(names):05d}{self._ending}")
+            part_rows = chain((first,), islice(counted, PART_ROWS - 1))
+            self._write_part(target / names[-1], part_rows)
+            log.info("%s: %d rows in %d parts are there", target, counted.n_rows, len(names))
+        told = {"parts": names, "rows": counted.n_rows, "without_vector": counted.n_without}
+        with disk_refusals(target):
+            manifest.write(target / manifest.MANIFEST, content | told)
+        if counted.n_without:
+            log.warning(
+                "%d of %d rows in %s have no vector", counted.n_without, counted.n_rows, target
+            )
+
+    def latest(self) -> str:
+        """The newest whole set, as seen from the folder of all. Raises OutsideMismatchError."""
+        whole = {
+            name: found["pushed"]
+            for name in SET_NAMES
+            if (found := manifest.read(self.folder / name / manifest.MANIFEST)) is not None
+        }
+        if not whole:
+            raise OutsideMismatchError(
+                f"{self.folder} has no whole set: push the vectors of {self._space.fingerprint} "
+                "first"
+            )
+        return f"{self.folder.name}/{max(whole, key=lambda name: whole[name])}"
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.pushed.close()
+
+    def _write_part(self, path: Path, rows: Iterator[PartRow]) -> None:
+        """Write a part, unless it is there from an earlier try; the rows are used up either way."""
+        if path.exists():
+            deque(rows, maxlen=0)
+            return
+        with part(path, self._layout) as writing:
+            while some := list(islice(rows, PAGE_ROWS)):
+                writing.write(some)
+
+    def _set_for(self, content: dict[str, Any]) -> Path:
+        """The set that has this content, or else an empty place for one."""
+        for name in SET_NAMES:
+            if manifest.read(self.folder / name / manifest.DESCRIPTION) == content:
+                return self.folder / name
+        pointed = manifest.current(self._home)
+        free = next(n for n in SET_NAMES if f"{self.folder.name}/{n}" != pointed)
+        target = self.folder / free
+        with disk_refusals(target):
+            # First, so that it is whole no more.
+            (target / manifest.MANIFEST).unlink(missing_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+        return target
+
+    def _part_rows(self, rows: Iterable[Row], having: Having) -> Iterator[PartRow]:
+        documents = (row.document for row in rows if isinstance(row, FileRow))
+        while some := list(islice(documents, PAGE_ROWS)):
+            there = having([document.id for document in some])
+            for document in some:
+                found = self.pushed.get(document.id) if document.id in there else None
+                is_of_this = found is not None and found[0] == text_sha256(document.text)
+                yield PartRow(
+                    document.id,
+                    document.text,
+                    as_json(document.metadata),
+                    found[1] if found is not None and is_of_this else None,
+                )
+
+
+class _Counted:
+    """Rows as they come. Owns how many there were, and how many without a vector."""
+
+    def __init__(self, rows: Iterator[PartRow]) -> None:
+        self._rows = rows
+        self.n_rows = self.n_without = 0
+
+    def __iter__(self) -> Iterator[PartRow]:
+        return self
+
+    def __next__(self) -> PartRow:
+        row = next(self._rows)
+        self.n_rows += 1
+        self.n_without += row.vector is None
+        return row
+
+
+def _name_of(fingerprint: str) -> str:
+    """A folder's name, different for every fingerprint."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", fingerprint)[:MOST_NAME_CHARACTERS].strip(".-")
+    return f"{readable}-{hashlib.blake2b(fingerprint.encode(), digest_size=4).hexdigest()}"
