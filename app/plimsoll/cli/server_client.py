@@ -14,9 +14,19 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class ServerRefusedError(click.ClickException):
-    """What the server answered in place of what was asked for."""
+    """What the server answered in place of what was asked for.
+
+    status: None where it did not answer. retry_after_s: None where waiting is no use.
+    """
 
     exit_code = FAILED
+
+    def __init__(
+        self, message: str, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class ServerClient:
@@ -32,10 +42,22 @@ class ServerClient:
         """End the connection."""
         self._client.close()
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, **parameters: Any) -> Any:
         """Raises ServerRefusedError."""
         with self._told():
-            return _content(self._client.get(path))
+            return _content(self._client.get(path, params=parameters))
+
+    def put(self, path: str, content: Mapping[str, Any]) -> Any:
+        """Raises ServerRefusedError."""
+        with self._told():
+            return _content(self._client.put(path, json=content))
+
+    def post_lines(self, path: str, lines: bytes, **parameters: Any) -> Any:
+        """Send JSON lines. Raises ServerRefusedError."""
+        headers = {"Content-Type": "application/x-ndjson"}
+        with self._told():
+            answer = self._client.post(path, content=lines, params=parameters, headers=headers)
+            return _content(answer)
 
     def post(self, path: str, content: Mapping[str, Any]) -> Any:
         """Raises ServerRefusedError."""
@@ -71,5 +93,10 @@ def _content(response: httpx.Response) -> Any:
     if response.is_error:
         told = content.get("error", {}) if isinstance(content, dict) else {}
         message = told.get("message", response.reason_phrase)
-        raise ServerRefusedError(f"the server refused ({response.status_code}): {message}")
+        seconds = response.headers.get("Retry-After")
+        raise ServerRefusedError(
+            f"the server refused ({response.status_code}): {message}",
+            response.status_code,
+            None if seconds is None else float(seconds),
+        )
     return content

@@ -56,8 +56,12 @@ def read(path: Path) -> dict[str, Any] | None:
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Have a file say this, from one moment to the next, also over a power cut."""
     temporary = temporary_of(path)
-    temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
-    publish(temporary, path)
+    try:
+        temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+        publish(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def current(folder: Path) -> str | None:
