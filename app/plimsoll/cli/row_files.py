@@ -17,9 +17,10 @@ import numpy as np
 
 from plimsoll.embedder import Row
 from plimsoll.files import temporary_of
+from plimsoll.links.files.parquet import arrow
+from plimsoll.links.files.parts import ParquetGroups
 
 STANDARD_OUTPUT = "-"
-GROUP_ROWS = 1024  # of a Parquet file
 
 
 class CannotWriteError(click.ClickException):
@@ -52,7 +53,7 @@ def row_file(output: str, dimensions: Callable[[], int]) -> Iterator[RowFile]:
         return
     path = Path(output)
     kinds: dict[str, Callable[[IO[bytes], Callable[[], int]], RowFile]]
-    kinds = {".npy": NumpyFile, ".parquet": _parquet_file}
+    kinds = {".npy": NumpyFile, ".parquet": ParquetFile}
     if path.suffix not in kinds:
         raise click.UsageError(f"--output {output}: write x.npy, x.parquet or -")
     temporary = temporary_of(path)
@@ -140,16 +141,16 @@ class ParquetFile:
     """Columns index, text, embedding, error, truncated; a group of rows at a time."""
 
     def __init__(self, stream: IO[bytes], dimensions: Callable[[], int]) -> None:
-        """Write nothing yet."""
+        """Write nothing yet. Raises OutsideMismatchError without pyarrow."""
+        arrow()
         self._stream = stream
         self._dimensions = dimensions
-        self._rows: list[dict[str, Any]] = []
-        self._writer: Any = None
+        self._groups: ParquetGroups | None = None
 
     def write(self, texts: Sequence[str], rows: Sequence[Row]) -> None:
         """Take the rows in; written once there are enough for a group."""
-        for text, row in zip(texts, rows, strict=True):
-            self._rows.append(
+        self._opened().write(
+            [
                 {
                     "index": row.index,
                     "text": text,
@@ -157,43 +158,28 @@ class ParquetFile:
                     "error": row.error,
                     "truncated": row.truncated is not None,
                 }
-            )
-        if len(self._rows) >= GROUP_ROWS:
-            self._write_group()
+                for text, row in zip(texts, rows, strict=True)
+            ]
+        )
 
     def finish(self) -> None:
         """Write the last group and the footer."""
-        self._write_group()
-        self._writer.close()
+        self._opened().finish()
 
-    def _write_group(self) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        schema = pa.schema(
-            [
-                pa.field("index", pa.int64(), nullable=False),
-                pa.field("text", pa.string(), nullable=False),
-                pa.field("embedding", pa.list_(pa.float32(), self._dimensions())),
-                pa.field("error", pa.string()),
-                pa.field("truncated", pa.bool_(), nullable=False),
-            ]
-        )
-        if self._writer is None:
-            self._writer = parquet.ParquetWriter(self._stream, schema)
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=schema))
-        self._rows.clear()
-
-
-def _parquet_file(stream: IO[bytes], dimensions: Callable[[], int]) -> ParquetFile:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as missing:
-        raise click.UsageError(
-            "a Parquet file needs pyarrow, which is not installed: pip install pyarrow, or "
-            "'.[parquet]' in a checkout"
-        ) from missing
-    return ParquetFile(stream, dimensions)
+    def _opened(self) -> ParquetGroups:
+        if self._groups is None:
+            pa, _ = arrow()
+            schema = pa.schema(
+                [
+                    pa.field("index", pa.int64(), nullable=False),
+                    pa.field("text", pa.string(), nullable=False),
+                    pa.field("embedding", pa.list_(pa.float32(), self._dimensions())),
+                    pa.field("error", pa.string()),
+                    pa.field("truncated", pa.bool_(), nullable=False),
+                ]
+            )
+            self._groups = ParquetGroups(self._stream, schema)
+        return self._groups
 
 
 def _record(row: Row) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def link(request: pytest.FixtureRequest, tmp_path: Path) -> FileLink:
 @pytest.fixture
 def outside(link: FileLink) -> Iterator[FileOutside]:
     with closing(FileOutside(link)) as outside:
+        outside.follow(HOME)
         yield outside
 
 
@@ -238,7 +239,7 @@ def test_rows_before_the_place_of_damage_are_given_first(link: FileLink, tmp_pat
 def test_a_set_is_the_rows_of_the_files_with_other_vectors(outside: FileOutside, link: FileLink):
     """Text and metadata come along, in the files' order, and others read it at one moment."""
     move(outside)
-    assert (outside.active(), current(link.folder)) == (None, None)
+    assert (outside.active(), current(link.folder)) == (HOME.fingerprint, None)
 
     told = outside.switch(NEW)
 
@@ -262,17 +263,39 @@ def test_rollback_is_the_files_themselves_and_cut_over_may_come_again(
         assert outside.active() == NEW.fingerprint
         outside.switch(HOME)
         outside.switch(HOME)
-        assert outside.active() is None
+        assert outside.active() == HOME.fingerprint
+    assert outside.page(None).active == HOME.fingerprint
+    assert len(pulled(outside)) == N
+
+
+def test_what_is_needed_no_more_is_removed_and_the_files_never(
+    outside: FileOutside, link: FileLink
+):
+    move(outside)
+    other = Space("v1:other", 2, "other")
+    outside.prepare(other)
     outside.switch(NEW)
-    with pytest.raises(OutsideMismatchError, match="points to"):
-        outside.drop(NEW)
+
+    (told,) = outside.drop_all_but([])
+    assert "other" in told
+    assert outside.drop_all_but([]) == []
+    assert len(read(link.folder)) == N
 
     outside.switch(HOME)
-    outside.drop(NEW)
-    outside.drop(NEW)
-
-    assert content(link.folder) == {}
+    assert outside.drop_all_but([NEW.fingerprint]) == []
+    (told,) = outside.drop_all_but([HOME.fingerprint])
+    assert list(content(link.folder)) == ["home.json"]
     assert len(pulled(outside)) == N
+
+
+def test_a_link_of_another_space_than_is_noted_is_refused(outside: FileOutside):
+    """Vectors of two spaces would be taken for those of one."""
+    move(outside)
+    outside.follow(HOME)
+    outside.switch(NEW)
+    outside.follow(NEW)
+    with pytest.raises(OutsideMismatchError, match=r"is of v1:new.* and not of foreign:ada-002"):
+        outside.follow(HOME)
 
 
 def test_a_row_without_a_vector_of_its_text_has_none_and_is_not_lost(
@@ -326,6 +349,7 @@ def test_what_was_left_in_its_midst_goes_on_to_the_same_bytes(
     """At whichever write: kill -9 leaves what an error leaves, and a ".tmp" besides."""
     monkeypatch.setattr(sets, "PART_ROWS", 70)
     with closing(FileOutside(link.model_copy(update={"folder": tmp_path / "quiet"}))) as quiet:
+        quiet.follow(HOME)
         move(quiet)
     quiet_content = content(tmp_path / "quiet")
     assert sum("part-" in name for name in quiet_content) == 5

@@ -2,7 +2,8 @@
 
 A folder of parts is a *set*: `set.json` says from its beginning what is in it, `manifest.json` at
 its end that it is whole, with its parts. A folder of sets has `current.json`, which names the set
-that readers take; to change it is one rename.
+that readers take; to change it is one rename. What else these files hold is for those who write
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from plimsoll.files import publish, sync, temporary_of
 DESCRIPTION = "set.json"
 MANIFEST = "manifest.json"
 POINTER = "current.json"
+HOME = "home.json"
 
 
 def whole_parts(folder: Path) -> list[Path] | None:

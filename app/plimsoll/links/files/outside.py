@@ -3,11 +3,11 @@
 The files themselves are never changed. The folder gets a set of parts for each space, with the rows
 of the files in their order, and `current.json`, the pointer to the set that others read; without it
 they read the files. Vectors on their way lie in the folder too, until they are all there.
+`home.json` notes which space the vectors in the files are of, from the first `follow` on.
 """
 
 import logging
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 
 import orjson
@@ -22,7 +22,7 @@ from plimsoll.links.files.paths import SourceFile, files_of
 from plimsoll.links.files.reading import is_in, read_rows
 from plimsoll.links.files.rows import Columns, FileRow, Place, Row
 from plimsoll.links.files.seen import SeenIds
-from plimsoll.links.files.sets import SpaceFolder
+from plimsoll.links.files.sets import SpaceFolder, folders_of_spaces, remove_space
 from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS, Having
 from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows, Pushed, Survey
 
@@ -43,20 +43,31 @@ class FileOutside:
         """Read all of the files. See Outside."""
         return survey_of(self._link, self._whole_columns, self.active())
 
-    def follow(self) -> None:
-        """Files note no changes."""
+    def follow(self, active: Space) -> None:
+        """Note the space of the files' vectors; changes are noted by none. See Outside."""
+        noted = self.active()
+        if noted is None:
+            home = self._link.folder / manifest.HOME
+            with disk_refusals(home):
+                home.parent.mkdir(parents=True, exist_ok=True)
+                manifest.write(home, {"space": active.fingerprint})
+        elif noted != active.fingerprint:
+            raise OutsideMismatchError(
+                f"what others read of {self._link.folder} is of {noted}, as {manifest.POINTER} and "
+                f"{manifest.HOME} there say, and not of {active.fingerprint}"
+            )
 
     def unfollow(self) -> None:
         """Nothing was done."""
 
     def active(self) -> str | None:
-        """What `current.json` says. See Outside."""
+        """What `current.json` says, or else the space of the files. See Outside."""
         pointer = manifest.read(self._link.folder / manifest.POINTER)
-        return None if pointer is None else str(pointer["space"])
+        return self._home if pointer is None else str(pointer["space"])
 
     def page(self, position: str | None) -> OutsideRows:
         """Rows of the files; see Outside. Those of files that have changed begin anew."""
-        reading = self._reading
+        home, reading = self._home, self._reading
         if reading is None or position is None or reading.position != position:
             self._end_reading()
             reading = self._reading = _Reading(self._files(), self._columns, position)
@@ -75,14 +86,14 @@ class FileOutside:
                     break
             else:
                 self._end_reading()
-                return OutsideRows(rows, None)
+                return OutsideRows(rows, home)
         except OutsideError:
             last = reading.position
             self._end_reading()
             if not rows:
                 raise
-            return OutsideRows(rows, None, last)  # what is behind it is told by the next page
-        return OutsideRows(rows, None, reading.position)
+            return OutsideRows(rows, home, last)  # what is behind it is told by the next page
+        return OutsideRows(rows, home, reading.position)
 
     def changes(self, most: int) -> Changes:
         """None: files note none."""
@@ -90,21 +101,22 @@ class FileOutside:
 
     def rows(self, ids: Sequence[str]) -> OutsideRows:
         """Never asked: there are no changes."""
-        return OutsideRows([], None, left=ids)
+        return OutsideRows([], self._home, left=ids)
 
     def forget(self, changes: Changes) -> None:
         """There are none."""
 
     def prepare(self, space: Space) -> None:
         """Make the folder of a space. See Outside."""
-        self._space(space).make()
+        if space.fingerprint != self._home:
+            self._space(space).make()
 
     def push(self, space: Space, rows: Sequence[OutgoingRow]) -> Pushed:
         """Keep vectors until all are there. See Outside.
 
-        Those of the home space stay in the files as they are.
+        Those of the files' own space stay as they are there.
         """
-        if not self._is_home(space):
+        if space.fingerprint != self._home:
             self._space(space).pushed.put(rows)
         return Pushed(frozenset(row.id for row in rows))
 
@@ -113,7 +125,7 @@ class FileOutside:
 
         A row whose text is none that a vector was pushed of has none there.
         """
-        if not self._is_home(space):
+        if space.fingerprint != self._home:
             files = self._files()
             with closing(SeenIds()) as seen:
                 rows = seen.once(read_rows(files, self._whole_columns))
@@ -122,7 +134,7 @@ class FileOutside:
     def switch(self, space: Space) -> str:
         """Change the pointer. See Outside."""
         folder = self._link.folder
-        if self._is_home(space):
+        if space.fingerprint == self._home:
             with disk_refusals(folder / manifest.POINTER):
                 manifest.point_to(folder, None)
             return f"{manifest.POINTER} removed from {folder}: the files themselves are read"
@@ -131,23 +143,29 @@ class FileOutside:
             manifest.point_to(folder, chosen)
         return f"{folder / manifest.POINTER} points to {chosen}"
 
-    def drop(self, space: Space) -> str:
-        """Remove the folder of a space. See Outside."""
-        if self._is_home(space):
-            return "the files are left as they are"
-        dropped = self._space(space)
-        if self.active() == space.fingerprint:
-            raise OutsideMismatchError(f"{dropped.folder} is what {manifest.POINTER} points to")
-        dropped.close()
-        with disk_refusals(dropped.folder):
-            shutil.rmtree(dropped.folder, ignore_errors=not dropped.folder.exists())
-        return f"{dropped.folder} removed"
+    def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
+        """Remove folders of spaces; the files stay. See Outside."""
+        spared, done = {*kept, self.active()}, list[str]()
+        for fingerprint, folder in folders_of_spaces(self._link.folder):
+            if fingerprint not in spared:
+                if (space := self._spaces.pop(fingerprint, None)) is not None:
+                    space.close()
+                with disk_refusals(folder):
+                    remove_space(folder)
+                done.append(f"{folder} removed")
+        return done
 
     def close(self) -> None:
         """Close every file."""
         self._end_reading()
         for space in self._spaces.values():
             space.close()
+
+    @property
+    def _home(self) -> str | None:
+        """Fingerprint of the files' own space; None before the first `follow`."""
+        home = manifest.read(self._link.folder / manifest.HOME)
+        return None if home is None else str(home["space"])
 
     @property
     def _whole_columns(self) -> Columns:
@@ -172,11 +190,6 @@ class FileOutside:
         if space.fingerprint not in self._spaces:
             self._spaces[space.fingerprint] = SpaceFolder(self._link, space)
         return self._spaces[space.fingerprint]
-
-    def _is_home(self, space: Space) -> bool:
-        if self._link.foreign_space is not None:
-            return space.fingerprint == self._link.foreign_space.fingerprint
-        return space.model == self._link.model
 
     def _end_reading(self) -> None:
         if self._reading is not None:

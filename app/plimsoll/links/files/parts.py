@@ -4,8 +4,9 @@ A file appears under its name when it is whole and on the disk; until then it li
 ".tmp" at its end. The same rows give the same bytes.
 """
 
+import io
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,6 @@ class RowWriter(Protocol):
     def finish(self) -> None:
         """Write what makes the file whole."""
 
-    def abandon(self) -> None:
-        """Write nothing more, not even when it is thrown away."""
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -84,12 +82,8 @@ def part(path: Path, layout: Layout) -> Iterator[RowWriter]:
         try:
             with temporary.open("wb") as stream:
                 rows = writer(stream, path, layout)
-                try:
-                    yield rows
-                    rows.finish()
-                except BaseException:
-                    rows.abandon()
-                    raise
+                yield rows
+                rows.finish()
             publish(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -99,7 +93,7 @@ def part(path: Path, layout: Layout) -> Iterator[RowWriter]:
 def writer(stream: IO[bytes], path: Path, layout: Layout) -> RowWriter:
     """Writes rows to a stream, of the kind that the ending of `path` says."""
     if kind_of(path) == "parquet":
-        return ParquetGroups(stream, schema_of(layout), layout.record)
+        return _ParquetPart(ParquetGroups(stream, schema_of(layout)), layout)
     return JsonLines(stream, layout, is_compressed=path.suffix == GZIP)
 
 
@@ -143,26 +137,22 @@ class JsonLines:
         if self._gzip is not None:
             self._stream.write(self._gzip.flush())
 
-    def abandon(self) -> None:
-        """Nothing is left to write."""
-
 
 class ParquetGroups:
-    """Records as Parquet, a group of rows at a time. Owns the rows of the next group."""
+    """Records as Parquet, a group of rows at a time. Owns the records of the next group."""
 
-    def __init__(self, stream: IO[bytes], schema: Any, record: Any) -> None:
-        """Write nothing yet. record: makes the values by column of what `write` is given."""
-        self._record = record
+    def __init__(self, stream: IO[bytes], schema: Any) -> None:
+        """Write nothing yet. schema: of Arrow."""
         self._schema = schema
-        self._rows = list[Mapping[str, Any]]()
+        self._records = list[Mapping[str, Any]]()
         self._pyarrow, parquet = arrow()
-        self._writer = parquet.ParquetWriter(stream, schema)
+        self._writer = parquet.ParquetWriter(_UntilClosed(stream), schema)
 
-    def write(self, rows: Sequence[Any]) -> None:
-        """Take rows in; a group is written once it is full."""
-        for row in rows:
-            self._rows.append(self._record(row))
-            if len(self._rows) == GROUP_ROWS:
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take in values by column; a group is written once it is full."""
+        for record in records:
+            self._records.append(record)
+            if len(self._records) == GROUP_ROWS:
                 self._write_group()
 
     def finish(self) -> None:
@@ -170,15 +160,41 @@ class ParquetGroups:
         self._write_group()
         self._writer.close()
 
-    def abandon(self) -> None:
-        """Keep pyarrow from writing a footer to a file that may be closed by then."""
-        self._writer.is_open = False
-
     def _write_group(self) -> None:
-        if self._rows:
-            table = self._pyarrow.Table.from_pylist(self._rows, schema=self._schema)
+        if self._records:
+            table = self._pyarrow.Table.from_pylist(self._records, schema=self._schema)
             self._writer.write_table(table)
-            self._rows.clear()
+            self._records.clear()
+
+
+class _ParquetPart:
+    """Rows of a layout as Parquet."""
+
+    def __init__(self, groups: ParquetGroups, layout: Layout) -> None:
+        self._groups = groups
+        self._layout = layout
+
+    def write(self, rows: Sequence[PartRow]) -> None:
+        self._groups.write(map(self._layout.record, rows))
+
+    def finish(self) -> None:
+        self._groups.finish()
+
+
+class _UntilClosed(io.RawIOBase):
+    """A stream that takes what comes once it is closed, and does nothing with it.
+
+    A writer of pyarrow that is thrown away after an error still writes a footer.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return len(data) if self._stream.closed else self._stream.write(data)
 
 
 def schema_of(layout: Layout) -> Any:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PART_ROWS = 10_000
 SET_NAMES = ("a", "b")
+SPACE = "space.json"
 ENDINGS = {"jsonl": ".jsonl", "parquet": ".parquet"}
 MOST_NAME_CHARACTERS = 40
 
@@ -49,6 +50,7 @@ class SpaceFolder:
         """Have the folder. Raises OutsideMismatchError where that cannot be."""
         with disk_refusals(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            manifest.write(self.folder / SPACE, {"space": self._space.fingerprint})
             sync(self._home)
 
     def write(self, stamp: str, rows: Iterable[Row], having: Having) -> None:
@@ -139,6 +141,24 @@ class SpaceFolder:
                     as_json(document.metadata),
                     found[1] if found is not None and is_of_this else None,
                 )
+
+
+def folders_of_spaces(home: Path) -> Iterator[tuple[str, Path]]:
+    """Fingerprint and folder of every space that a folder was made for."""
+    for described in sorted(home.glob(f"*/{SPACE}")):
+        found = manifest.read(described)
+        if found is not None:
+            yield str(found["space"]), described.parent
+
+
+def remove_space(folder: Path) -> None:
+    """Remove such a folder; what says whose it is goes last, so that it is found again."""
+    for each in sorted(folder.iterdir(), key=lambda path: path.name == SPACE):
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+    folder.rmdir()
 
 
 class _Counted:
