@@ -84,16 +84,11 @@ class FileOutside:
                     rows.append(found)
                 if len(rows) == PAGE_ROWS:
                     break
-            else:
-                self._end_reading()
-                return OutsideRows(rows, home)
         except OutsideError:
-            last = reading.position
             self._end_reading()
             if not rows:
-                raise
-            return OutsideRows(rows, home, last)  # what is behind it is told by the next page
-        return OutsideRows(rows, home, reading.position)
+                raise  # else the next page comes here again, behind the rows of this one
+        return OutsideRows(rows, home, reading.position if rows else None)
 
     def changes(self, most: int) -> Changes:
         """None: files note none."""
