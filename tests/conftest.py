@@ -49,6 +49,12 @@ def root_log_level() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def is_soak(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of a test is asked for."""
+    return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of evaluation data; skips where it is absent."""
     if not DATA_DIR.is_dir():

@@ -4,12 +4,9 @@ Equal means rows, vectors, order, pointer, quarantine and state; moments and pag
 """
 
 import asyncio
-import random
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
@@ -19,18 +16,13 @@ import pytest
 
 from plimsoll.corpora.database import FILE_NAME
 from plimsoll.corpora.records import Document
+from tests.killing import kill_at_random, work
 from tests.migration.conftest import write_models
 from tests.migration.models import inside, settings_of, texts
-from tests.running_server import DEADLINE_S, ROOT, environment
 
 STAGES = ("reader", "encoder", "validator", "writer")
-N_DOCUMENTS, N_KILLS, KILLS_A_STAGE = 500, 10, 1
-SOAK_DOCUMENTS, SOAK_KILLS, SOAK_KILLS_A_STAGE = 5000, 140, 10
-
-
-@pytest.fixture(scope="module")
-def is_soak(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--soak"))
+N_DOCUMENTS, N_KILLS, KILLS_A_STAGE = 500, 6, 1  # kills at random, then in each stage
+SOAK_DOCUMENTS, SOAK_KILLS, SOAK_KILLS_A_STAGE = 5000, 100, 10
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +49,7 @@ def copy_of(begun: Path, folder: Path) -> Path:
     return shutil.copytree(begun, folder, dirs_exist_ok=True)
 
 
-def work(folder: Path, *options: str, kill_after_s: float | None = None) -> int:
-    """Let a process go on with the migration; returns how it ended."""
-    command = [sys.executable, "-m", "tests.migration.worker", str(folder), *options]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        try:
-            return process.wait(DEADLINE_S if kill_after_s is None else kill_after_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait(DEADLINE_S)
+WORKER = "tests.migration.worker"
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -97,23 +77,25 @@ def test_killed_at_any_moment_it_ends_as_one_that_was_not(
     """
     quiet, folder = copy_of(begun, tmp_path / "quiet"), copy_of(begun, tmp_path / "killed")
     began_s = monotonic()
-    assert work(quiet) == 0
+    assert work(WORKER, quiet) == 0
     whole_s = monotonic() - began_s
     uninterrupted = content(quiet)
-    chance, n_kills = random.Random(7), 0
+
+    def begin_anew() -> None:
+        assert content(folder) == uninterrupted
+        shutil.rmtree(folder)
+        copy_of(begun, folder)
 
     for number in range(SOAK_KILLS_A_STAGE if is_soak else KILLS_A_STAGE):
         for stage in STAGES:
-            assert work(folder, stage, str(1 + number % 2)) == -signal.SIGKILL
-            n_kills += 1
-    while n_kills < (SOAK_KILLS if is_soak else N_KILLS):
-        if work(folder, kill_after_s=chance.uniform(0, whole_s / 2)) == 0:
-            assert content(folder) == uninterrupted  # it was quicker: kill another one
-            shutil.rmtree(folder)
-            copy_of(begun, folder)
-        else:
-            n_kills += 1
+            assert work(WORKER, folder, stage, str(1 + number % 2)) == -signal.SIGKILL
+    kill_at_random(
+        lambda after_s: work(WORKER, folder, kill_after_s=after_s),
+        SOAK_KILLS if is_soak else N_KILLS,
+        whole_s / 2,
+        begin_anew,
+    )
 
-    assert work(folder) == 0
+    assert work(WORKER, folder) == 0
     assert content(folder) == uninterrupted
     assert len(uninterrupted["new"]) == (SOAK_DOCUMENTS if is_soak else N_DOCUMENTS)
