@@ -292,6 +292,45 @@ def test_what_is_needed_no_more_is_removed_and_the_files_never(
     assert len(pulled(outside)) == N
 
 
+def test_files_that_have_changed_are_read_once_more_and_others_get_a_new_set(
+    outside: FileOutside, link: FileLink, tmp_path: Path
+):
+    """Until then nothing is done: it is looked at every second."""
+    assert not outside.changes(10).marks
+    assert outside.settle(everyone) is None
+    move(outside)
+    outside.switch(NEW)
+    assert outside.settle(everyone) is None
+    pointed = current(link.folder)
+
+    write(tmp_path / "source" / f"3.{link.kind}", [record(1000)])
+    changes = outside.changes(10)
+    assert changes.marks
+    assert changes.is_everything
+    assert outside.changes(10).marks  # as long as they are not forgotten
+    assert len(pulled(outside)) == N + 1
+    outside.forget(changes)
+    assert not outside.changes(10).marks
+    pushed(outside, outgoing(range(1000, 1001)))
+
+    assert POINTER in (outside.settle(everyone) or "")
+    assert current(link.folder) != pointed
+    row = read(link.folder)["r1000"]
+    assert row.vector is not None
+    assert row.vector.tolist() == [1000, 1]
+    assert outside.settle(everyone) is None
+
+    file = tmp_path / "source" / f"3.{link.kind}"
+    aside = file.rename(tmp_path / "aside")  # no vector is pushed for that, nor for its way back
+    for path, other, n in ((aside, file, N), (file, aside, N + 1)):
+        assert outside.changes(10).marks
+        assert outside.settle(everyone) is not None
+        assert len(read(link.folder)) == n
+        assert outside.settle(everyone) is None
+        outside.forget(outside.changes(10))
+        path.rename(other)
+
+
 def test_a_link_of_another_space_than_is_noted_is_refused(outside: FileOutside):
     """Vectors of two spaces would be taken for those of one."""
     move(outside)

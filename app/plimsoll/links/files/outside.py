@@ -3,12 +3,14 @@
 The files themselves are never changed. The folder gets a set of parts for each space, with the rows
 of the files in their order, and `current.json`, the pointer to the set that others read; without it
 they read the files. Vectors on their way lie in the folder too, until they are all there.
-`home.json` notes which space the vectors in the files are of, from the first `follow` on.
+`home.json` notes which space the vectors in the files are of, and which files have been looked at:
+where others are there, all are read once more, and others get a set of them.
 """
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import orjson
 
@@ -30,13 +32,14 @@ log = logging.getLogger(__name__)
 
 
 class FileOutside:
-    """Owns the reading that is under way, and the folders of spaces."""
+    """Owns the reading that is under way, and the vectors on their way."""
 
     def __init__(self, link: FileLink) -> None:
         """Open nothing yet."""
         self._link = link
         self._columns = Columns(link.id, link.text, link.vector, metadata=())
         self._reading: _Reading | None = None
+        self._looked_at: str | None = None  # stamp of the files, when changes were asked for
         self._spaces = dict[str, SpaceFolder]()  # by fingerprint
 
     def survey(self) -> Survey:
@@ -44,18 +47,14 @@ class FileOutside:
         return survey_of(self._link, self._whole_columns, self.active())
 
     def follow(self, active: Space) -> None:
-        """Note the space of the files' vectors; changes are noted by none. See Outside."""
+        """Note the space of the files' vectors, and the files. See Outside."""
         noted = self.active()
-        if noted is None:
-            home = self._link.folder / manifest.HOME
-            with disk_refusals(home):
-                home.parent.mkdir(parents=True, exist_ok=True)
-                manifest.write(home, {"space": active.fingerprint})
-        elif noted != active.fingerprint:
+        if noted not in (None, active.fingerprint):
             raise OutsideMismatchError(
                 f"what others read of {self._link.folder} is of {noted}, as {manifest.POINTER} and "
                 f"{manifest.HOME} there say, and not of {active.fingerprint}"
             )
+        self._note(self._home or active.fingerprint, _stamp(self._files()))
 
     def unfollow(self) -> None:
         """Nothing was done."""
@@ -91,15 +90,20 @@ class FileOutside:
         return OutsideRows(rows, home, reading.position if rows else None)
 
     def changes(self, most: int) -> Changes:
-        """None: files note none."""
-        return Changes()
+        """Everything, once one of the files is another than before."""
+        self._looked_at = _stamp(self._files())
+        if self._looked_at == (self._noted or {}).get("files"):
+            return Changes()
+        return Changes(marks=(0,), is_everything=True)
 
     def rows(self, ids: Sequence[str]) -> OutsideRows:
-        """Never asked: there are no changes."""
+        """Never asked: no change names its rows."""
         return OutsideRows([], self._home, left=ids)
 
     def forget(self, changes: Changes) -> None:
-        """There are none."""
+        """Note the files that were looked at."""
+        if changes.is_everything and self._home is not None and self._looked_at is not None:
+            self._note(self._home, self._looked_at)
 
     def prepare(self, space: Space) -> None:
         """Make the folder of a space. See Outside."""
@@ -124,7 +128,7 @@ class FileOutside:
             files = self._files()
             with closing(SeenIds()) as seen:
                 rows = seen.once(read_rows(files, self._whole_columns))
-                self._space(space).write(files[-1].stamp, rows, having)
+                self._space(space).write(_stamp(files), rows, having)
 
     def switch(self, space: Space) -> str:
         """Change the pointer. See Outside."""
@@ -137,6 +141,16 @@ class FileOutside:
         with disk_refusals(folder / manifest.POINTER):
             manifest.point_to(folder, chosen)
         return f"{folder / manifest.POINTER} points to {chosen}"
+
+    def settle(self, having: Having) -> str | None:
+        """Let others read a new set, where theirs lacks what came since. See Outside."""
+        folder = self._link.folder
+        pointer = manifest.read(folder / manifest.POINTER)
+        if pointer is None:
+            return None
+        space = Space(pointer["space"], pointer["dimensions"], pointer["model"])
+        self.finish(space, having)
+        return None if self._space(space).latest() == pointer["set"] else self.switch(space)
 
     def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
         """Remove folders of spaces; the files stay. See Outside."""
@@ -157,10 +171,21 @@ class FileOutside:
             space.close()
 
     @property
+    def _noted(self) -> dict[str, Any] | None:
+        """What `home.json` says; None before the first `follow`."""
+        return manifest.read(self._link.folder / manifest.HOME)
+
+    @property
     def _home(self) -> str | None:
-        """Fingerprint of the files' own space; None before the first `follow`."""
-        home = manifest.read(self._link.folder / manifest.HOME)
-        return None if home is None else str(home["space"])
+        """Fingerprint of the files' own space."""
+        noted = self._noted
+        return None if noted is None else str(noted["space"])
+
+    def _note(self, space: str, stamp: str) -> None:
+        home = self._link.folder / manifest.HOME
+        with disk_refusals(home):
+            home.parent.mkdir(parents=True, exist_ok=True)
+            manifest.write(home, {"space": space, "files": stamp})
 
     @property
     def _whole_columns(self) -> Columns:
@@ -229,6 +254,11 @@ class _Reading:
                 self._seen.add(row.id)
             if row.place == place:
                 return
+
+
+def _stamp(files: Sequence[SourceFile]) -> str:
+    """Tells whether all of them are as they were."""
+    return files[-1].stamp
 
 
 def _written(place: Place) -> str:

@@ -65,12 +65,9 @@ class SpaceFolder:
             "files": stamp,
             "pushed": self.pushed.n_changes(),
         }
-        target = self._set_for(content)
+        target = self._set_of(content) or self._begin_set(content)
         if (target / manifest.MANIFEST).exists():
             return
-        with disk_refusals(target):
-            target.mkdir(exist_ok=True)
-            manifest.write(target / manifest.DESCRIPTION, content)
         counted = _Counted(self._part_rows(rows, having))
         names = list[str]()
         for first in counted:
@@ -78,9 +75,10 @@ class SpaceFolder:
             part_rows = chain((first,), islice(counted, PART_ROWS - 1))
             self._write_part(target / names[-1], part_rows)
             log.info("%s: %d rows in %d parts are there", target, counted.n_rows, len(names))
+        described = manifest.read(target / manifest.DESCRIPTION) or content
         told = {"parts": names, "rows": counted.n_rows, "without_vector": counted.n_without}
         with disk_refusals(target):
-            manifest.write(target / manifest.MANIFEST, content | told)
+            manifest.write(target / manifest.MANIFEST, described | told)
         if counted.n_without:
             log.warning(
                 "%d of %d rows in %s have no vector", counted.n_without, counted.n_rows, target
@@ -88,17 +86,13 @@ class SpaceFolder:
 
     def latest(self) -> str:
         """The newest whole set, as seen from the folder of all. Raises OutsideMismatchError."""
-        whole = {
-            name: found["pushed"]
-            for name in SET_NAMES
-            if (found := manifest.read(self.folder / name / manifest.MANIFEST)) is not None
-        }
+        whole = self._numbers(manifest.MANIFEST)
         if not whole:
             raise OutsideMismatchError(
                 f"{self.folder} has no whole set: push the vectors of {self._space.fingerprint} "
                 "first"
             )
-        return f"{self.folder.name}/{max(whole, key=lambda name: whole[name])}"
+        return f"{self.folder.name}/{whole[max(whole)]}"
 
     def close(self) -> None:
         """Let go of the file."""
@@ -113,11 +107,23 @@ class SpaceFolder:
             while some := list(islice(rows, PAGE_ROWS)):
                 writing.write(some)
 
-    def _set_for(self, content: dict[str, Any]) -> Path:
-        """The set that has this content, or else an empty place for one."""
-        for name in SET_NAMES:
-            if manifest.read(self.folder / name / manifest.DESCRIPTION) == content:
-                return self.folder / name
+    def _set_of(self, content: dict[str, Any]) -> Path | None:
+        """The newest set, as far as it is written, where it is of this content."""
+        begun = self._numbers(manifest.DESCRIPTION)
+        if not begun:
+            return None
+        newest = self.folder / begun[max(begun)]
+        found = manifest.read(newest / manifest.DESCRIPTION) or {}
+        return newest if content.items() <= found.items() else None
+
+    def _numbers(self, file: str) -> dict[int, str]:
+        """Names of the sets that have this file, by their numbers, which grow."""
+        found = {name: manifest.read(self.folder / name / file) for name in SET_NAMES}
+        return {each["number"]: name for name, each in found.items() if each is not None}
+
+    def _begin_set(self, content: dict[str, Any]) -> Path:
+        """Begin a set of this content in the place of the one that others do not read."""
+        number = 1 + max(self._numbers(manifest.DESCRIPTION), default=0)
         pointed = manifest.current(self._home)
         free = next(n for n in SET_NAMES if f"{self.folder.name}/{n}" != pointed)
         target = self.folder / free
@@ -126,6 +132,8 @@ class SpaceFolder:
             (target / manifest.MANIFEST).unlink(missing_ok=True)
             if target.exists():
                 shutil.rmtree(target)
+            target.mkdir()
+            manifest.write(target / manifest.DESCRIPTION, content | {"number": number})
         return target
 
     def _part_rows(self, rows: Iterable[Row], having: Having) -> Iterator[PartRow]:

@@ -1,0 +1,82 @@
+"""A server's inside in a process of its own: moves a linked collection, and may be killed.
+
+Called as `python -m tests.links.files.worker FOLDER [STAGE NUMBER]`: STAGE ends the process by
+SIGKILL at its call of that number. Prints a line when it has started, and ends when searches and
+the pointer outside are those of the new model.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from plimsoll.errors import MigrationStateError
+from plimsoll.links import steps
+from plimsoll.links.files import manifest, parts, sets
+from plimsoll.links.files.pushed import PushedVectors
+from plimsoll.migration.states import MigrationState
+from tests.migration.models import CHECK_S, NEW, Inside, inside, settings_of
+
+LINKS = "links.toml"
+PART_ROWS = 90
+STAGES: dict[str, tuple[Any, str]] = {
+    "reader": (steps, "mirror_page"),  # rows are taken in, and the place is not noted
+    "outbox": (PushedVectors, "put"),  # vectors are outside, and the outbox does not know
+    "writer": (parts, "publish"),  # a part has its name, and the set is not whole
+    "pointer": (manifest, "point_to"),  # others read the new set, and searches do not
+}
+
+
+def kill_at(stage: str, number: int) -> None:
+    """Have a stage end the process as a power cut does, once it has done its work."""
+    owner, name = STAGES[stage]
+    done, n_calls = getattr(owner, name), 0
+
+    def do_and_count(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_calls
+        result = done(*args, **kwargs)
+        n_calls += 1
+        if n_calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, do_and_count)
+
+
+async def move(server: Inside) -> None:
+    """Pull, migrate and cut over, each as far as it is not done."""
+    if (await server.links.status("ships")).state is None:
+        permit = server.core.gate.permit()
+        await server.links.pull("ships", permit)
+        permit.leave()
+    while True:
+        link = await server.links.status("ships")
+        if link.state is not None and not link.state.is_pulling:
+            break
+        await asyncio.sleep(CHECK_S)
+    begun = await server.migrations.statuses()
+    number = begun[0].counts.migration.id if begun else await server.begin("ships", NEW)
+    status = await server.until_rest(number)
+    if status.state is not MigrationState.CUT_OVER:
+        # Where the pointer outside was changed before a kill, the server that starts follows it.
+        with suppress(MigrationStateError):
+            await server.migrations.cut_over(number, "test", "")
+    assert (await server.migrations.status(number)).state is MigrationState.CUT_OVER
+
+
+async def run(folder: Path) -> None:
+    """Work until it has been moved."""
+    sets.PART_ROWS = PART_ROWS
+    settings = settings_of(folder).model_copy(update={"links": folder / LINKS})
+    async with inside(settings) as server:
+        print("started", flush=True)
+        await move(server)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        kill_at(sys.argv[2], int(sys.argv[3]))
+    asyncio.run(run(Path(sys.argv[1])))
