@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from plimsoll.corpora.corpora import Corpora
-from plimsoll.errors import SettingsError
+from plimsoll.errors import OutsideMismatchError, SettingsError
 from plimsoll.links.configuration import FileLink, PostgresLink, read_links
+from plimsoll.links.files.outside import FileOutside
+from plimsoll.links.files.parquet import arrow
 from plimsoll.links.filler import Filler
 from plimsoll.links.links import Home, Links
 from plimsoll.links.outside import Outside
@@ -63,7 +65,7 @@ def _home(
 
 def _outside(name: str, link: PostgresLink | FileLink, environ: Mapping[str, str]) -> Outside:
     if isinstance(link, FileLink):
-        raise SettingsError(f"PLIMSOLL_LINKS: links.{name}: {link.kind} is not built yet")
+        return _files(name, link)
     url = environ.get(link.url_env)
     if not url:
         raise SettingsError(
@@ -80,3 +82,12 @@ def _outside(name: str, link: PostgresLink | FileLink, environ: Mapping[str, str
         ) from missing
     place = Place(link.db_schema, link.table, link.id, link.text, link.vector, link.url_env)
     return PostgresTable(place, url)
+
+
+def _files(name: str, link: FileLink) -> Outside:
+    if link.kind == "parquet":
+        try:
+            arrow()
+        except OutsideMismatchError as missing:
+            raise SettingsError(f"PLIMSOLL_LINKS: links.{name}: {missing}") from missing
+    return FileOutside(link)

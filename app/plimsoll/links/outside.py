@@ -97,6 +97,14 @@ class Outside(Protocol):
         """
         ...
 
+    def settle(self, having: Having) -> str | None:
+        """All that came so far is here and has been pushed: let others read it.
+
+        Of the active space, where that takes more than `push`; called whenever nothing else is to
+        be done. having: see `finish`. Returns what was done, in words, if anything was.
+        """
+        ...
+
     def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
         """Give up vectors of spaces that others do not read, but those of these fingerprints.
 

@@ -138,6 +138,8 @@ class LinkWork:
                         await self.finish()
                         return
                     did_something = any(await self.step())
+                    if not did_something:
+                        await self._settle()
                 self._note(None)
                 wait_s = 0.0 if did_something else FOLLOW_EVERY_S
             except OutsideUnavailableError as error:
@@ -154,6 +156,11 @@ class LinkWork:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
+
+    async def _settle(self) -> None:
+        done = await self.run(self.outside.settle, self.having)
+        if done is not None:
+            log.info("link %s: %s", self.name, done)
 
     def _note(self, waits: str | None) -> None:
         """Say once why it waits, and once that it goes on."""

@@ -7,25 +7,19 @@ import asyncio
 import shutil
 import signal
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import orjson
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from plimsoll.corpora.database import FILE_NAME
-from plimsoll.corpora.listing import DocumentPage
-from plimsoll.corpora.records import Document
 from plimsoll.links.files.manifest import POINTER
 from tests.killing import kill_at_random, work
-from tests.links.files.worker import LINKS, STAGES
-from tests.migration.conftest import write_models
-from tests.migration.models import OLD, Inside, inside, settings_of, texts
+from tests.links.files.ships import copy_of, make_ships
+from tests.links.files.worker import STAGES
 
 WORKER = "tests.links.files.worker"
 N_DOCUMENTS, N_KILLS, KILLS_A_STAGE = 500, 6, 1  # kills at random, then in each stage
@@ -41,60 +35,11 @@ QUERIES = {
 }
 
 
-async def old_vectors(server: Inside) -> AsyncIterator[DocumentPage]:
-    """Documents with the vectors of the old model."""
-    after: int | None = 0
-    while after is not None:
-        permit = server.core.gate.permit()
-        page = await server.corpora.catalog.page(
-            "seed", permit, after=after, most=1000, version=None, has_vectors=True
-        )
-        permit.leave()
-        yield page
-        after = page.after
-
-
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory, is_soak: bool) -> Path:
-    """Models, and two Parquet files of documents with vectors of the old one."""
-    folder = tmp_path_factory.mktemp("begun")
-    write_models(folder)
+    """Files of ships that have not been moved."""
     n = SOAK_DOCUMENTS if is_soak else N_DOCUMENTS
-    rows = list[dict[str, Any]]()
-
-    async def embed() -> None:
-        settings = settings_of(folder).model_copy(update={"data_dir": folder / "seed"})
-        async with inside(settings) as server:
-            await server.ensure("seed", model=OLD)
-            given = [Document(f"d{number}", text) for number, text in enumerate(texts(n))]
-            await server.put("seed", given)
-            async for page in old_vectors(server):
-                for found in page.documents:
-                    vector = page.vectors[found.row]
-                    rows.append({"id": found.id, "text": found.text, "embedding": vector})
-
-    asyncio.run(embed())
-    shutil.rmtree(folder / "seed")
-    (folder / "source").mkdir()
-    for number, some in enumerate((rows[: n // 3], rows[n // 3 :])):
-        path = folder / "source" / f"part-{number}.parquet"
-        parquet.write_table(pa.Table.from_pylist(some), path, row_group_size=100)
-    return folder
-
-
-def copy_of(begun: Path, folder: Path) -> Path:
-    """The same files, to be moved once more."""
-    shutil.copytree(begun, folder, dirs_exist_ok=True)
-    (folder / LINKS).write_text(
-        f"""[links.ships]
-        kind = "parquet"
-        files = ["{folder}/source/*.parquet"]
-        folder = "{folder}/moved"
-        vector = "embedding"
-        model = "{OLD}"
-        """
-    )
-    return folder
+    return asyncio.run(make_ships(tmp_path_factory.mktemp("begun"), n))
 
 
 def content(folder: Path) -> dict[str, Any]:

@@ -331,6 +331,24 @@ def test_files_that_have_changed_are_read_once_more_and_others_get_a_new_set(
         path.rename(other)
 
 
+def test_what_reads_many_rows_can_be_interrupted_and_done_again(
+    outside: FileOutside, link: FileLink
+):
+    """A server that ends waits for no millions of rows."""
+    outside.prepare(NEW)
+    pushed(outside, outgoing())
+
+    def interrupting(ids: Sequence[str]) -> frozenset[str]:
+        outside.interrupt()
+        return everyone(ids)
+
+    with pytest.raises(OutsideUnavailableError, match="interrupted"):
+        outside.finish(NEW, interrupting)
+    outside.finish(NEW, everyone)
+    outside.switch(NEW)
+    assert len(read(link.folder)) == N
+
+
 def test_a_link_of_another_space_than_is_noted_is_refused(outside: FileOutside):
     """Vectors of two spaces would be taken for those of one."""
     move(outside)

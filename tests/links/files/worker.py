@@ -18,9 +18,9 @@ from plimsoll.links import steps
 from plimsoll.links.files import manifest, parts, sets
 from plimsoll.links.files.pushed import PushedVectors
 from plimsoll.migration.states import MigrationState
-from tests.migration.models import CHECK_S, NEW, Inside, inside, settings_of
+from tests.links.files.ships import linked, pulled
+from tests.migration.models import NEW, Inside
 
-LINKS = "links.toml"
 PART_ROWS = 90
 STAGES: dict[str, tuple[Any, str]] = {
     "reader": (steps, "mirror_page"),  # rows are taken in, and the place is not noted
@@ -48,15 +48,7 @@ def kill_at(stage: str, number: int) -> None:
 
 async def move(server: Inside) -> None:
     """Pull, migrate and cut over, each as far as it is not done."""
-    if (await server.links.status("ships")).state is None:
-        permit = server.core.gate.permit()
-        await server.links.pull("ships", permit)
-        permit.leave()
-    while True:
-        link = await server.links.status("ships")
-        if link.state is not None and not link.state.is_pulling:
-            break
-        await asyncio.sleep(CHECK_S)
+    await pulled(server)
     begun = await server.migrations.statuses()
     number = begun[0].counts.migration.id if begun else await server.begin("ships", NEW)
     status = await server.until_rest(number)
@@ -70,8 +62,7 @@ async def move(server: Inside) -> None:
 async def run(folder: Path) -> None:
     """Work until it has been moved."""
     sets.PART_ROWS = PART_ROWS
-    settings = settings_of(folder).model_copy(update={"links": folder / LINKS})
-    async with inside(settings) as server:
+    async with linked(folder) as server:
         print("started", flush=True)
         await move(server)
 

@@ -8,14 +8,15 @@ where others are there, all are read once more, and others get a set of them.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
+from threading import Event
 from typing import Any
 
 import orjson
 
 from plimsoll.corpora.records import Space
-from plimsoll.errors import OutsideError, OutsideMismatchError
+from plimsoll.errors import OutsideError, OutsideMismatchError, OutsideUnavailableError
 from plimsoll.links.configuration import FileLink
 from plimsoll.links.files import manifest
 from plimsoll.links.files.inspection import survey_of
@@ -30,6 +31,8 @@ from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED_RETRY_S = 1.0
+
 
 class FileOutside:
     """Owns the reading that is under way, and the vectors on their way."""
@@ -40,6 +43,7 @@ class FileOutside:
         self._columns = Columns(link.id, link.text, link.vector, metadata=())
         self._reading: _Reading | None = None
         self._looked_at: str | None = None  # stamp of the files, when changes were asked for
+        self._interrupted = Event()
         self._spaces = dict[str, SpaceFolder]()  # by fingerprint
 
     def survey(self) -> Survey:
@@ -69,7 +73,10 @@ class FileOutside:
         home, reading = self._home, self._reading
         if reading is None or position is None or reading.position != position:
             self._end_reading()
-            reading = self._reading = _Reading(self._files(), self._columns, position)
+            self._interrupted.clear()
+            reading = self._reading = _Reading(
+                self._files(), self._columns, position, self._uninterrupted
+            )
         rows, n_bytes = list[OutsideRow](), 0
         try:
             for row in reading:
@@ -127,7 +134,8 @@ class FileOutside:
         if space.fingerprint != self._home:
             files = self._files()
             with closing(SeenIds()) as seen:
-                rows = seen.once(read_rows(files, self._whole_columns))
+                self._interrupted.clear()
+                rows = seen.once(self._uninterrupted(read_rows(files, self._whole_columns)))
                 self._space(space).write(_stamp(files), rows, having)
 
     def switch(self, space: Space) -> str:
@@ -164,11 +172,24 @@ class FileOutside:
                 done.append(f"{folder} removed")
         return done
 
+    def interrupt(self) -> None:
+        """Have what reads many rows end at the next one."""
+        self._interrupted.set()
+
     def close(self) -> None:
         """Close every file."""
         self._end_reading()
         for space in self._spaces.values():
             space.close()
+
+    def _uninterrupted(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            if self._interrupted.is_set():
+                raise OutsideUnavailableError(
+                    "the reading of files was interrupted: the server ends",
+                    retry_after_s=INTERRUPTED_RETRY_S,
+                )
+            yield row
 
     @property
     def _noted(self) -> dict[str, Any] | None:
@@ -220,7 +241,14 @@ class FileOutside:
 class _Reading:
     """Rows from a position on, each id once. Owns the open file and which ids have come."""
 
-    def __init__(self, files: Sequence[SourceFile], columns: Columns, position: str | None) -> None:
+    def __init__(
+        self,
+        files: Sequence[SourceFile],
+        columns: Columns,
+        position: str | None,
+        uninterrupted: Callable[[Iterator[Row]], Iterator[Row]],
+    ) -> None:
+        """Go on behind a position. uninterrupted: lets rows through until it is to end."""
         self.position = position
         self._seen = SeenIds()
         self._back = list[Row]()
@@ -229,8 +257,13 @@ class _Reading:
             log.warning("%s or a file before it has changed: read from the first on", place.file)
             place = None
         if place is not None:
-            self._see_again(files, columns, place)
-        self._rows = self._seen.once(read_rows(files, columns, place))
+            ids_alone = Columns(columns.id, columns.text, metadata=())
+            try:
+                self._see_again(uninterrupted(read_rows(files, ids_alone)), place)
+            except OutsideError:
+                self._seen.close()
+                raise
+        self._rows = self._seen.once(uninterrupted(read_rows(files, columns, place)))
 
     def __iter__(self) -> Iterator[Row]:
         return self
@@ -247,9 +280,9 @@ class _Reading:
         self._rows.close()
         self._seen.close()
 
-    def _see_again(self, files: Sequence[SourceFile], columns: Columns, place: Place) -> None:
-        """Note the ids before a place, without their vectors."""
-        for row in read_rows(files, Columns(columns.id, columns.text, metadata=())):
+    def _see_again(self, rows: Iterator[Row], place: Place) -> None:
+        """Note the ids before a place."""
+        for row in rows:
             if row.id is not None:
                 self._seen.add(row.id)
             if row.place == place:

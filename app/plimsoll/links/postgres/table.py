@@ -152,6 +152,10 @@ class PostgresTable:
         with self._server.transaction() as connection:
             return columns.switch(connection, self._place, space)
 
+    def settle(self, having: Having) -> str | None:
+        """Nothing is left to do: a row is read as it was pushed."""
+        return None
+
     def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
         """Drop columns that Plimsoll made and that are needed no more."""
         with self._server.transaction() as connection:
