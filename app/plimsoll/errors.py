@@ -24,6 +24,7 @@ PlimsollError
 ├── OutsideError              what a collection is linked to, such as a table
 │   ├── OutsideUnavailableError  it does not answer, or others hold it; retry later
 │   └── OutsideMismatchError    it is not as the file of links says
+├── HookError                 a hook that gives no answer: it does not start, or says what is none
 ├── RequestError              what a client sent cannot be answered as asked
 │   ├── InvalidRequestError     shape, type or value of a field
 │   ├── UnsupportedEncodingError  a body with an encoding that is not read here
@@ -38,6 +39,8 @@ PlimsollError
 │   ├── UnknownLinkError        a link that the operator has not written down
 │   ├── LinkStateError          what cannot be done with a link, or its collection, as it stands
 │   ├── VerdictError            a cut-over that its verdict speaks against, and is not forced
+│   ├── UnknownHookError        a hook that the operator has not configured
+│   ├── HookStoppedError        a hook that stops a migration, or gives no answer
 │   ├── SpaceMismatchError      vectors of two spaces that would have to be compared
 │   ├── MediaTypeError          a request that may change something and is not sent as JSON
 │   ├── MissingKeyError         no key where one is needed
@@ -180,6 +183,10 @@ class OutsideMismatchError(OutsideError):
     code = "outside_mismatch"
 
 
+class HookError(PlimsollError):
+    """A hook gives no answer: it does not start, cannot look, or says what is no answer."""
+
+
 class RequestError(PlimsollError):
     """What a client sent cannot be answered as asked; `param` names the field."""
 
@@ -264,6 +271,18 @@ class VerdictError(RequestError):
     """A cut-over that its verdict speaks against, and that is not forced."""
 
     code = "verdict_not_go"
+
+
+class UnknownHookError(RequestError):
+    """A hook that is neither built in nor in the operator's file."""
+
+    code = "hook_not_found"
+
+
+class HookStoppedError(RequestError):
+    """A hook has stopped a migration's run or its cut-over, or gave no answer."""
+
+    code = "hook_stopped"
 
 
 class SpaceMismatchError(RequestError):

@@ -154,6 +154,11 @@ class Settings(BaseSettings):
         None,
         description="TOML file of links: tables and files elsewhere that collections mirror.",
     )
+    hooks: Path | None = Field(
+        None,
+        description="TOML file of hooks that migrations may name, and of those that all of them "
+        "have; unset, the built-in ones alone may be named. Read at the start.",
+    )
     vector_cache: Size | None = Field(
         None,
         ge=Size(1 << 20),
@@ -246,7 +251,7 @@ class Settings(BaseSettings):
             raise ValueError("write an address that begins with http:// or https://")
         return address
 
-    @field_validator("cache_dir", "data_dir", "links", "config")
+    @field_validator("cache_dir", "data_dir", "links", "hooks", "config")
     @classmethod
     def _expanded_path(cls, path: Path | None) -> Path | None:
         if path is None:

@@ -4,7 +4,6 @@ Command line > environment > .env > TOML file > default. The layers are read her
 pydantic-settings, so that every value and every mistake can be named with its place.
 """
 
-import difflib
 import os
 import re
 import tomllib
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from plimsoll.errors import SettingsError
+from plimsoll.nearest import nearest_to
 from plimsoll.settings import PREFIX, Settings, allowed_values, is_secret
 
 COMMAND_LINE = "command line"
@@ -176,8 +176,8 @@ def _spell(field: str, place: str) -> str:
 
 def _explain_unknown(field: str, place: str) -> str:
     bare = field.lower().removeprefix(PREFIX.lower())
-    guess = difflib.get_close_matches(bare, Settings.model_fields, n=1, cutoff=0.5)
-    hint = f"did you mean {_spell(guess[0], place)}?" if guess else "no setting has a name like it"
+    guess = nearest_to(bare, Settings.model_fields)
+    hint = f"did you mean {_spell(guess, place)}?" if guess else "no setting has a name like it"
     return f"{_spell(field, place)} ({place}) is not a setting; {hint}"
 
 

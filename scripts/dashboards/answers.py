@@ -184,6 +184,35 @@ def migrations() -> Sequence[Panel]:
                 f"sum by (state) ({growth('plimsoll_migration_changes_total')})", "to {{state}}"
             ),
             Query(f"sum({growth('plimsoll_migration_yields_total')})", "stood back"),
+            alert="PlimsollMigrationFailed",
+        ),
+        lines(
+            "Documents left", "That lack a new vector.", "short",
+            Query(f"sum({select('plimsoll_migration_documents_left')})", "left"),
+        ),
+        lines(
+            "Time left", "At the speed of the last minutes; weeks where nothing is moved.", "s",
+            Query(
+                f"sum({select('plimsoll_migration_documents_left')}) "
+                f"/ clamp_min(sum({per_second('plimsoll_migration_rows_total')}), 0.001)", "left"
+            ),
+        ),
+        lines(
+            "Memory beside migrations", "They yield from the first line on.", SHARE,
+            Query(f"max({select('plimsoll_memory_utilization_ratio')})", "used"),
+        ),
+        lines(
+            "Verdicts", "Of the new versions.", "short",
+            Query(
+                f"sum by (decision) ({growth('plimsoll_migration_verdicts_total')})",
+                "{{decision}}",
+            ),
+        ),
+        lines(
+            "Answers of hooks", "stopped: said no; failed: gave no answer.", "short",
+            Query(
+                f"sum by (outcome) ({growth('plimsoll_migration_hooks_total')})", "{{outcome}}"
+            ),
         ),
     )  # fmt: skip
 

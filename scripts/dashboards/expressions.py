@@ -16,7 +16,7 @@ OBJECTIVE_RATIO = 0.99  # of the requests, likewise
 # documents, which last as long as their clients send; and migrations, which are watched.
 LOOKING = (
     "/|/collections|/collections/.name.|/collections/.name./documents.*|/collections/.name./doctor"
-    "|/collections/.name./plan|/migrations.*|/health.*|/metrics|/status|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
+    "|/collections/.name./plan|/migrations.*|/hooks.*|/health.*|/metrics|/status|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
 )
 WORK = f'route!~"{LOOKING}"'
 REJECTED = 'status=~"4..",status!="429"'

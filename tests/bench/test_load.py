@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from plimsoll.bench.load import chart, progress
 from plimsoll.bench.load.arrivals import arrivals
 from plimsoll.bench.load.bodies import KINDS, MALFORMED, BodyPool, Ingredients, body_of
-from plimsoll.bench.load.chart import OUTCOMES, STYLE
+from plimsoll.bench.load.chart import COLOURS, OUTCOMES
 from plimsoll.bench.load.histogram import LatencyHistogram
 from plimsoll.bench.load.input_files import InputFileError, read_texts
 from plimsoll.bench.load.plan import parse_mix
@@ -31,6 +31,7 @@ from plimsoll.bench.load.runner import LoadPlan, PlanError, QuietPassError, Rate
 from plimsoll.bench.load.server_facts import server_facts
 from plimsoll.bench.load.tally import Tally
 from plimsoll.bench.load.texts import TextSource
+from plimsoll.charts.page import STYLE
 from plimsoll.cli.bench import bench as bench_command
 from plimsoll.cli.bench import plan_of
 from plimsoll.cli.commands import main
@@ -629,14 +630,17 @@ def test_the_second_in_which_a_run_ends_is_not_drawn():
     assert [len(bars) for bars in drawn] == [2, 3]
 
 
+def colours(style: str, mode: str) -> dict[str, str]:
+    """The colours of a style sheet on a light page, or those that a dark one has of its own."""
+    light, _, dark = style.partition("prefers-color-scheme: dark")
+    return dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light if mode == "light" else dark))
+
+
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize("names", [OUTCOMES, ("p50", "p90", "p99", "max")])
 def test_colours_that_stand_together_can_be_told_apart(mode, names):
     """In the dark too, where two blues were one."""
-    light, _, dark = STYLE.partition("prefers-color-scheme: dark")
-    shades = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light))
-    if mode == "dark":
-        shades |= dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", dark))
+    shades = colours(COLOURS, "light") | colours(COLOURS, mode)
     for one, other in combinations(names, 2):
         assert lab_distance(shades[one], shades[other]) > 25, (one, other)
 
@@ -644,8 +648,7 @@ def test_colours_that_stand_together_can_be_told_apart(mode, names):
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_every_mark_stands_out_from_the_page(mode):
     """By 3 to 1, as WCAG 1.4.11 asks of graphics; text by 4.5 to 1."""
-    light, _, dark = STYLE.partition("prefers-color-scheme: dark")
-    shades = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light if mode == "light" else dark))
+    shades = colours(STYLE, mode) | colours(COLOURS, mode)
     page = luminance(shades["page"])
 
     def contrast(name: str) -> float:

@@ -17,6 +17,11 @@ from tests.running_server import RunningServer
 ADMIN, EMBED = "an-admin-key-of-this-test", "an-embed-key-of-this-test"
 JSON = {"Content-Type": "application/json"}
 N = 60
+HOOKS = """
+[hooks.window]
+command = ["/bin/sh", "-c", "echo 'the window is closed' >&2; exit 1", "a-secret-argument"]
+when = "before"
+"""
 
 Migrate = Callable[..., Result]
 
@@ -33,6 +38,8 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         "--data-dir": str(folder / "data"),
     }
     given = [part for pair in options.items() for part in pair]
+    (folder / "hooks.toml").write_text(HOOKS, encoding="utf-8")
+    given += ["--hooks", str(folder / "hooks.toml")]
     keys = f"admin:{ADMIN},embed:{EMBED}"
     with RunningServer(folder, *given, "--cache-on-tmpfs", PLIMSOLL_API_KEYS=keys) as server:
         yield server
@@ -213,3 +220,70 @@ def test_a_file_that_holds_no_queries_is_refused_with_its_line(
 )
 def test_durations_are_said_as_people_say_them(seconds: float, told: str):
     assert duration(seconds) == told
+
+
+# --- hooks and job files --------------------------------------------------------------------
+
+
+@pytest.fixture
+def hooks(run: Commands, moving: RunningServer) -> Migrate:
+    """Run `plimsoll hooks` against the server."""
+
+    def call(verb: str, *arguments: str, key: str = ADMIN) -> Result:
+        header = f"Authorization: Bearer {key}"
+        return run("hooks", verb, *arguments, "--url", moving.url, "--header", header)
+
+    return call
+
+
+def test_hooks_are_listed_and_tried(hooks: Migrate):
+    """What a command runs is the operator's matter, and is not shown."""
+    listed = hooks("list")
+    assert listed.exit_code == 0, listed.output
+    assert "validate-memory" in listed.output
+    assert "a-secret-argument" not in hooks("list", "--json").output
+    assert hooks("run", "validate-memory").exit_code in (0, 1)  # by what the machine has
+    said = hooks("run", "window")
+    assert (said.exit_code, "the window is closed" in said.output) == (1, True)
+    unknown = hooks("run", "windw")
+    assert (unknown.exit_code, "did you mean window?" in unknown.output) == (2, True)
+    needing = hooks("run", "benchmark-baseline")
+    assert (needing.exit_code, "--migration NUMBER" in needing.output) == (2, True)
+    assert hooks("list", key=EMBED).exit_code == 2
+
+
+def test_a_job_file_says_what_is_moved(
+    migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
+):
+    """Run twice, it goes on with what the first run has begun."""
+    job = tmp_path / "ships.toml"
+    (tmp_path / "queries.jsonl").write_text('{"query": "a ship", "relevant": ["d1"]}\n', "utf-8")
+    job.write_text(
+        f'collection = "{ships}"\nmodel = "{NEW}"\nqueries = "queries.jsonl"\n'
+        'hooks = ["validate-embeddings", "session-export"]\nwhy = "by the file"\n',
+        encoding="utf-8",
+    )
+    done = migrate("run", str(job), "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["named_hooks"] == ["validate-embeddings", "session-export"]
+    assert [asked["outcome"] for asked in found["hooks"]] == ["passed", "passed"]
+    assert found["judged_queries"] == 1
+    assert found["changes"][0]["why"] == "by the file"
+    again = migrate("run", "--job", str(job), "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["id"] == found["id"]
+    assert migrate("run", str(job), "--hook", "notify").exit_code == 2
+    client.post(f"/migrations/{found['id']}/cancel", json={}).raise_for_status()
+
+
+def test_a_hook_that_stops_a_run_is_what_the_command_ends_with(
+    migrate: Migrate, client: httpx.Client, ships: str
+):
+    stopped = migrate("run", ships, "--model", NEW, "--hook", "window")
+    assert stopped.exit_code == 2
+    assert "hook 'window' stopped it: the window is closed" in stopped.output
+    others = migrate("run", ships, "--model", NEW, "--hook", "notify")
+    assert (others.exit_code, "with the hooks window" in others.output) == (2, True)
+    (found, *_) = client.get("/migrations").json()["migrations"]
+    client.post(f"/migrations/{found['id']}/cancel", json={}).raise_for_status()

@@ -37,7 +37,11 @@ TEST_HOSTS = "testserver"
 
 
 def settings_of(folder: Path, names: Sequence[str] = NAMES) -> Settings:
-    """A server that serves these models, with cache and collections below `folder`."""
+    """A server that serves these models, with cache and collections below `folder`.
+
+    Its hooks are those of `folder`/hooks.toml, where that is there.
+    """
+    hooks = folder / "hooks.toml"
     return Settings(
         model=str(folder / f"{names[0]}.gguf"),
         extra_models=",".join(str(folder / f"{name}.gguf") for name in names[1:]) or None,
@@ -45,6 +49,7 @@ def settings_of(folder: Path, names: Sequence[str] = NAMES) -> Settings:
         allowed_hosts=TEST_HOSTS,
         cache_dir=folder / "cache",
         data_dir=folder / "data",
+        hooks=hooks if hooks.exists() else None,
         cache_on_tmpfs=True,
         idle_unload_s=0,
     )
@@ -134,7 +139,7 @@ async def inside(settings: Settings) -> AsyncIterator[Inside]:
     core = make_core(settings, models, Monitors(monitor, loads=times), telemetry)
     corpora = build_corpora(settings.data_dir, core, telemetry)
     links = build_links(settings.links, corpora, core, telemetry, os.environ)
-    migrations, survey = build_migrations(corpora, links, core, telemetry)
+    migrations, survey = build_migrations(corpora, links, core, telemetry, settings.hooks)
     try:
         async with core.running():
             corpora.reclaim.start()

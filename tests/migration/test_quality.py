@@ -12,7 +12,8 @@ from plimsoll.corpora.records import Document
 from plimsoll.errors import InvalidRequestError
 from plimsoll.migration import journal
 from plimsoll.migration.held_memory import HeldMemory
-from plimsoll.migration.stages import BATCH_BYTES, TEXT_COPIES
+from plimsoll.migration.pace import FULL
+from plimsoll.migration.stages import TEXT_COPIES
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.serving.gate import RequestPermit
 from tests.migration.models import BAD, OLD, Inside, inside, settings_of, texts
@@ -205,6 +206,6 @@ def test_judging_holds_memory_for_the_texts_that_it_reads(
 
         _, *of_texts = held_bytes
         assert sum(of_texts) >= TEXT_COPIES * sum(len(each.text) for each in large)
-        assert max(of_texts) <= TEXT_COPIES * BATCH_BYTES
+        assert max(of_texts) <= TEXT_COPIES * FULL.bytes
 
     asyncio.run(scene())

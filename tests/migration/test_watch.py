@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plimsoll.api.migration_fields import migration_json
 from plimsoll.cli.migration_tables import print_migration
 from plimsoll.corpora.records import Document
 from plimsoll.errors import SpaceMismatchError, StoreError
+from plimsoll.migration.as_json import migration_json
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.migration.watch import LEAST_SEARCHES, WATCH_S, CutoverWatch, Watched
 from tests.fakes import FakeClock

@@ -1,8 +1,8 @@
 """A server's inside in a process of its own: goes on with what is under way, and may be killed.
 
 Called as `python -m tests.migration.worker FOLDER [STAGE NUMBER]`: STAGE is killed by SIGKILL when
-it has given its batch of that number on. Prints a line when it has started, and ends when nothing
-is under way.
+it has given its batch of that number on; with `resume NUMBER` that migration is resumed first.
+Prints a line when it has started, and ends when nothing is under way.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ def kill_at(stage: str, number: int) -> None:
     if stage == "reader":
         look = stages._next_rows
 
-        def look_and_count(connection, migration, position):
+        def look_and_count(connection, migration, position, limits):
             count()  # what it has read until now is on its way, and not yet stored
-            return look(connection, migration, position)
+            return look(connection, migration, position, limits)
 
         stages._next_rows = look_and_count
     elif stage == "writer":
@@ -62,15 +62,18 @@ def kill_at(stage: str, number: int) -> None:
         stages._fault = look_and_count
 
 
-async def run(folder: Path) -> None:
+async def run(folder: Path, resumed: int | None = None) -> None:
     """Work until nothing is under way."""
     async with inside(settings_of(folder)) as server:
         print("started", flush=True)
+        if resumed is not None:
+            await server.migrations.resume(resumed, "test", "")
         for status in await server.migrations.statuses():
             await server.until_rest(status.counts.migration.id)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        kill_at(sys.argv[2], int(sys.argv[3]))
-    asyncio.run(run(Path(sys.argv[1])))
+    folder, stage, number = (*sys.argv[1:], "", "0")[:3]
+    if stage and stage != "resume":
+        kill_at(stage, int(number))
+    asyncio.run(run(Path(folder), int(number) if stage == "resume" else None))

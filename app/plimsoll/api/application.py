@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from plimsoll import __version__
 from plimsoll.api.dialects import collections, documents, native, openai, rank, surveys
+from plimsoll.api.dialects import hooks as hook_routes
 from plimsoll.api.dialects import links as link_routes
 from plimsoll.api.dialects import migrations as migration_routes
 from plimsoll.api.edge.guard import AccessRules
@@ -89,6 +90,7 @@ def build_application(
     app.include_router(surveys.router(survey))
     app.include_router(migration_routes.router(migrations))
     app.include_router(link_routes.router(links))
+    app.include_router(hook_routes.router(migrations.hooks))
     app.include_router(
         health.router(
             core,

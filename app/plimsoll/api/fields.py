@@ -21,7 +21,6 @@ from pydantic_core.core_schema import (
 )
 from typing_extensions import TypeAliasType
 
-from plimsoll.corpora.records import Space
 from plimsoll.policy.priority import INTERACTIVE_TOKENS, Priority
 
 T = TypeVar("T")
@@ -110,15 +109,6 @@ class SpaceFields(BaseModel):
     model: Annotated[str | None, Field(description="null: a foreign space.")]
     fingerprint: str
     dimensions: int
-
-
-def space_json(space: Space) -> dict[str, Any]:
-    """As SpaceFields says."""
-    return {
-        "model": space.model,
-        "fingerprint": space.fingerprint,
-        "dimensions": space.dimensions,
-    }
 
 
 class DegradedAnswer(BaseModel):

@@ -7,9 +7,11 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, StrictBool, StrictStr
 from typing_extensions import TypeAliasType
 
-from plimsoll.api.fields import MOST_DIMENSIONS, Dimensions, OrDefault, SpaceFields, space_json
+from plimsoll.api.fields import MOST_DIMENSIONS, Dimensions, OrDefault, SpaceFields
+from plimsoll.migration.hooks.records import Moment
+from plimsoll.migration.hooks.records import Outcome as HookOutcome
 from plimsoll.migration.states import MigrationState
-from plimsoll.migration.status import MigrationStatus, WayBack
+from plimsoll.migration.status import WayBack
 from plimsoll.migration.verdict import Decision, Outcome
 
 MOST_QUERIES = 1000
@@ -19,6 +21,14 @@ MOST_NUMBER = 2**63 - 1
 MigrationNumber = Annotated[
     int, Path(ge=1, le=MOST_NUMBER, openapi_examples={"first": {"value": 1}})
 ]
+HookName = Annotated[
+    str,
+    Path(min_length=1, max_length=64, openapi_examples={"memory": {"value": "validate-memory"}}),
+]
+HookNames = TypeAliasType(
+    "HookNames",
+    Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=64)]], Field(max_length=64)],
+)
 Why = Annotated[
     OrDefault[Annotated[StrictStr, Field(max_length=1000)]],
     Field(description="For the audit: who asks is noted as this request's id."),
@@ -64,6 +74,10 @@ class MigrationRequest(BaseModel):
     ] = None
     queries: Annotated[
         OrDefault[JudgedQueries], Field(description="Judged queries for the verdict.")
+    ] = []
+    hooks: Annotated[
+        OrDefault[HookNames],
+        Field(description="Names of hooks, as GET /hooks lists them, behind those always asked."),
     ] = []
     start: Annotated[
         OrDefault[StrictBool], Field(description="false: plan only; resume begins it.")
@@ -135,6 +149,22 @@ class ChangeFields(BaseModel):
     why: str
 
 
+class HookOutcomeFields(BaseModel):
+    """What a hook answered last, in one run."""
+
+    hook: str
+    moment: Moment
+    attempt: Annotated[int, Field(description="2 and more after a server that died.")]
+    outcome: Annotated[
+        HookOutcome,
+        Field(description="stopped: it said no; failed: it gave no answer."),
+    ]
+    reason: str
+    figures: dict[str, Any]
+    at: Annotated[str, Field(description="When it was asked first; empty of one that is tried.")]
+    seconds: Annotated[float | None, Field(description="Of its last answer.")]
+
+
 class WatchFields(BaseModel):
     """Searches since a cut-over: too many without an answer take it back."""
 
@@ -182,75 +212,30 @@ class MigrationFields(BaseModel):
     judged_queries: int
     verdict: VerdictFields | None
     quarantine: Annotated[list[QuarantineFields], Field(description="The first hundred.")]
+    named_hooks: Annotated[list[str], Field(description="That it began with.")]
+    hooks: Annotated[list[HookOutcomeFields], Field(description="The last hundred.")]
     changes: list[ChangeFields]
+
+
+class ProgressFields(BaseModel):
+    """How far a migration was at the end of some seconds in which it stored something."""
+
+    second: Annotated[int, Field(description="Since 1970: when these seconds began.")]
+    n_embedded: int
+    n_tokens: int
+
+
+class MigrationReport(BaseModel):
+    """All about a migration, and how far it was when."""
+
+    migration: MigrationFields
+    progress: list[ProgressFields]
 
 
 class MigrationList(BaseModel):
     """Every migration, the newest first."""
 
     migrations: list[MigrationFields]
-
-
-def migration_json(status: MigrationStatus) -> dict[str, Any]:
-    """As MigrationFields says."""
-    counts, migration = status.counts, status.counts.migration
-    checkpoint = migration.checkpoint
-    return {
-        "id": migration.id,
-        "collection": migration.collection,
-        "state": status.state.value,
-        "source": space_json(migration.source),
-        "target": space_json(migration.target),
-        "created_at": migration.created_at,
-        "documents": counts.n_documents,
-        "vectors": counts.n_vectors,
-        "embedded": checkpoint.n_embedded,
-        "skipped": checkpoint.n_skipped,
-        "quarantined": counts.n_quarantined,
-        "tokens": checkpoint.n_tokens,
-        "rows_per_s": status.rows_per_s,
-        "tokens_per_s": status.tokens_per_s,
-        "eta_s": status.eta_s,
-        "yielding": status.yielding,
-        "yields": status.n_yields,
-        "failure": status.failure,
-        "rollback": counts.way_back,
-        "without_old_vector": counts.n_without_old,
-        "watch": _watch_json(status),
-        "judged_queries": migration.n_judged,
-        "verdict": migration.verdict,
-        "quarantine": [
-            {
-                "id": left.document_id,
-                "reason": left.reason,
-                "attempts": left.n_attempts,
-                "has_old_vector": left.has_old_vector,
-            }
-            for left in counts.quarantine
-        ],
-        "changes": [
-            {
-                "at": change.changed_at,
-                "who": change.who,
-                "before": None if change.before is None else change.before.value,
-                "after": change.after.value,
-                "why": change.why,
-            }
-            for change in counts.changes
-        ],
-    }
-
-
-def _watch_json(status: MigrationStatus) -> dict[str, Any] | None:
-    if status.watch is None:
-        return None
-    seen, ends_in_s = status.watch
-    return {
-        "searches": seen.n_searches,
-        "unanswered": seen.n_unanswered,
-        "ends_in_s": ends_in_s,
-        "stays": seen.stays,
-    }
 
 
 def queries_json(queries: list[JudgedQueryFields]) -> list[Mapping[str, Any]]:

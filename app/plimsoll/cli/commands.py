@@ -20,6 +20,7 @@ from plimsoll.cli.config import config
 from plimsoll.cli.doctor import doctor
 from plimsoll.cli.embed import embed
 from plimsoll.cli.help import Group
+from plimsoll.cli.hooks import hooks
 from plimsoll.cli.inspect import inspect
 from plimsoll.cli.links import links
 from plimsoll.cli.migrate import migrate
@@ -87,7 +88,7 @@ def main() -> None:
         raise click.ClickException("Plimsoll does not run on Windows; use its Docker image there")
 
 
-main.add_commands("Run", [serve, embed, migrate])
+main.add_commands("Run", [serve, embed, migrate, hooks])
 main.add_commands("Models", [models, pull, rm, inspect, verify, cache])
 main.add_commands("Collections", [collections, links, backup])
 main.add_commands("Look and measure", [doctor, config, bench, simulate])

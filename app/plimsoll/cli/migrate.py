@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -10,7 +11,8 @@ import click
 
 from plimsoll.cli import FAILED
 from plimsoll.cli.help import Group
-from plimsoll.cli.report_options import GIVEN
+from plimsoll.cli.job_file import MigrationJob, read_job
+from plimsoll.cli.report_options import FILE, GIVEN, writable
 from plimsoll.cli.server_options import asks_server, client_of, show
 
 if TYPE_CHECKING:
@@ -86,36 +88,64 @@ def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> N
 
 
 @migrate.command()
-@click.argument("collection")
-@_MODEL
+@click.argument("collection", required=False, metavar="COLLECTION|JOB.toml")
+@click.option("--model", metavar="NAME", help="A model that is served.")
 @_DIMENSIONS
 @_QUERIES
+@click.option(
+    "--hook", "hooks", multiple=True, metavar="NAME", help="Asked too; see `plimsoll hooks list`."
+)
+@click.option("--job", type=GIVEN, metavar="JOB.toml", help="A file that says all of this.")
 @_WHY
 @asks_server
 def run(
-    collection: str,
-    model: str,
+    collection: str | None,
+    model: str | None,
     dimensions: int | None,
     queries: Path | None,
+    hooks: tuple[str, ...],
+    job: Path | None,
     why: str,
     **given: Any,
 ) -> None:
-    """Begin a migration, or go on with it, and wait for its verdict."""
+    """Begin a migration, or go on with it, and wait for its verdict.
+
+    \b
+    A job file can live in git. It names the collection, the model, a file of
+    judged queries and hooks, and no command, address or key:
+      collection = "ships"
+      model = "nomic-embed-text-v1.5"
+      queries = "queries.jsonl"     # beside this file
+      hooks = ["validate-memory", "notify"]
+    """
+    is_job = collection is not None and model is None and collection.endswith(".toml")
+    if is_job and job is None:
+        collection, job = None, Path(collection or "")
+    options = {
+        "collection": collection,
+        "model": model,
+        "dimensions": dimensions,
+        "queries": queries,
+        "hooks": hooks,
+        "why": why,
+    }
+    asked = _asked(job, options)
     client = client_of(given)
-    migration = _open_migration(client, collection, model)
+    migration = _open_migration(client, asked.collection, asked.model)
     if migration is None:
         migration = client.post(
             "/migrations",
             {
-                "collection": collection,
-                "model": model,
-                "dimensions": dimensions,
-                "queries": _judged(queries),
-                "why": why,
+                "collection": asked.collection,
+                "model": asked.model,
+                "dimensions": asked.dimensions,
+                "queries": _judged(asked.queries),
+                "hooks": asked.hooks,
+                "why": asked.why,
             },
         )
     else:
-        _go_on(client, migration, dimensions, queries, why)
+        _go_on(client, migration, asked)
     _watch(client, migration["id"], given)
 
 
@@ -132,6 +162,29 @@ def status(number: int | None, **given: Any) -> None:
         return
     found = client.get("/migrations")["migrations"]
     show(found, given, print_migrations)
+
+
+@migrate.command()
+@_NUMBER
+@click.option(
+    "--html",
+    type=FILE,
+    callback=writable,
+    metavar="FILE",
+    help="Write one page with pictures, which loads nothing.",
+)
+@asks_server
+def report(number: int, html: Path | None, **given: Any) -> None:
+    """Tell all about a migration: verdict, old beside new, how it went, hooks, audit."""
+    from plimsoll.cli.migration_page import migration_page
+    from plimsoll.cli.migration_tables import print_migration
+
+    found = client_of(given).get(f"/migrations/{number}/report")
+    if html is not None:
+        html.write_text(migration_page(found), encoding="utf-8")
+        click.echo(f"wrote {html}", err=True)
+    if html is None or given["as_json"]:
+        show(found, given, lambda found: print_migration(found["migration"]))
 
 
 @migrate.command()
@@ -220,24 +273,40 @@ def _watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
         sys.exit(NOT_GO)
 
 
-def _go_on(
-    client: "ServerClient",
-    migration: dict[str, Any],
-    dimensions: int | None,
-    queries: Path | None,
-    why: str,
-) -> None:
+def _asked(job: Path | None, options: dict[str, Any]) -> MigrationJob:
+    """What is to be moved where, from a job file or from options. Raises click.UsageError."""
+    if job is None:
+        missing = {"collection": "COLLECTION", "model": "--model"}
+        for name, told in missing.items():
+            if options[name] is None:
+                raise click.UsageError(f"{told} is missing; or give a job file")
+        return MigrationJob(**{**options, "hooks": [*options["hooks"]]})
+    if beside := [name for name, value in options.items() if value and name != "why"]:
+        raise click.UsageError(f"the job file says all of it; leave out {' and '.join(beside)}")
+    found = read_job(job)
+    return replace(found, why=options["why"] or found.why)
+
+
+def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJob) -> None:
     """Resume an open migration that rests. Raises StoppedError for options it cannot take."""
     number, size = migration["id"], migration["target"]["dimensions"]
-    if queries is not None:
+    judged = _judged(asked.queries)
+    if judged and (asked.file is None or len(judged) != migration["judged_queries"]):
         raise StoppedError(
             f"migration {number} is open already; `plimsoll migrate validate {number} --queries "
-            f"{queries}` judges it by other queries"
+            f"{asked.queries}` judges it by other queries"
         )
-    if dimensions not in (None, size):
+    if judged:
+        click.echo(f"goes on with the {len(judged)} queries that it began with", err=True)
+    if asked.dimensions not in (None, size):
         raise StoppedError(f"migration {number} is open already, to {size} dimensions")
+    if asked.hooks and asked.hooks != migration["named_hooks"]:
+        raise StoppedError(
+            f"migration {number} is open already, with the hooks "
+            f"{', '.join(migration['named_hooks']) or 'none'}; cancel it to begin with others"
+        )
     if migration["state"] in ("planned", "paused", "failed"):
-        client.post(f"/migrations/{number}/resume", {"why": why})
+        client.post(f"/migrations/{number}/resume", {"why": asked.why})
 
 
 def _open_migration(client: "ServerClient", collection: str, model: str) -> dict[str, Any] | None:

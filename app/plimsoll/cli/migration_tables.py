@@ -12,6 +12,7 @@ Answer = Mapping[str, Any]
 STYLES = {
     "go": "green", "no_go": "red", "inconclusive": "yellow",
     "passed": "green", "failed": "red", "undecided": "yellow", "noted": "dim",
+    "stopped": "red", "under_way": "yellow",
     "ready": "green", "cut_over": "green", "rolled_back": "yellow", "paused": "yellow",
 }  # fmt: skip
 
@@ -69,6 +70,9 @@ def print_migration(migration: Answer) -> None:
             ],
             numbers=("tries",),
         )
+    if migration["hooks"]:
+        click.echo()
+        print_hook_answers(migration["hooks"])
     click.echo()
     print_table(
         ("at", "state", "who", "why"),
@@ -76,6 +80,43 @@ def print_migration(migration: Answer) -> None:
             (change["at"], _styled(change["after"]), change["who"], change["why"])
             for change in migration["changes"]
         ],
+    )
+
+
+def print_hook_answers(answers: Iterable[Answer]) -> None:
+    """What became of hooks, one line each."""
+    print_table(
+        ("hook", "when", "answer", "seconds", "said"),
+        [
+            (
+                answer["hook"],
+                answer["moment"],
+                _styled(answer["outcome"]),
+                "" if answer["seconds"] is None else f"{answer['seconds']:.1f}",
+                answer["reason"],
+            )
+            for answer in answers
+        ],
+        numbers=("seconds",),
+    )
+
+
+def print_hooks(found: Iterable[Answer]) -> None:
+    """Every hook that may be named, one line each."""
+    print_table(
+        ("hook", "when", "always", "kind", "timeout", "what it does"),
+        [
+            (
+                hook["name"],
+                ", ".join(hook["when"]),
+                "yes" if hook["always"] else "",
+                hook["kind"],
+                duration(hook["timeout_s"]),
+                hook["description"],
+            )
+            for hook in found
+        ],
+        numbers=("timeout",),
     )
 
 
@@ -155,6 +196,9 @@ def duration(seconds: float) -> str:
 
 def speed(migration: Answer) -> str:
     """How fast a migration is and when it ends, or why it waits; "" where nothing is known."""
+    asked = [hook["hook"] for hook in migration["hooks"] if hook["outcome"] == "under_way"]
+    if asked:
+        return f"asking the hook {asked[-1]}"
     if migration["yielding"]:
         return f"yielding: {migration['yielding']}"
     if migration["rows_per_s"] is None:

@@ -38,7 +38,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "vector_cache",
     ),
     "Cache": ("cache_dir", "cache_on_tmpfs", "weights_in_place"),
-    "Collections": ("data_dir", "links"),
+    "Collections": ("data_dir", "links", "hooks"),
     "Logs and traces": ("log_level", "log_format", "otlp_endpoint"),
     "Settings file": ("config",),
 }

@@ -49,7 +49,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
     core = make_core(settings, models, Monitors(monitor, loads=times), telemetry, drain)
     corpora = build_corpora(settings.data_dir, core, telemetry)
     links = build_links(settings.links, corpora, core, telemetry, os.environ)
-    migrations, survey = build_migrations(corpora, links, core, telemetry)
+    migrations, survey = build_migrations(corpora, links, core, telemetry, settings.hooks)
     parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
     tracer = make_tracer(settings)
 

@@ -2,9 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.links.links import Links
+from plimsoll.migration.hooks.builtin.table import builtin_hooks
+from plimsoll.migration.hooks.configuration import read_catalog
+from plimsoll.migration.hooks.hooks import MigrationHooks
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.runs import MigrationRuns
 from plimsoll.migration.states import MigrationState
@@ -16,18 +20,30 @@ from plimsoll.telemetry.metrics import Telemetry
 # One that scans all vectors while the other reads and writes. Changes of state have a thread of
 # their own: a rollback waits for no scan.
 SCAN_THREADS = 2
+# Folder beside the file of collections.
+EXPORTS = "exports"
 
 
 def build_migrations(
-    corpora: Corpora, links: Links, core: ServingCore, telemetry: Telemetry
+    corpora: Corpora,
+    links: Links,
+    core: ServingCore,
+    telemetry: Telemetry,
+    hooks_file: Path | None = None,
 ) -> tuple[Migrations, CollectionSurvey]:
-    """Migrations of the collections in `corpora`, and what looks at them before."""
+    """Migrations of the collections in `corpora`, and what looks at them before.
+
+    hooks_file: the operator's hooks. Raises SettingsError where it is wrong.
+    """
     scans = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="migration")
     changes = ThreadPoolExecutor(1, thread_name_prefix="migration-changes")
     database, metrics = corpora.database, telemetry.migrations
     metrics.expect(state.value for state in MigrationState)
     judge = MigrationJudge(database, core.models, core.service, core.gate, scans, _now)
-    runs = MigrationRuns(database, core.service, core.gate, judge, links, metrics, scans)
+    builtin = builtin_hooks(judge, database, scans, database.path.parent / EXPORTS, _now)
+    catalog = read_catalog(hooks_file, builtin)
+    hooks = MigrationHooks(catalog, database, core.memory, core.governor, metrics, scans)
+    runs = MigrationRuns(database, core.service, core.gate, judge, links, metrics, scans, hooks)
     migrations = Migrations(
         database,
         core.models,
@@ -39,6 +55,7 @@ def build_migrations(
         core.drain,
         changes,
         scans,
+        hooks,
     )
     corpora.search.listen(migrations.searched)
     return migrations, CollectionSurvey(database, core.models, core.service, scans)

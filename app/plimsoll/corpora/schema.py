@@ -113,6 +113,35 @@ STEPS: tuple[tuple[str, ...], ...] = (
             UNIQUE (version, row)
         ) STRICT""",
     ),
+    (  # written by plimsoll.migration: hooks by name and what they answered, and how fast it went
+        """CREATE TABLE migration_hooks (
+            migration INTEGER NOT NULL REFERENCES migrations (id),
+            place INTEGER NOT NULL,
+            hook TEXT NOT NULL,
+            PRIMARY KEY (migration, place)
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE hook_outcomes (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            migration INTEGER NOT NULL REFERENCES migrations (id),
+            round INTEGER NOT NULL,
+            moment TEXT NOT NULL,
+            hook TEXT NOT NULL,
+            attempt INTEGER NOT NULL,
+            outcome TEXT NOT NULL,
+            reason TEXT NOT NULL DEFAULT '',
+            figures TEXT NOT NULL DEFAULT '{}',
+            began_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')),
+            seconds REAL,
+            UNIQUE (migration, round, moment, hook)
+        ) STRICT""",
+        """CREATE TABLE migration_progress (
+            migration INTEGER NOT NULL REFERENCES migrations (id),
+            second INTEGER NOT NULL,
+            n_embedded INTEGER NOT NULL,
+            n_tokens INTEGER NOT NULL,
+            PRIMARY KEY (migration, second)
+        ) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

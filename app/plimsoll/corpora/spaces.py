@@ -1,5 +1,7 @@
 """The space that a model here embeds documents into, and what is not of the space asked for."""
 
+from typing import Any
+
 from plimsoll.corpora.records import Space
 from plimsoll.errors import SpaceMismatchError
 from plimsoll.models.pool import ModelPool
@@ -29,3 +31,12 @@ def check_space(name: str, space: Space, embedded: Embeddings) -> None:
             f"the vectors of {name!r} are of {space.fingerprint}, and {space.model!r} now gives "
             f"{embedded.fingerprint}: its file has changed; they are not compared"
         )
+
+
+def space_json(space: Space) -> dict[str, Any]:
+    """A space as plain values."""
+    return {
+        "model": space.model,
+        "fingerprint": space.fingerprint,
+        "dimensions": space.dimensions,
+    }

@@ -12,6 +12,7 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.patient_embedder import PatientEmbedder, Pause
 from plimsoll.migration import journal
 from plimsoll.migration.held_memory import HeldMemory
+from plimsoll.migration.pace import RunPace
 from plimsoll.migration.progress import ProgressMonitor
 from plimsoll.migration.records import Migration
 from plimsoll.migration.stages import Reader, Writer, Written, walk
@@ -29,6 +30,7 @@ class MigrationCoordinator:
         gate: AdmissionGate,
         thread: Executor,
         progress: ProgressMonitor,
+        pace: RunPace,
         stored: Callable[[Written], None],
         pause: Pause,
     ) -> None:
@@ -37,6 +39,7 @@ class MigrationCoordinator:
         self._gate = gate
         self._thread = thread
         self._progress = progress
+        self._pace = pace
         self._stored = stored
         self._pause = pause
 
@@ -47,7 +50,7 @@ class MigrationCoordinator:
         MigrationStateError; what was stored until then stays.
         """
         memory = HeldMemory(self._gate, self._progress.set_yielding, self._pause)
-        reader = Reader(self._database, memory, self._thread)
+        reader = Reader(self._database, memory, self._thread, self._pace)
         writer = Writer(self._database, memory, self._thread, self._note)
         embedder = PatientEmbedder(
             self._embeddings,
@@ -60,7 +63,7 @@ class MigrationCoordinator:
         now = await self._database.read(self._thread, journal.find, migration.id)
         position = now.checkpoint.position
         try:
-            while await walk(reader, embedder, writer, migration, position) or position:
+            while await walk(reader, embedder, writer, migration, position, self._pace) or position:
                 position = 0
         finally:
             memory.leave_all()

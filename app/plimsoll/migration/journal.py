@@ -15,8 +15,11 @@ from plimsoll.corpora.records import Collection, Space, Version
 from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.errors import MigrationStateError, UnknownMigrationError
 from plimsoll.migration.judged import JudgedQuery, check_judged
-from plimsoll.migration.records import Checkpoint, Migration, StateChange
+from plimsoll.migration.records import Checkpoint, Migration, Progress, StateChange
 from plimsoll.migration.states import ENDED, TRANSITIONS, MigrationState, check_change
+
+# Of what is kept for the report: a day of work takes 8640 short rows.
+PROGRESS_EVERY_S = 10
 
 _COLUMNS = """id, collection, name, source_version, source_fingerprint, source_dimensions,
     source_model, target_version, target_fingerprint, target_dimensions, target_model, state,
@@ -166,7 +169,7 @@ def cut_over_age_s(connection: sqlite3.Connection, migration: int) -> float:
 
 
 def set_checkpoint(connection: sqlite3.Connection, migration: int, checkpoint: Checkpoint) -> None:
-    """Say how far a migration is."""
+    """Say how far a migration is, and keep how far it was when, every few seconds."""
     connection.execute(
         """UPDATE migrations SET position = ?, n_embedded = ?, n_skipped = ?, n_tokens = ?
         WHERE id = ?""",
@@ -178,6 +181,21 @@ def set_checkpoint(connection: sqlite3.Connection, migration: int, checkpoint: C
             migration,
         ),
     )
+    connection.execute(
+        """INSERT OR REPLACE INTO migration_progress (migration, second, n_embedded, n_tokens)
+        VALUES (?1, unixepoch() / ?2 * ?2, ?3, ?4)""",
+        (migration, PROGRESS_EVERY_S, checkpoint.n_embedded, checkpoint.n_tokens),
+    )
+
+
+def progress(connection: sqlite3.Connection, migration: int) -> list[Progress]:
+    """How far it was, and when; the first one first."""
+    found = connection.execute(
+        """SELECT second, n_embedded, n_tokens FROM migration_progress WHERE migration = ?
+        ORDER BY second""",
+        (migration,),
+    )
+    return [Progress(*row) for row in found]
 
 
 def set_verdict(connection: sqlite3.Connection, migration: int, verdict: Mapping[str, Any]) -> None:

@@ -16,12 +16,22 @@ from typing import Any
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
-from plimsoll.errors import MigrationStateError, ModelLoadingError, OutsideError, StoreError
+from plimsoll.errors import (
+    HookStoppedError,
+    MigrationStateError,
+    ModelLoadingError,
+    OutsideError,
+    PlimsollError,
+    StoreError,
+)
 from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer, quarantine
 from plimsoll.migration.changes import Change, Follow, StateChanges
+from plimsoll.migration.hooks import journal as hooks_journal
+from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
+from plimsoll.migration.hooks.records import Moment
 from plimsoll.migration.outside import OutsidePointers, moved
-from plimsoll.migration.records import Migration
+from plimsoll.migration.records import Migration, Progress
 from plimsoll.migration.runs import SERVER, MigrationRuns
 from plimsoll.migration.startup import IdleVersions, cut_over_ages, leave_out_unserved
 from plimsoll.migration.states import UNDER_WAY, MigrationState, check_change
@@ -46,7 +56,7 @@ class Migrations:
     """Begins and ends migrations.
 
     thread: reads and writes the file for changes of state. scans: the threads of runs and verdicts,
-    which may take long. Both end with `close`.
+    which may take long. Both end with `close`. hooks: may be listed and tried.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class Migrations:
         drain: Drain,
         thread: ThreadPoolExecutor,
         scans: ThreadPoolExecutor,
+        hooks: MigrationHooks,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._database = database
@@ -71,10 +82,12 @@ class Migrations:
         self._links = links
         self._drain = drain
         self._scans = scans
+        self.hooks = hooks
         self._changes = StateChanges(database, runs, metrics, thread)
         self._watch = CutoverWatch(clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
         self._going_back: dict[int, asyncio.Task[None]] = {}  # one of a migration
+        self._after_cutover = set[asyncio.Task[None]]()
 
     async def start(self) -> None:
         """Go on with what was under way when the server stopped."""
@@ -87,6 +100,7 @@ class Migrations:
 
         try:
             found, cut_over = await self._changes.write(look)
+            interrupted = await self._changes.read(hooks_journal.interrupted_after_cutover)
         except StoreError as error:  # collections are refused with it; all else is served
             log.error("%s", error)
             return
@@ -96,6 +110,8 @@ class Migrations:
                 self._runs.start(migration.id)
         for migration, age_s in cut_over:
             self._watch.begin(migration.id, migration.collection, age_s)
+        for number in interrupted:
+            self._ask_after_cutover(number)
         idle = IdleVersions(self._changes, self._judge)
         outside = OutsidePointers(self._changes, self._links, self._watch)
         self._looking = [
@@ -105,7 +121,7 @@ class Migrations:
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
-        asking = [*self._going_back.values(), *self._looking]
+        asking = [*self._going_back.values(), *self._looking, *self._after_cutover]
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
@@ -134,13 +150,17 @@ class Migrations:
         *,
         dimensions: int | None = None,
         judged: Sequence[Mapping[str, Any]] = (),
+        hooks: Sequence[str] = (),
         starts: bool = True,
     ) -> MigrationStatus:
         """Move a collection to a served model; starts: at once, else when it is resumed.
 
-        Raises UnknownCollectionError, UnknownModelError, MigrationStateError, InvalidRequestError,
-        and ModelErrors and OverloadError where the model has to be opened to know its space.
+        hooks: names of those that are asked, behind those that always are.
+        Raises UnknownCollectionError, UnknownModelError, UnknownHookError, MigrationStateError,
+        InvalidRequestError, and ModelErrors and OverloadError where the model has to be opened to
+        know its space.
         """
+        self.hooks.check(hooks)
         target = await served_space(self._models, model, dimensions, permit)
         async with self._links.held(collection) as link:
             if link is not None:
@@ -148,6 +168,7 @@ class Migrations:
 
         def work(connection: Connection) -> Migration:
             migration = pointer.begin(connection, collection, target, [*judged], who, why)
+            hooks_journal.put_names(connection, migration.id, hooks)
             if starts:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration
@@ -171,6 +192,12 @@ class Migrations:
             lambda connection: counts_of(connection, journal.find(connection, number))
         )
         return status_of(counts, *self._run_of(number))
+
+    async def history(self, number: int) -> list[Progress]:
+        """How far it was, every few seconds in which something was stored. Raises as `status`."""
+        return await self._changes.read(
+            lambda connection: journal.progress(connection, journal.find(connection, number).id)
+        )
 
     async def watch(self, number: int) -> AsyncIterator[MigrationStatus]:
         """Its status, again and again, until nothing is under way. Raises as `status` does."""
@@ -243,20 +270,28 @@ class Migrations:
     async def cut_over(
         self, number: int, who: str, why: str, *, force: bool = False
     ) -> MigrationStatus:
-        """Let searches read the new version, and what the collection is linked to likewise.
+        """Let searches read the new version, once the hooks before that have passed.
 
-        Raises VerdictError, MigrationStateError, ModelLoadingError where the old model takes long
-        to open, and OutsideErrors and LinkStateError where what it is linked to cannot follow.
+        What the collection is linked to follows. Raises VerdictError, MigrationStateError,
+        HookStoppedError, ModelLoadingError where the old model takes long to open, and
+        OutsideErrors and LinkStateError where what it is linked to cannot follow.
         """
         before = await self._changes.read(lambda connection: journal.find(connection, number))
         check_change(number, before.state, _S.CUT_OVER)
         keeps_old = await self._judge.can_embed_soon(before.source)
+        await self._changes.read(
+            lambda connection: pointer.check_cut_over(
+                connection, number, force=force, keeps_old=keeps_old
+            )
+        )
+        await self.hooks.ask(HookedRun(number), Moment.BEFORE_CUTOVER)
 
         def work(connection: Connection) -> Migration:
             return pointer.cut_over(connection, number, who, why, force=force, keeps_old=keeps_old)
 
         def follow(number: int) -> None:
             self._watch.begin(number, before.collection)
+            self._ask_after_cutover(number)
 
         async with self._links.held(before.collection) as link:
             return await self._change(await moved(link, before.target, work), follow)
@@ -294,6 +329,21 @@ class Migrations:
 
     async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
         return await self.status((await self._changes.change(work, follow)).id)
+
+    def _ask_after_cutover(self, number: int) -> None:
+        """Ask the hooks after a cut-over; one that stops takes it back."""
+
+        async def ask() -> None:
+            try:
+                await self.hooks.ask(HookedRun(number), Moment.AFTER_CUTOVER)
+            except HookStoppedError as error:
+                await self._go_back(number, str(error))
+            except PlimsollError as error:
+                log.error("migration %d: hooks after cut-over: %s", number, error)
+
+        task = asyncio.create_task(ask(), context=Context())
+        self._after_cutover.add(task)
+        task.add_done_callback(self._after_cutover.discard)
 
     async def _go_back(self, number: int, why: str) -> None:
         try:

@@ -13,7 +13,7 @@ from plimsoll.corpora.records import Collection, Space, Version, VersionState
 from plimsoll.errors import InvalidRequestError, VerdictError
 from plimsoll.migration import journal, quarantine
 from plimsoll.migration.records import Migration
-from plimsoll.migration.states import MigrationState
+from plimsoll.migration.states import MigrationState, check_change
 
 
 def begin(
@@ -92,15 +92,25 @@ def cut_over(
     Raises MigrationStateError, and VerdictError unless forced where the verdict is not go, a
     document has come since that lacks a new vector, or the way back is no longer what it says.
     """
+    check_cut_over(connection, number, force=force, keeps_old=keeps_old)
     migration = journal.change_state(connection, number, MigrationState.CUT_OVER, who, why)
     collection = _collection(connection, migration)
-    if not force:
-        _check_verdict(connection, migration, keeps_old=keeps_old)
     source, target = journal.versions_of(connection, migration)
     versions.set_state(connection, target, VersionState.COMPLETE)
     versions.set_takes_writes(connection, source, takes_writes=keeps_old)
     versions.activate(connection, collection, target)
     return migration
+
+
+def check_cut_over(
+    connection: sqlite3.Connection, number: int, *, force: bool, keeps_old: bool
+) -> None:
+    """Raise as `cut_over` does; nothing is written."""
+    migration = journal.find(connection, number)
+    check_change(number, migration.state, MigrationState.CUT_OVER)
+    _collection(connection, migration)
+    if not force:
+        _check_verdict(connection, migration, keeps_old=keeps_old)
 
 
 def roll_back(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:

@@ -51,6 +51,15 @@ class Migration:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a migration was. second: since 1970, of the beginning of the seconds it holds for."""
+
+    second: int
+    n_embedded: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
 class StateChange:
     """A row of the audit: when, who, from, to, why. before: None of the first."""
 

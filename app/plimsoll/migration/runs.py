@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from sqlite3 import Connection
 from time import monotonic
 
@@ -24,13 +25,18 @@ from plimsoll.errors import (
 from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.coordinator import MigrationCoordinator
+from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
+from plimsoll.migration.hooks.records import Moment
+from plimsoll.migration.pace import RunPace
 from plimsoll.migration.progress import ProgressMonitor
 from plimsoll.migration.records import Migration
 from plimsoll.migration.stages import Written
 from plimsoll.migration.states import MigrationState
+from plimsoll.migration.status import counts_of
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
+from plimsoll.serving.threads import first_error
 from plimsoll.telemetry.migrations import MigrationMetrics
 
 log = logging.getLogger(__name__)
@@ -59,6 +65,7 @@ class MigrationRuns:
         links: Links,
         metrics: MigrationMetrics,
         thread: Executor,
+        hooks: MigrationHooks,
         clock: Callable[[], float] = monotonic,
         pause: Pause = asyncio.sleep,
     ) -> None:
@@ -69,6 +76,7 @@ class MigrationRuns:
         self._links = links
         self._metrics = metrics
         self._thread = thread
+        self._hooks = hooks
         self._clock = clock
         self._pause = pause
         self._runs: dict[int, _Run] = {}
@@ -120,36 +128,54 @@ class MigrationRuns:
         except Exception:
             log.exception("migration %d failed", number)
             await self._fail(number, UNFORESEEN)
+        finally:
+            self._metrics.set_left(number, 0)
 
     async def _to_its_end(self, number: int, progress: ProgressMonitor) -> None:
+        """Ask what is asked before, run with what is asked beside it, and have it judged."""
         migration = await self._database.write(self._thread, journal.find, number)
+        pace, begun, ended = RunPace(), asyncio.Event(), asyncio.Event()
+        run = HookedRun(number, progress, pace)
         if migration.state is MigrationState.RUNNING:
+            await self._hooks.ask(run, Moment.BEFORE)
+        elif migration.state is not MigrationState.VALIDATING:  # another was quicker
+            return
+        with first_error():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._hooks.accompany(run, begun, ended))
+                await begun.wait()
+                decision = await self._work_off(migration, progress, pace)
+                ended.set()
+        await self._hooks.ask(run, Moment.AFTER)
+        await self._change(number, MigrationState.READY, f"verdict: {decision}")
+        log.info("migration %d of %r: %s", number, migration.collection, decision)
+
+    async def _work_off(
+        self, migration: Migration, progress: ProgressMonitor, pace: RunPace
+    ) -> str:
+        """Embed what lacks a vector, and note the verdict; returns its decision."""
+        number = migration.id
+        if migration.state is MigrationState.RUNNING:
+            left = await self._database.read(self._thread, counts_of, migration)
+            self._metrics.set_left(number, left.n_left)
             coordinator = MigrationCoordinator(
                 self._database,
                 self._embeddings,
                 self._gate,
                 self._thread,
                 progress,
-                self._count,
+                pace,
+                partial(self._count, number),
                 self._pause,
             )
             await coordinator.run(migration)
             await self._bring_out(migration, progress)
             why = "every document has a new vector or is quarantined"
             migration = await self._change(number, MigrationState.VALIDATING, why)
-        elif migration.state is not MigrationState.VALIDATING:  # another was quicker
-            return
         verdict = await self._judge.judge(migration, progress.set_yielding)
-
-        def note(connection: Connection) -> None:
-            journal.set_verdict(connection, number, verdict.as_json())
-            journal.change_state(
-                connection, number, MigrationState.READY, SERVER, f"verdict: {verdict.decision}"
-            )
-
-        await self._database.write(self._thread, note)
-        self._metrics.changed(MigrationState.READY.value)
-        log.info("migration %d of %r: %s", number, migration.collection, verdict.decision)
+        await self._database.write(self._thread, journal.set_verdict, number, verdict.as_json())
+        self._metrics.judged(verdict.decision)
+        return verdict.decision
 
     async def _bring_out(self, migration: Migration, progress: ProgressMonitor) -> None:
         """Have everything outside, where the collection is linked; refusals are waited out."""
@@ -188,7 +214,8 @@ class MigrationRuns:
         self._metrics.changed(after.value)
         return changed
 
-    def _count(self, written: Written) -> None:
+    def _count(self, number: int, written: Written) -> None:
+        self._metrics.moved(number, written.n_embedded + written.n_quarantined)
         self._metrics.rows("embedded", written.n_embedded)
         self._metrics.rows("skipped", written.n_skipped)
         self._metrics.rows("quarantined", written.n_quarantined)

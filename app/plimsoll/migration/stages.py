@@ -9,9 +9,8 @@ it looks again at every document: one that changed or went in the meantime keeps
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from sqlite3 import Connection
 from typing import TypeAlias
@@ -25,14 +24,13 @@ from plimsoll.corpora.records import Space, StoredDocument
 from plimsoll.errors import MigrationStateError, TooLargeError
 from plimsoll.migration import journal, quarantine
 from plimsoll.migration.held_memory import HeldMemory
+from plimsoll.migration.pace import FULL, BatchLimits, RunPace
 from plimsoll.migration.records import Checkpoint, Migration
 from plimsoll.migration.states import MigrationState
 from plimsoll.serving.gate import RequestPermit
+from plimsoll.serving.threads import first_error
 
 QUEUE_BATCHES = 16
-BATCHES_ENCODED = 2
-BATCH_TEXTS = 64
-BATCH_BYTES = 64 << 10
 # A text as Python keeps it, with its record: up to 4 bytes for each of UTF-8.
 TEXT_COPIES = 4
 # Of a vector's length, which is 1: float32 rounds it by far less.
@@ -66,15 +64,17 @@ class Written:
     checkpoint: Checkpoint
 
 
-def first_batch(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def first_batch(
+    sizes: Iterable[tuple[int, int]], limits: BatchLimits = FULL
+) -> list[tuple[int, int]]:
     """The first rows, with the bytes of their texts, that are read at once: one at least."""
     rows, total_bytes = list[tuple[int, int]](), 0
     for row, n_bytes in sizes:
-        if rows and total_bytes + n_bytes > BATCH_BYTES:
+        if rows and total_bytes + n_bytes > limits.bytes:
             break
         rows.append((row, n_bytes))
         total_bytes += n_bytes
-        if len(rows) == BATCH_TEXTS:
+        if len(rows) == limits.texts:
             break
     return rows
 
@@ -82,14 +82,19 @@ def first_batch(sizes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 class Reader:
     """Reads documents that lack a new vector, in the order of their rows."""
 
-    def __init__(self, database: Database, memory: HeldMemory, thread: Executor) -> None:
+    def __init__(
+        self, database: Database, memory: HeldMemory, thread: Executor, pace: RunPace
+    ) -> None:
         self._database = database
         self._memory = memory
         self._thread = thread
+        self._pace = pace
 
     async def read(self, migration: Migration, position: int, out: Queue) -> None:
         """Give batches of what is behind `position`, then None."""
-        while rows := await self._database.read(self._thread, _next_rows, migration, position):
+        while rows := await self._database.read(
+            self._thread, _next_rows, migration, position, self._pace.limits
+        ):
             numbers = [row for row, _ in rows]
             try:
                 permit = await self._memory.hold(TEXT_COPIES * sum(n_bytes for _, n_bytes in rows))
@@ -114,20 +119,28 @@ class Reader:
 
 
 async def encode(
-    embedder: PatientEmbedder, source: Queue, out: EncodedQueue, group: asyncio.TaskGroup
+    embedder: PatientEmbedder,
+    source: Queue,
+    out: EncodedQueue,
+    group: asyncio.TaskGroup,
+    pace: RunPace,
 ) -> None:
-    """Give every batch its vectors, in order: one is made ready while another one runs."""
-    free = asyncio.Semaphore(BATCHES_ENCODED)
+    """Give every batch its vectors, in order: one is made ready while another one runs, unless the
+    pace says one at a time.
+    """
+    encoding = set[asyncio.Task[Batch]]()
 
     async def embed(batch: Batch) -> Batch:
         if not batch.found.failures:
             batch.found = await embedder.embed_documents(batch.documents)
-        free.release()
         return batch
 
     while (batch := await source.get()) is not None:
-        await free.acquire()
-        await out.put(group.create_task(embed(batch)))
+        while len(encoding) >= pace.limits.at_once:
+            _, encoding = await asyncio.wait(encoding, return_when=asyncio.FIRST_COMPLETED)
+        task = group.create_task(embed(batch))
+        encoding.add(task)
+        await out.put(task)
     await out.put(None)
 
 
@@ -215,6 +228,7 @@ async def walk(
     writer: Writer,
     migration: Migration,
     position: int,
+    pace: RunPace,
 ) -> int:
     """Take every document behind `position` that lacks a vector through the four stages.
 
@@ -222,32 +236,20 @@ async def walk(
     """
     read, valid = Queue(QUEUE_BATCHES), Queue(QUEUE_BATCHES)
     encoded = EncodedQueue(QUEUE_BATCHES)
-    with _unwrapped():
+    with first_error():
         async with asyncio.TaskGroup() as group:
             group.create_task(reader.read(migration, position, read))
-            group.create_task(encode(embedder, read, encoded, group))
+            group.create_task(encode(embedder, read, encoded, group, pace))
             group.create_task(validate(migration.target, encoded, valid))
             written = group.create_task(writer.write(migration, valid))
     return written.result()
 
 
 def _next_rows(
-    connection: Connection, migration: Migration, position: int
+    connection: Connection, migration: Migration, position: int, limits: BatchLimits
 ) -> list[tuple[int, int]]:
     journal.check_there(connection, migration)
-    return first_batch(journal.lacking(connection, migration, position))
-
-
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise the first error of a group as itself: a migration has one reason to stop."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+    return first_batch(journal.lacking(connection, migration, position), limits)
 
 
 def _fault(vector: np.ndarray, space: Space) -> str | None:

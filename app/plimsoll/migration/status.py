@@ -7,12 +7,14 @@ from typing import Literal, TypeAlias
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.migration import journal, quarantine
+from plimsoll.migration.hooks import journal as hooks_journal
+from plimsoll.migration.hooks.records import HookOutcome
 from plimsoll.migration.progress import ProgressMonitor, eta_s
 from plimsoll.migration.records import Migration, Quarantined, StateChange
 from plimsoll.migration.states import ENDED, MigrationState
 from plimsoll.migration.watch import Watched
 
-MOST_LISTED = 100  # documents in quarantine
+MOST_LISTED = 100  # documents in quarantine, answers of hooks
 
 
 WayBack: TypeAlias = Literal["exact", "partial", "none"]
@@ -25,7 +27,8 @@ class Counts:
 
     has_both: both versions are there, so that there is a way back. keeps_old: what is written goes
     into the old version too, so that going back loses nothing.
-    n_without_old: documents that the old version has no vector of.
+    n_without_old: documents that the old version has no vector of. named_hooks: in their order.
+    hooks: the last answers.
     """
 
     migration: Migration
@@ -37,6 +40,8 @@ class Counts:
     keeps_old: bool = False
     has_both: bool = False
     quarantine: Sequence[Quarantined] = ()
+    named_hooks: Sequence[str] = ()
+    hooks: Sequence[HookOutcome] = ()
 
     @property
     def way_back(self) -> WayBack:
@@ -74,8 +79,10 @@ class MigrationStatus:
 def counts_of(connection: Connection, migration: Migration) -> Counts:
     """Count in the transaction that is open."""
     changes = journal.changes(connection, migration.id)
+    named = hooks_journal.names(connection, migration.id)
+    asked = hooks_journal.outcomes(connection, migration.id, MOST_LISTED)
     if migration.state in ENDED or not journal.is_there(connection, migration):
-        return Counts(migration, changes)
+        return Counts(migration, changes, named_hooks=named, hooks=asked)
     n_documents = documents.count(connection, migration.collection_id)
     source, _ = journal.versions_of(connection, migration)
     is_active = migration.state is not MigrationState.CUT_OVER
@@ -89,6 +96,8 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
         keeps_old=source.takes_writes or is_active,
         has_both=True,
         quarantine=quarantine.listed(connection, migration, MOST_LISTED),
+        named_hooks=named,
+        hooks=asked,
     )
 
 

@@ -88,6 +88,12 @@ class MigrationPlan:
     warnings: list[str]
 
 
+def version_bytes(n_vectors: int, dimensions: int) -> int:
+    """About what so many vectors take in the file."""
+    row_bytes = dimensions * vectors.STORED.itemsize + ROW_OVERHEAD_BYTES
+    return round(n_vectors * row_bytes * ROW_OVERHEAD_RATIO)
+
+
 class CollectionSurvey:
     """Looks at collections. thread: reads the file."""
 
@@ -149,7 +155,6 @@ class CollectionSurvey:
         n_tokens = round(float(np.mean(lengths)) * n_documents)
         left_ratio = 1 - len(sample) / max(1, n_documents)  # what was counted has no error
         target = Space(answer.fingerprint, answer.dimensions, slot.name)
-        row_bytes = target.dimensions * vectors.STORED.itemsize + ROW_OVERHEAD_BYTES
         warnings = []
         if self._models.max_open < 2 and collection.active.space.model not in (None, slot.name):
             warnings.append(
@@ -168,7 +173,7 @@ class CollectionSurvey:
             tokens_error=round(standard_error(lengths) * n_documents * left_ratio),
             tokens_per_s=tokens_per_s,
             seconds=n_tokens / tokens_per_s,
-            disk_bytes=round(n_documents * row_bytes * ROW_OVERHEAD_RATIO),
+            disk_bytes=version_bytes(n_documents, target.dimensions),
             warnings=warnings,
         )
 

@@ -100,23 +100,48 @@ class MigrationJudge:
             widest = max(migration.source.dimensions, migration.target.dimensions)
             await memory.hold(vector_search_demand(widest).held_bytes)
             facts = await self._database.read(self._thread, _facts, migration)
-            new = self._embedder(migration, migration.target, yielding)
+            new = self.embedder(migration, migration.target, yielding)
             old = None
             if await self.can_embed(migration.source):
-                old = self._embedder(migration, migration.source, yielding)
+                old = self.embedder(migration, migration.source, yielding)
             found = [
                 checks.complete(facts.n_documents, facts.n_lacking, facts.n_new_vectors,
                                 facts.n_quarantined),
                 checks.hashes(facts.n_documents, facts.n_changed_texts),
                 checks.sound(facts.health),
                 checks.quarantine(facts.n_documents, facts.n_quarantined, facts.n_lost),
-                await self._sample(facts, new, memory),
+                await self._sample(facts.new, facts.sample, new, memory),
                 *await self._quality(migration, facts, old, new),
                 checks.rollback(migration.source, can_embed=old is not None),
             ]  # fmt: skip
         finally:
             memory.leave_all()
         return decide(found, self._now(), SEED)
+
+    async def judge_old(self, migration: Migration) -> list[Check]:
+        """What the old version is worth by itself, before there is another one.
+
+        Its sample embedded again, judged queries where there are any, and latency, in which "new"
+        is the version that is judged. Empty where no model here embeds into its space. Raises as
+        `judge` does.
+        """
+        if not await self.can_embed(migration.source):
+            return []
+        memory = HeldMemory(self._gate, lambda why: None, self._pause)
+        try:
+            await memory.hold(vector_search_demand(migration.source.dimensions).held_bytes)
+            version, sample, openings, judged = await self._database.read(
+                self._thread, _facts_of_old, migration
+            )
+            old = self.embedder(migration, migration.source)
+            quality = QualityJudge(self._database, self._thread, version, version)
+            found = [await self._sample(version, sample, old, memory)]
+            if judged:
+                found.append(await quality.judged(migration, judged, None, old, decides=False))
+            found.append(await quality.latency(openings, None, old))
+        finally:
+            memory.leave_all()
+        return found
 
     async def can_embed(self, space: Space) -> bool:
         """Whether a model here embeds into `space` as it was when the vectors were made."""
@@ -157,13 +182,19 @@ class MigrationJudge:
                 permit.leave()
             await self._pause(wait_s)
 
-    async def _sample(self, facts: Facts, new: PatientEmbedder, memory: HeldMemory) -> Check:
+    async def _sample(
+        self,
+        version: Version,
+        sample: Sequence[tuple[int, int]],
+        embedder: PatientEmbedder,
+        memory: HeldMemory,
+    ) -> Check:
         """Embed a sample again: what is stored must be what the texts give.
 
         A document that memory is never enough for is left out of it.
         """
         n_sampled, pairs = 0, list[tuple[np.ndarray, np.ndarray]]()
-        left = facts.sample
+        left = sample
         while batch := first_batch(left):
             left = left[len(batch) :]
             try:
@@ -171,8 +202,8 @@ class MigrationJudge:
             except TooLargeError:
                 continue
             rows = [row for row, _ in batch]
-            read, stored = await self._database.read(self._thread, _with_vectors, facts.new, rows)
-            found = (await new.embed_documents(read)).vectors
+            read, stored = await self._database.read(self._thread, _with_vectors, version, rows)
+            found = (await embedder.embed_documents(read)).vectors
             n_sampled += len(read)
             pairs += [(found[row], vector) for row, vector in stored.items() if row in found]
             memory.leave(permit)
@@ -219,10 +250,23 @@ class MigrationJudge:
             and old.vocabulary_sha256 == new.vocabulary_sha256
         )
 
-    def _embedder(self, migration: Migration, space: Space, yielding: Yielding) -> PatientEmbedder:
+    def embedder(
+        self, migration: Migration, space: Space, yielding: Yielding = lambda why: None
+    ) -> PatientEmbedder:
+        """What embeds into a space of a migration, behind live requests."""
         return PatientEmbedder(
             self._embeddings, self._gate, migration.collection, space, yielding, self._pause
         )
+
+
+def _facts_of_old(
+    connection: Connection, migration: Migration
+) -> tuple[Version, list[tuple[int, int]], list[str], list[JudgedQuery]]:
+    journal.check_there(connection, migration)
+    old, _ = journal.versions_of(connection, migration)
+    rows = sample_rows(connection, old, SAMPLE_DOCUMENTS, SEED)
+    sample, openings = _sampled(connection, migration, rows)
+    return old, sample, openings, journal.judged_queries(connection, migration.id)
 
 
 def _facts(connection: Connection, migration: Migration) -> Facts:
@@ -232,6 +276,7 @@ def _facts(connection: Connection, migration: Migration) -> Facts:
     after = vectors.get(connection, new.id, rows)
     before = vectors.get(connection, old.id, rows)
     n_quarantined, n_lost = quarantine.count(connection, migration)
+    sample, openings = _sampled(connection, migration, rows)
     return Facts(
         old=old,
         new=new,
@@ -242,12 +287,8 @@ def _facts(connection: Connection, migration: Migration) -> Facts:
         n_quarantined=n_quarantined,
         n_lost=n_lost,
         health=vector_health(connection, new),
-        sample=[
-            (row, documents.n_bytes(connection, migration.collection_id, [row])) for row in rows
-        ],
-        openings=documents.openings(
-            connection, migration.collection_id, rows[:TIMED_QUERIES], TIMED_CHARACTERS
-        ),
+        sample=sample,
+        openings=openings,
         new_vectors=_stacked([after[row] for row in rows], new),
         old_vectors=[before.get(row) for row in rows],
         judged=journal.judged_queries(connection, migration.id),
@@ -260,6 +301,15 @@ def _with_vectors(
     """Documents in these rows that have a vector, as both are now."""
     stored = vectors.get(connection, version.id, rows)
     return documents.of_rows(connection, version.collection_id, list(stored)), stored
+
+
+def _sampled(
+    connection: Connection, migration: Migration, rows: Sequence[int]
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """Rows with the bytes of their documents, and short texts of the first of them."""
+    collection = migration.collection_id
+    openings = documents.openings(connection, collection, rows[:TIMED_QUERIES], TIMED_CHARACTERS)
+    return [(row, documents.n_bytes(connection, collection, [row])) for row in rows], openings
 
 
 def _is_settled(found: Sequence[Check]) -> bool:

@@ -1,8 +1,9 @@
-"""Work in a thread, waited for to its end. Each job belongs to a request that was admitted."""
+"""Work in a thread or in a group of tasks, waited for to its end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -38,3 +39,15 @@ async def run_until_dropped(
             result.exception()  # asked for, or asyncio would log that it never was
         raise
     return result.result()
+
+
+@contextmanager
+def first_error() -> Iterator[None]:
+    """Raise the first error of a task group as itself, where there is to be one reason."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

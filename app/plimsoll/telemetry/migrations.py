@@ -3,10 +3,15 @@
 from collections.abc import Iterable
 from typing import Literal, TypeAlias, get_args
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 RowOutcome: TypeAlias = Literal["embedded", "skipped", "quarantined"]
 """What became of a document; skipped: it changed or went while it was embedded."""
+
+Decision: TypeAlias = Literal["go", "no_go", "inconclusive"]
+
+HookOutcome: TypeAlias = Literal["passed", "stopped", "failed"]
+"""What became of a hook that was asked; failed: it gave no answer."""
 
 
 class MigrationMetrics:
@@ -34,8 +39,31 @@ class MigrationMetrics:
             ["state"],
             registry=registry,
         )
+        self._left = dict[int, int]()  # by migration
+        self._documents_left = Gauge(
+            "plimsoll_migration_documents_left",
+            "Documents that migrations under way have still to embed",
+            registry=registry,
+        )
+        self._verdicts = Counter(
+            "plimsoll_migration_verdicts",
+            "Verdicts on new versions, by decision (go, no_go, inconclusive)",
+            ["decision"],
+            registry=registry,
+        )
+        self._hooks = Counter(
+            "plimsoll_migration_hooks",
+            "Hooks of migrations that were asked, by outcome (passed, stopped: said no, failed: "
+            "gave no answer)",
+            ["outcome"],
+            registry=registry,
+        )
+        for decision in get_args(Decision):
+            self._verdicts.labels(decision)
         for outcome in get_args(RowOutcome):
             self._rows.labels(outcome)
+        for outcome in get_args(HookOutcome):
+            self._hooks.labels(outcome)
 
     def expect(self, states: Iterable[str]) -> None:
         """Begin a series for each state: a rate does not see the first event of a new one."""
@@ -46,6 +74,19 @@ class MigrationMetrics:
         """Count documents."""
         self._rows.labels(outcome).inc(n)
 
+    def set_left(self, migration: int, n: int) -> None:
+        """So many documents are to be embedded; 0 where it is not worked on."""
+        self._left[migration] = max(0, n)
+        self._documents_left.set(sum(self._left.values()))
+
+    def moved(self, migration: int, n: int) -> None:
+        """So many of them need nothing more."""
+        self.set_left(migration, self._left.get(migration, 0) - n)
+
+    def judged(self, decision: Decision) -> None:
+        """A verdict was drawn."""
+        self._verdicts.labels(decision).inc()
+
     def tokens(self, n: int) -> None:
         """Count tokens."""
         self._tokens.inc(n)
@@ -53,6 +94,10 @@ class MigrationMetrics:
     def yielded(self) -> None:
         """A migration stands back."""
         self._yields.inc()
+
+    def asked(self, outcome: HookOutcome) -> None:
+        """A hook was asked."""
+        self._hooks.labels(outcome).inc()
 
     def changed(self, state: str) -> None:
         """A migration has come to this state."""

@@ -34,12 +34,12 @@ from plimsoll.api.fields import (
     PriorityHeader,
     ResultCount,
     SpaceFields,
-    space_json,
 )
 from plimsoll.api.replies import DEGRADED_HEADERS, json_response, search_response
 from plimsoll.corpora.catalog import CollectionCatalog
 from plimsoll.corpora.records import VersionState
 from plimsoll.corpora.search import CollectionSearch
+from plimsoll.corpora.spaces import space_json
 from plimsoll.corpora.tasks import AskedMode, CollectionState, SearchResults, SearchTask
 from plimsoll.telemetry.corpora import SearchMode
 

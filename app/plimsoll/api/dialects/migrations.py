@@ -1,6 +1,7 @@
 """Migrations: begun, watched, paused, resumed, judged, cut over, taken back."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import orjson
@@ -14,12 +15,13 @@ from plimsoll.api.edge.documented import (
     OF_A_BODY,
     OF_A_CLIENT,
     OF_A_COLLECTION,
+    OF_A_CUTOVER,
+    OF_A_HOOK,
     OF_A_MIGRATION,
     OF_A_MIRROR,
     OF_A_MODEL,
     OF_A_PATH,
     OF_A_STATE,
-    OF_A_VERDICT,
     OF_AN_OPERATOR,
     OF_AN_OUTSIDE,
     OF_THE_STORE,
@@ -34,12 +36,13 @@ from plimsoll.api.migration_fields import (
     MigrationFields,
     MigrationList,
     MigrationNumber,
+    MigrationReport,
     MigrationRequest,
     ValidateRequest,
-    migration_json,
     queries_json,
 )
 from plimsoll.api.replies import json_response
+from plimsoll.migration.as_json import migration_json
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.status import MigrationStatus
 from plimsoll.telemetry.current_request import current_request
@@ -74,7 +77,14 @@ def router(migrations: Migrations) -> APIRouter:
         "/migrations",
         response_model=MigrationFields,
         responses=documented(
-            NATIVE, OF_AN_OPERATOR, OF_A_BODY, OF_A_MODEL, OF_A_COLLECTION, OF_A_STATE, OF_A_MIRROR
+            NATIVE,
+            OF_AN_OPERATOR,
+            OF_A_BODY,
+            OF_A_MODEL,
+            OF_A_COLLECTION,
+            OF_A_HOOK,
+            OF_A_STATE,
+            OF_A_MIRROR,
         ),
         summary="Begin a migration",
     )
@@ -90,6 +100,7 @@ def router(migrations: Migrations) -> APIRouter:
             body.why,
             dimensions=body.dimensions,
             judged=queries_json(body.queries),
+            hooks=body.hooks,
             starts=body.start,
         )
         return json_response(migration_json(status))
@@ -112,6 +123,18 @@ def router(migrations: Migrations) -> APIRouter:
     )
     async def get_migration(number: MigrationNumber) -> Response:
         return json_response(migration_json(await migrations.status(number)))
+
+    @routes.get(
+        "/migrations/{number}/report",
+        response_model=MigrationReport,
+        responses=documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_MIGRATION),
+        summary="A migration, and how far it was when",
+    )
+    async def report_migration(number: MigrationNumber) -> Response:
+        status, history = await migrations.status(number), await migrations.history(number)
+        return json_response(
+            {"migration": migration_json(status), "progress": [*map(asdict, history)]}
+        )
 
     @routes.get(
         "/migrations/{number}/events",
@@ -168,7 +191,7 @@ def router(migrations: Migrations) -> APIRouter:
             OF_A_BODY,
             OF_A_MIGRATION,
             OF_A_STATE,
-            OF_A_VERDICT,
+            OF_A_CUTOVER,
             OF_A_MIRROR,
             OF_AN_OUTSIDE,
         ),

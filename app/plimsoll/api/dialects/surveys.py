@@ -19,8 +19,9 @@ from plimsoll.api.edge.documented import (
 )
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import CollectionName, Dimensions, SpaceFields, space_json
+from plimsoll.api.fields import CollectionName, Dimensions, SpaceFields
 from plimsoll.api.replies import json_response
+from plimsoll.corpora.spaces import space_json
 from plimsoll.migration.survey import CollectionSurvey, DoctorReport, MigrationPlan, VersionReport
 
 

@@ -181,6 +181,18 @@ OF_A_VERDICT: Examples = (
     ),
 )
 
+OF_A_HOOK: Examples = (
+    errors.UnknownHookError(
+        "there is no hook 'tickets'; did you mean ticket? (`plimsoll hooks list` shows all)",
+        param="hooks",
+    ),
+)
+
+OF_A_CUTOVER: Examples = (
+    *OF_A_VERDICT,
+    errors.HookStoppedError("hook 'ticket' stopped it: no change window is open"),
+)
+
 OF_DOCUMENTS: Examples = (
     errors.IngestStoppedError(
         "512 documents were added, 0 updated, 0 were there and 0 failed before this: memory failed "
@@ -203,7 +215,8 @@ EVERYTHING = (
     OF_A_STATE,
     OF_A_LINK,
     OF_AN_OUTSIDE,
-    OF_A_VERDICT,
+    OF_A_HOOK,
+    OF_A_CUTOVER,
     OF_DOCUMENTS,
 )
 

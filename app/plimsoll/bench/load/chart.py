@@ -1,15 +1,17 @@
 """A report as a page of charts: inline SVG, nothing to load, light or dark as the reader has it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from plimsoll.bench.load.before_after import HEADS as CHANGE_HEADS
 from plimsoll.bench.load.percentile_chart import POINTS, percentile_chart
 from plimsoll.bench.load.report import LoadReport, Second
-from plimsoll.bench.load.svg import HEIGHT, LEFT, PLOT_WIDTH, Scale, frame, svg
 from plimsoll.bench.load.table import HEADS, facts_of, remarks, rows_of
+from plimsoll.charts.lines import line_chart
+from plimsoll.charts.page import html_page, section, table
+from plimsoll.charts.svg import HEIGHT, LEFT, PLOT_WIDTH, Scale, frame, svg
 
 MAX_COLUMNS = 240  # seconds of a long run are put together
 OUTCOMES = ("dense", "sparse", "refused", "rejected", "failed", "hung_up")
@@ -17,26 +19,14 @@ BAR_RATIO = 0.92
 
 # After Okabe and Ito, whose colours the colour-blind can tell apart; darker on a light page, where
 # each stands out from the ground by 3 to 1 (WCAG 1.4.11).
-STYLE = """
-:root { --page: #fdfdfc; --ink: #1d2228; --faint: #6a7178; --grid: #e2e4e6;
-  --dense: #0072b2; --sparse: #b87700; --refused: #838a91; --rejected: #1a9e9e;
+COLOURS = """
+:root { --dense: #0072b2; --sparse: #b87700; --refused: #838a91; --rejected: #1a9e9e;
   --failed: #d5381f; --hung_up: #c561a0; --p50: #00936b; --p90: #b87700; --p99: #8250c4;
   --max: #d5381f; }
-@media (prefers-color-scheme: dark) { :root { --page: #16191d; --ink: #e6e8ea;
-  --faint: #9aa3ab; --grid: #30363c; --dense: #2f7fe6; --sparse: #f0b429; --refused: #9aa1a8;
-  --rejected: #7fe3ea; --failed: #ff5a40; --hung_up: #d77bd6; --p50: #2fc99b; --p90: #f0b429;
-  --p99: #b08cf0; --max: #ff5a40; } }
-body { background: var(--page); color: var(--ink); margin: 2rem auto; max-width: 62rem;
-  padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .3rem; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--faint); font-size: 12px; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .93em; }
-td, th { padding: .2rem .45rem; text-align: right; font-variant-numeric: tabular-nums;
-  border-bottom: 1px solid var(--grid); font-weight: normal; white-space: nowrap; }
-th { color: var(--faint); } td:first-child, th:first-child { text-align: left; }
+@media screen and (prefers-color-scheme: dark) { :root { --dense: #2f7fe6; --sparse: #f0b429;
+  --refused: #9aa1a8; --rejected: #7fe3ea; --failed: #ff5a40; --hung_up: #d77bd6; --p50: #2fc99b;
+  --p90: #f0b429; --p99: #b08cf0; --max: #ff5a40; } }
 tr:last-child td { font-weight: 600; }
-.key { margin: 0; color: var(--faint); } .key span { margin-right: 1.1rem; }
-.key i { display: inline-block; width: .8em; height: .8em; margin-right: .35em; }
 .miss { color: var(--failed); font-weight: 600; }
 """
 
@@ -66,38 +56,22 @@ def page(
     columns = _columns(_whole_seconds(report))
     happened = [name for name in OUTCOMES if getattr(report.totals, name)]
     sections = [
-        _section("Requests a second, by what became of them", happened, _outcomes(columns)),
-        _section("Tokens a second, in dense replies", (), _tokens(columns)),
-        _section("Latency of what ended in each second", ("p50", "p99"), _latency(columns)),
-        _section("Latency by kind", POINTS, percentile_chart(report)),
+        section("Requests a second, by what became of them", happened, _outcomes(columns)),
+        section("Tokens a second, in dense replies", (), _tokens(columns)),
+        section("Latency of what ended in each second", ("p50", "p99"), _latency(columns)),
+        section("Latency by kind", POINTS, percentile_chart(report)),
     ]
     lines = (*facts_of(report), *remarks(report))
     notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    compared = f"<h2>Beside the earlier run</h2>{_table(CHANGE_HEADS, changes)}" if changes else ""
+    compared = section("Beside the earlier run", (), table(CHANGE_HEADS, changes, "Beside it"))
     missed = "".join(f'<p class="miss">MISS: {escape(miss)}</p>' for miss in misses)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Load test</title>'
-        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" '
-        f'content="light dark"><style>{STYLE}</style></head><body><h1>Load test of '
-        f"{escape(str(report.plan.get('url', '')))}</h1>{missed}"
-        f'<div class="scroll">{_table(HEADS, rows_of(report))}</div><ul>{notes}</ul>{compared}'
-        f"{''.join(sections)}"
-        "</body></html>\n"
+    return html_page(
+        "Load test",
+        COLOURS,
+        f"<h1>Load test of {escape(str(report.plan.get('url', '')))}</h1>{missed}"
+        f"{table(HEADS, rows_of(report), 'Requests by kind')}<ul>{notes}</ul>"
+        f"{compared if changes else ''}{''.join(sections)}",
     )
-
-
-def _section(title: str, keys: Iterable[str], drawing: str) -> str:
-    key = "".join(
-        f'<span><i style="background:var(--{name})"></i>{name.replace("_", " ")}</span>'
-        for name in keys
-    )
-    return f'<h2>{title}</h2><p class="key">{key}</p>{drawing}'
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    cells = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(cells)}</table>"
 
 
 def _whole_seconds(report: LoadReport) -> Sequence[Second]:
@@ -136,7 +110,7 @@ def _outcomes(columns: Columns) -> str:
                 title = f"{column.second} s: {count:,} {name.replace('_', ' ')}"
                 marks.append(_bar(columns, place, scale.y(top), scale.y(below), name, title))
                 below = top
-    return svg(HEIGHT, marks)
+    return svg(HEIGHT, marks, "Requests a second over the run, by what became of them")
 
 
 def _bar(columns: Columns, place: int, top: float, bottom: float, colour: str, title: str) -> str:
@@ -149,7 +123,7 @@ def _bar(columns: Columns, place: int, top: float, bottom: float, colour: str, t
 
 def _tokens(columns: Columns) -> str:
     per_s = [one.tokens / columns.width_s for one in columns.seconds]
-    return _lines(columns, {"dense": per_s}, "tokens/s")
+    return _lines(columns, {"dense": per_s}, "tokens/s", "Tokens a second over the run")
 
 
 def _latency(columns: Columns) -> str:
@@ -157,24 +131,11 @@ def _latency(columns: Columns) -> str:
         "p50": [one.p50_s for one in columns.seconds],
         "p99": [one.p99_s for one in columns.seconds],
     }
-    return _lines(columns, series, "s")
+    return _lines(columns, series, "s", "Median and 99th percentile of the latency over the run")
 
 
-def _lines(columns: Columns, series: Mapping[str, Sequence[float | None]], unit: str) -> str:
-    """A line for each series, broken where nothing was measured."""
-    measured = [value for values in series.values() for value in values if value is not None]
-    scale = Scale.up_to(max(measured, default=0.0))
-    marks = [*frame(scale, unit, columns.end_s)]
-    for name, values in series.items():
-        path, pen_is_down = "", False
-        for place, value in enumerate(values):
-            if value is not None:
-                x, y = LEFT + (place + 0.5) * columns.width, scale.y(value)
-                # A lone point needs some length to be seen.
-                path += f"L{x:.1f},{y:.1f}" if pen_is_down else f"M{x:.1f},{y:.1f}h0.1"
-            pen_is_down = value is not None
-        marks.append(
-            f'<path d="{path}" fill="none" stroke="var(--{name})" stroke-width="1.8" '
-            'stroke-linecap="round"/>'
-        )
-    return svg(HEIGHT, marks)
+def _lines(
+    columns: Columns, series: Mapping[str, Sequence[float | None]], unit: str, label: str
+) -> str:
+    places = [LEFT + (place + 0.5) * columns.width for place in range(len(columns.seconds))]
+    return line_chart(series, places, columns.end_s, unit, label)

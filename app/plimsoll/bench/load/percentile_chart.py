@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from plimsoll.bench.load.report import Counts, LoadReport
-from plimsoll.bench.load.svg import RIGHT, TOP, WIDTH, svg
+from plimsoll.charts.svg import RIGHT, TOP, WIDTH, svg
 
 POINTS = ("p50", "p90", "p99", "max")
 LEFT = 110
@@ -33,7 +33,7 @@ def percentile_chart(report: LoadReport) -> str:
     for place, (name, row) in enumerate(rows.items()):
         y = TOP + (place + 0.5) * ROW_HEIGHT
         marks.append(_row(escape(name), row, [x_of(seconds) for seconds in row], y))
-    return svg(height, marks)
+    return svg(height, marks, "Latency percentiles of each kind")
 
 
 def _grid_line(power: int, x: float, height: float) -> str:

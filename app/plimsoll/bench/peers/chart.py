@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from statistics import median
 
-from plimsoll.bench.load.svg import WIDTH, svg
 from plimsoll.bench.peers.catalog import IN_INT8, ONE_CORE, PLIMSOLL
 from plimsoll.bench.peers.measure import FigureName
 from plimsoll.bench.peers.results import ModelResults
 from plimsoll.bench.peers.workloads import TOKENS_PER_S
+from plimsoll.charts.svg import WIDTH, svg
 
 NAME_WIDTH, VALUE_WIDTH = 300, 190
 BAR_HEIGHT, ROW_HEIGHT, GAP = 14, 19, 18
@@ -27,7 +27,7 @@ def chart(results: Sequence[ModelResults]) -> str:
                 bars = list(_bars(one, name, y + ROW_HEIGHT))
                 marks += bars
                 y += ROW_HEIGHT * (len(bars) + 1) + GAP
-    return svg(y, marks) + "\n"
+    return svg(y, marks, "Tokens a second of each peer, workload by workload") + "\n"
 
 
 def _bars(results: ModelResults, name: FigureName, y: float) -> Iterator[str]:

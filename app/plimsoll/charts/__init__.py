@@ -1,0 +1,1 @@
+"""Charts as inline SVG, and the pages around them: nothing is loaded, light or dark."""

@@ -1,0 +1,93 @@
+"""The job file of a migration: TOML that can live in git.
+
+It names things that are configured elsewhere: a collection, a served model, a file of judged
+queries, hooks. It defines nothing that is run or connected to.
+"""
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plimsoll.cli import FAILED
+from plimsoll.nearest import did_you_mean
+
+# Keys that would define what is the operator's alone, by words that are in them.
+OPERATORS = (
+    "argv", "command", "connection", "credential", "dsn", "endpoint", "environment", "header",
+    "host", "key", "password", "plugin", "secret", "token", "uri", "url", "webhook",
+)  # fmt: skip
+WHOSE = (
+    "a job file defines no commands, addresses, keys or connection strings: those are the "
+    "operator's configuration (PLIMSOLL_HOOKS and the other settings); name what is there"
+)
+
+
+class JobFileError(click.ClickException):
+    """A job file that says what it may not, or nothing that can be done."""
+
+    exit_code = FAILED
+
+
+@dataclass(frozen=True)
+class MigrationJob:
+    """What is to be moved where. file: that says so, None where options do."""
+
+    collection: str
+    model: str
+    hooks: list[str]
+    dimensions: int | None = None
+    queries: Path | None = None
+    why: str = ""
+    file: Path | None = None
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "collection": (str, "a string"),
+    "model": (str, "a string"),
+    "dimensions": (int, "a whole number"),
+    "queries": (str, "the path of a file, from this one"),
+    "hooks": (list, "a list of names"),
+    "why": (str, "a string"),
+}
+KEYS = tuple(field.name for field in fields(MigrationJob) if field.name in _KINDS)
+
+
+def read_job(path: Path) -> MigrationJob:
+    """What the file says. Raises JobFileError, with the key that is wrong."""
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobFileError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobFileError(f"{path} is no TOML: {error}") from error
+    for key, value in given.items():
+        _check(path, key, value)
+    for key in ("collection", "model"):
+        if key not in given:
+            raise JobFileError(f"{path}: {key} is missing")
+    if "queries" in given:
+        given["queries"] = path.parent / given["queries"]
+        if not given["queries"].is_file():
+            raise JobFileError(f"{path}: queries: there is no file {given['queries']}")
+    return MigrationJob(**{"hooks": [], **given, "file": path})
+
+
+def _check(path: Path, key: str, value: Any) -> None:
+    if key not in _KINDS:
+        if any(word in key.lower() for word in OPERATORS):
+            raise JobFileError(f"{path}: {key} is refused: {WHOSE}")
+        raise JobFileError(f"{path}: {key} is no key; {did_you_mean(key, KEYS)}")
+    kind, told = _KINDS[key]
+    words = value if isinstance(value, list) else [value]
+    if any(isinstance(word, dict) for word in words):
+        raise JobFileError(f"{path}: {key} is refused: {WHOSE}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise JobFileError(f"{path}: {key} is {told}")
+    for word in words:
+        if isinstance(value, list) and not isinstance(word, str):
+            raise JobFileError(f"{path}: {key} is {told}")
+        if isinstance(word, str) and key != "why" and "://" in word:
+            raise JobFileError(f"{path}: {key} holds an address, and is refused: {WHOSE}")

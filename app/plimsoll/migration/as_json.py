@@ -1,0 +1,85 @@
+"""A migration as plain values: what routes answer, and what hooks are told."""
+
+from typing import Any
+
+from plimsoll.corpora.spaces import space_json
+from plimsoll.migration.hooks.records import HookOutcome
+from plimsoll.migration.status import MigrationStatus
+
+
+def migration_json(status: MigrationStatus) -> dict[str, Any]:
+    """Everything about one, as docs/api.md and the OpenAPI document have it."""
+    counts, migration = status.counts, status.counts.migration
+    checkpoint = migration.checkpoint
+    return {
+        "id": migration.id,
+        "collection": migration.collection,
+        "state": status.state.value,
+        "source": space_json(migration.source),
+        "target": space_json(migration.target),
+        "created_at": migration.created_at,
+        "documents": counts.n_documents,
+        "vectors": counts.n_vectors,
+        "embedded": checkpoint.n_embedded,
+        "skipped": checkpoint.n_skipped,
+        "quarantined": counts.n_quarantined,
+        "tokens": checkpoint.n_tokens,
+        "rows_per_s": status.rows_per_s,
+        "tokens_per_s": status.tokens_per_s,
+        "eta_s": status.eta_s,
+        "yielding": status.yielding,
+        "yields": status.n_yields,
+        "failure": status.failure,
+        "rollback": counts.way_back,
+        "without_old_vector": counts.n_without_old,
+        "watch": _watch_json(status),
+        "judged_queries": migration.n_judged,
+        "verdict": migration.verdict,
+        "quarantine": [
+            {
+                "id": left.document_id,
+                "reason": left.reason,
+                "attempts": left.n_attempts,
+                "has_old_vector": left.has_old_vector,
+            }
+            for left in counts.quarantine
+        ],
+        "named_hooks": [*counts.named_hooks],
+        "hooks": [hook_json(outcome) for outcome in counts.hooks],
+        "changes": [
+            {
+                "at": change.changed_at,
+                "who": change.who,
+                "before": None if change.before is None else change.before.value,
+                "after": change.after.value,
+                "why": change.why,
+            }
+            for change in counts.changes
+        ],
+    }
+
+
+def hook_json(outcome: HookOutcome) -> dict[str, Any]:
+    """What became of a hook."""
+    return {
+        "hook": outcome.hook,
+        "moment": outcome.moment.value,
+        "attempt": outcome.attempt,
+        "outcome": outcome.outcome,
+        "reason": outcome.reason,
+        "figures": dict(outcome.figures),
+        "at": outcome.began_at,
+        "seconds": outcome.seconds,
+    }
+
+
+def _watch_json(status: MigrationStatus) -> dict[str, Any] | None:
+    if status.watch is None:
+        return None
+    seen, ends_in_s = status.watch
+    return {
+        "searches": seen.n_searches,
+        "unanswered": seen.n_unanswered,
+        "ends_in_s": ends_in_s,
+        "stays": seen.stays,
+    }
