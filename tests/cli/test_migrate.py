@@ -277,6 +277,27 @@ def test_a_job_file_says_what_is_moved(
     client.post(f"/migrations/{found['id']}/cancel", json={}).raise_for_status()
 
 
+def test_a_migration_is_told_as_a_page_and_as_tables(
+    migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
+):
+    """What the server answers has everything that the page asks for."""
+    assert migrate("run", ships, "--model", NEW, "--hook", "memory-monitor").exit_code == 0
+    number = client.get("/migrations").json()["migrations"][0]["id"]
+    page = tmp_path / "migration.html"
+    done = migrate("report", str(number), "--html", str(page))
+    assert (done.exit_code, done.stdout) == (0, "")
+    written = page.read_text(encoding="utf-8")
+    for told in ("Verdict: go", "memory-monitor", "embedded_again", "planned", ships):
+        assert told in written
+    tables = migrate("report", str(number)).output
+    assert "verdict: go" in tables
+    found = json.loads(migrate("report", str(number), "--json").stdout)
+    assert found["progress"][-1]["n_embedded"] == found["migration"]["embedded"] == N
+    nowhere = migrate("report", str(number), "--html", str(tmp_path / "none" / "x.html"))
+    assert nowhere.exit_code == 2
+    client.post(f"/migrations/{number}/cancel", json={}).raise_for_status()
+
+
 def test_a_hook_that_stops_a_run_is_what_the_command_ends_with(
     migrate: Migrate, client: httpx.Client, ships: str
 ):

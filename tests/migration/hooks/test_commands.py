@@ -118,7 +118,7 @@ def test_a_command_answers_by_its_exit_code_or_a_line(script: Script, lines: str
         ('echo \'{"ok": true, "reasons": []}\'', "'reasons'"),
         ('echo \'{"ok": true, "figures": 3}\'', "figures"),
         ("kill -KILL $$", "ended by SIGKILL"),
-        ("head -c 70000 /dev/zero | tr '\\0' x", "longer than 64 KiB"),
+        ("head -c 9000 /dev/zero | tr '\\0' x", "longer than 8 KiB"),
     ],
 )
 def test_what_is_no_answer_is_said(script: Script, lines: str, why: str):

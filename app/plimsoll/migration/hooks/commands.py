@@ -24,7 +24,7 @@ from plimsoll.migration.hooks.records import Answer
 CLEAN_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                      "LANG": "C.UTF-8"}  # fmt: skip
 # A hook that says more is not read on: it is one line, and the end of what it complains of.
-MOST_ANSWER_BYTES = 64 << 10
+MOST_ANSWER_BYTES = 8 << 10
 # The audit is read by people.
 MOST_REASON_CHARACTERS = 1000
 # Between the polite signal and the other one.
