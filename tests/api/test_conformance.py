@@ -21,7 +21,7 @@ ONLY_THE_MODEL_KNOWS = {
     "empty_text": "which texts have no token",
     "too_long": "how many tokens a text has",
 }
-MODEL_FIELDS = {"dimensions"}  # how many there are
+MODEL_FIELDS = {"dimensions", "version"}  # how many there are; which ones of a collection
 # Or for what its fields, and the conditions in it, mean together.
 RELATED_FIELDS = {"space", "filter"}
 

@@ -15,8 +15,8 @@ from plimsoll.migration.status import WayBack
 from plimsoll.migration.verdict import Decision, Outcome
 
 MOST_QUERIES = 1000
-# SQLite counts no further.
-MOST_NUMBER = 2**63 - 1
+# What a number of JSON holds exactly everywhere.
+MOST_NUMBER = 2**53 - 1
 
 MigrationNumber = Annotated[
     int, Path(ge=1, le=MOST_NUMBER, openapi_examples={"first": {"value": 1}})

@@ -23,7 +23,9 @@ OPEN = {
     "/health/live", "/health/ready", "/", "/pages/{name}",
     "/docs", "/docs/{name}", "/docs/docs/{name}",
 }  # fmt: skip
-OPERATORS = {"/status", "/bottleneck", "/collections/{name}/doctor", "/links/{name}/doctor"}
+OPERATORS = {
+    "/status", "/bottleneck", "/hooks", "/collections/{name}/doctor", "/links/{name}/doctor",
+}  # fmt: skip
 # Beside looking, which needs a key of any role.
 CHANGED_BY_OPERATORS = {
     "/collections/{name}",
@@ -35,6 +37,7 @@ CHANGED_BY_OPERATORS = {
         f"/migrations/{{number}}/{verb}"
         for verb in ("pause", "resume", "cancel", "validate", "cutover", "rollback", "purge")
     ),
+    "/hooks/{name}/run",
     *(f"/links/{{name}}/{verb}" for verb in ("pull", "push", "unlink")),
 }
 BODY = {"input": "a ship"}
