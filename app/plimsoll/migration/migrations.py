@@ -17,15 +17,14 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
 from plimsoll.errors import (
-    HookStoppedError,
     MigrationStateError,
     ModelLoadingError,
     OutsideError,
-    PlimsollError,
     StoreError,
 )
 from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer, quarantine
+from plimsoll.migration.after_cutover import HooksAfterCutover
 from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.hooks import journal as hooks_journal
 from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
@@ -86,8 +85,8 @@ class Migrations:
         self._changes = StateChanges(database, runs, metrics, thread)
         self._watch = CutoverWatch(clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
-        self._going_back: dict[int, asyncio.Task[None]] = {}  # one of a migration
-        self._after_cutover = set[asyncio.Task[None]]()
+        self._going_back: dict[int, asyncio.Task[bool]] = {}  # one of a migration
+        self._after_cutover = HooksAfterCutover(hooks, self._go_back)
 
     async def start(self) -> None:
         """Go on with what was under way when the server stopped."""
@@ -111,9 +110,9 @@ class Migrations:
         for migration, age_s in cut_over:
             self._watch.begin(migration.id, migration.collection, age_s)
         for number in interrupted:
-            self._ask_after_cutover(number)
+            self._after_cutover.begin(number)
         idle = IdleVersions(self._changes, self._judge)
-        outside = OutsidePointers(self._changes, self._links, self._watch)
+        outside = OutsidePointers(self._changes, self._links, self._watch, self._after_cutover)
         self._looking = [
             asyncio.create_task(idle.look(found)),
             asyncio.create_task(outside.mend(found)),
@@ -121,11 +120,12 @@ class Migrations:
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
-        asking = [*self._going_back.values(), *self._looking, *self._after_cutover]
+        asking = [*self._going_back.values(), *self._looking]
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
         await self._changes.finish()
+        await self._after_cutover.close()
         await self._runs.close()
         await self._changes.close()
         await asyncio.to_thread(self._scans.shutdown)
@@ -291,10 +291,11 @@ class Migrations:
 
         def follow(number: int) -> None:
             self._watch.begin(number, before.collection)
-            self._ask_after_cutover(number)
+            self._after_cutover.begin(number)
 
         async with self._links.held(before.collection) as link:
-            return await self._change(await moved(link, before.target, work), follow)
+            change = self._after_cutover.noted(await moved(link, before.target, work))
+            return await self._change(change, follow)
 
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
         """Let searches read the old version again, and what the collection is linked to likewise.
@@ -330,33 +331,23 @@ class Migrations:
     async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
         return await self.status((await self._changes.change(work, follow)).id)
 
-    def _ask_after_cutover(self, number: int) -> None:
-        """Ask the hooks after a cut-over; one that stops takes it back."""
-
-        async def ask() -> None:
-            try:
-                await self.hooks.ask(HookedRun(number), Moment.AFTER_CUTOVER)
-            except HookStoppedError as error:
-                await self._go_back(number, str(error))
-            except PlimsollError as error:
-                log.error("migration %d: hooks after cut-over: %s", number, error)
-
-        task = asyncio.create_task(ask(), context=Context())
-        self._after_cutover.add(task)
-        task.add_done_callback(self._after_cutover.discard)
-
-    async def _go_back(self, number: int, why: str) -> None:
+    async def _go_back(self, number: int, why: str) -> bool:
+        """Take a cut-over back; False where that may succeed later."""
         try:
             no_better = await self._why_no_better(number)
             if no_better is not None:
                 log.error("migration %d is not taken back (%s): %s", number, why, no_better)
                 self._watch.stay(number, no_better)
-                return
+                return True
             log.error("migration %d is taken back: %s", number, why)
             await self.roll_back(number, SERVER, why)
-        # An operator was quicker; or a full disk, a slow model: the next such search tries again.
-        except (MigrationStateError, StoreError, ModelLoadingError, OutsideError) as error:
+        except MigrationStateError as error:  # an operator was quicker
             log.error("migration %d is not taken back: %s", number, error)
+        # A full disk, a slow model: the next such search, or the hook's task, tries again.
+        except (StoreError, ModelLoadingError, OutsideError) as error:
+            log.error("migration %d is not taken back yet: %s", number, error)
+            return False
+        return True
 
     async def _why_no_better(self, number: int) -> str | None:
         """Why searches of the old version would lack documents, or have no answer either."""

@@ -21,6 +21,7 @@ from plimsoll.errors import (
 from plimsoll.links.held import HeldLink
 from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer
+from plimsoll.migration.after_cutover import HooksAfterCutover
 from plimsoll.migration.changes import Change, StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER
@@ -54,10 +55,17 @@ async def moved(link: HeldLink | None, space: Space, work: Change) -> Change:
 class OutsidePointers:
     """Mends what a server that died has changed outside alone."""
 
-    def __init__(self, changes: StateChanges, links: Links, watch: CutoverWatch) -> None:
+    def __init__(
+        self,
+        changes: StateChanges,
+        links: Links,
+        watch: CutoverWatch,
+        after_cutover: HooksAfterCutover,
+    ) -> None:
         self._changes = changes
         self._links = links
         self._watch = watch
+        self._after_cutover = after_cutover
 
     async def mend(self, migrations: Sequence[Migration]) -> None:
         """Let searches read what others read outside, of each migration that is between both."""
@@ -90,16 +98,22 @@ class OutsidePointers:
             )
         elif before.state is not _S.CUT_OVER and active == before.target.fingerprint:
             await self._changes.change(
-                lambda connection: pointer.cut_over(
-                    connection,
-                    number,
-                    SERVER,
-                    WHY,
-                    force=True,
-                    keeps_old=_keeps_old(connection, before),
+                self._after_cutover.noted(
+                    lambda connection: pointer.cut_over(
+                        connection,
+                        number,
+                        SERVER,
+                        WHY,
+                        force=True,
+                        keeps_old=_keeps_old(connection, before),
+                    )
                 ),
-                lambda number: self._watch.begin(number, before.collection),
+                lambda number: self._begin(number, before.collection),
             )
+
+    def _begin(self, number: int, collection: str) -> None:
+        self._watch.begin(number, collection)
+        self._after_cutover.begin(number)
 
 
 def _keeps_old(connection: Connection, migration: Migration) -> bool:

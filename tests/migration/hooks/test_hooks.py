@@ -5,10 +5,11 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +20,10 @@ from plimsoll.errors import (
     MigrationStateError,
     UnknownHookError,
 )
+from plimsoll.links.links import Links
 from plimsoll.migration import stages
+from plimsoll.migration.after_cutover import GO_BACK_AGAIN_S, HooksAfterCutover
+from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import HookOutcome, Moment
 from plimsoll.migration.states import MigrationState as State
 from tests.migration.hooks.test_commands import until_gone, until_written
@@ -239,6 +243,101 @@ def test_a_hook_after_a_cut_over_takes_it_back(folder: Path):
         assert status.counts.changes[-1].who == "server"
 
     run(folder, scene)
+
+
+def test_a_server_that_dies_right_after_a_cut_over_asks_its_hooks_when_it_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The pointer's change is written, and not one of the hooks that may take it back was asked."""
+    told = folder / "told"
+    note = {"command": ["/bin/sh", "-c", f"echo $0 >> {told}"], "when": "after-cutover"}
+    hooks = {name: {**note, "command": [*note["command"], name]} for name in ("one", "two")}
+    write_hooks(folder, {**hooks, "smoke": shell("echo 'no answers' >&2; exit 1", "after-cutover")})
+
+    async def dies(server: Inside) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(HooksAfterCutover, "begin", lambda itself, number: None)
+            number = await server.begin("ships", NEW, hooks=["one", "two", "smoke"])
+            await server.until_rest(number)
+            status = await server.migrations.cut_over(number, "test", "")
+        assert status.counts.hooks == []  # what was not asked is not shown as if it were
+
+    run(folder, dies)
+
+    async def look() -> None:
+        async with inside(settings_of(folder)) as server, asyncio.timeout(DEADLINE_S):
+            while (await server.migrations.status(1)).state is not State.ROLLED_BACK:
+                await asyncio.sleep(CHECK_S)
+            assert told.read_text("utf-8").split() == ["one", "two"]
+
+    asyncio.run(look())
+
+
+def test_a_cut_over_that_was_done_outside_alone_asks_its_hooks_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A server that died in between starts with the pointer's change; they may take it back."""
+    told = folder / "told"
+    write_hooks(folder, {"smoke": shell(f"echo asked > {told}", "after-cutover")})
+    targets = list[str]()
+
+    async def dies(server: Inside) -> None:
+        number = await server.begin("ships", NEW, hooks=["smoke"])
+        status = await server.until_rest(number)
+        targets.append(status.counts.migration.target.fingerprint)
+
+    run(folder, dies)
+
+    class Switched:
+        async def active(self) -> str:
+            return targets[0]
+
+    @asynccontextmanager
+    async def held(links: Links, collection: str) -> AsyncIterator[Switched]:
+        yield Switched()
+
+    monkeypatch.setattr(Links, "held", held)
+
+    async def look() -> None:
+        async with inside(settings_of(folder)) as server, asyncio.timeout(DEADLINE_S):
+            while ("after-cutover", "smoke") not in (asked := await outcomes(server, 1)) or (
+                asked["after-cutover", "smoke"].outcome == "under_way"
+            ):
+                await asyncio.sleep(CHECK_S)
+            assert (await server.migrations.status(1)).state is State.CUT_OVER
+            assert told.read_text("utf-8") == "asked\n"
+
+    asyncio.run(look())
+
+
+def test_a_cut_over_that_cannot_be_taken_back_at_once_is_tried_again():
+    """The old model may have to open first, right after the new one took its place."""
+    tried, waited = list[str](), list[float]()
+
+    class Stopping:
+        async def ask(self, run: HookedRun, moment: Moment) -> None:
+            raise HookStoppedError(f"{moment.value} {run.number}")
+
+    async def go_back(number: int, why: str) -> bool:
+        tried.append(why)
+        if len(tried) == 3:
+            ended.set()
+        return len(tried) == 3
+
+    async def pause(seconds: float) -> None:
+        waited.append(seconds)
+
+    async def play() -> None:
+        after = HooksAfterCutover(cast(MigrationHooks, Stopping()), go_back, pause)
+        after.begin(7)
+        async with asyncio.timeout(DEADLINE_S):
+            await ended.wait()
+        await after.close()
+
+    ended = asyncio.Event()
+    asyncio.run(play())
+    assert tried == ["after-cutover 7"] * 3
+    assert waited == [GO_BACK_AGAIN_S] * 2
 
 
 def test_only_hooks_that_are_configured_may_be_named(folder: Path):

@@ -15,7 +15,12 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from plimsoll.corpora.database import Database
-from plimsoll.errors import HookStoppedError, InvalidRequestError, PlimsollError
+from plimsoll.errors import (
+    HookStoppedError,
+    InvalidRequestError,
+    PlimsollError,
+    UnknownHookError,
+)
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.migration import journal as migrations_journal
 from plimsoll.migration.hooks import journal
@@ -78,6 +83,12 @@ class MigrationHooks:
         """Raise UnknownHookError where one of these may not be named."""
         for name in names:
             self.catalog.find(name)
+
+    def expect(self, connection: Connection, number: int, moment: Moment) -> None:
+        """Note those of a moment as to be asked, in the transaction that is open."""
+        with suppress(UnknownHookError):  # of which `ask` tells
+            hooks, _ = self._of(connection, number, moment)
+            journal.expect(connection, number, moment, [hook.name for hook in hooks])
 
     async def ask(self, run: HookedRun, moment: Moment) -> None:
         """Ask those of a moment, one after the other.

@@ -49,6 +49,18 @@ def round_of(connection: sqlite3.Connection, migration: int, moment: Moment) -> 
     return int(number)
 
 
+def expect(
+    connection: sqlite3.Connection, migration: int, moment: Moment, hooks: Sequence[str]
+) -> None:
+    """Note that hooks are to be asked, of which none has been in this run."""
+    number = round_of(connection, migration, moment)
+    connection.executemany(
+        """INSERT INTO hook_outcomes (migration, round, moment, hook, attempt, outcome)
+        VALUES (?, ?, ?, ?, 0, 'under_way')""",
+        [(migration, number, moment.value, hook) for hook in hooks],
+    )
+
+
 def begin(
     connection: sqlite3.Connection, migration: int, moment: Moment, hook: str
 ) -> tuple[int, int]:
@@ -100,11 +112,14 @@ def answers(connection: sqlite3.Connection, migration: int, moment: Moment) -> d
 
 
 def interrupted_after_cutover(connection: sqlite3.Connection) -> list[int]:
-    """Migrations of which the server died while a hook after the cut-over was asked."""
+    """Migrations that are cut over, and of which a hook after that was not asked or not heard.
+
+    Also where one has stopped and was not followed: the server died before it went back.
+    """
     found = connection.execute(
         """SELECT DISTINCT migration FROM hook_outcomes JOIN migrations
             ON migrations.id = migration
-        WHERE moment = ? AND outcome = 'under_way' AND state = ?""",
+        WHERE moment = ? AND outcome <> 'passed' AND state = ?""",
         (Moment.AFTER_CUTOVER.value, MigrationState.CUT_OVER.value),
     )
     return [number for (number,) in found]
@@ -114,7 +129,7 @@ def outcomes(connection: sqlite3.Connection, migration: int, most: int) -> list[
     """What became of hooks, in the order in which they were asked: the last `most`."""
     found = connection.execute(
         """SELECT hook, moment, attempt, outcome, reason, figures, began_at, seconds
-        FROM hook_outcomes WHERE migration = ? ORDER BY id DESC LIMIT ?""",
+        FROM hook_outcomes WHERE migration = ? AND attempt > 0 ORDER BY id DESC LIMIT ?""",
         (migration, most),
     ).fetchall()
     return [_outcome(*row) for row in reversed(found)]

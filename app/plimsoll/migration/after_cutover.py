@@ -1,0 +1,71 @@
+"""The hooks after a cut-over: asked by themselves, and one that stops takes the cut-over back.
+
+Which are to be asked is written down in the transaction of the cut-over: a server that dies before
+the last one has answered asks the rest when it starts. Owns the tasks.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from sqlite3 import Connection
+from typing import TypeAlias
+
+from plimsoll.corpora.patient_embedder import Pause
+from plimsoll.errors import HookStoppedError, PlimsollError
+from plimsoll.migration.changes import Change
+from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
+from plimsoll.migration.hooks.records import Moment
+from plimsoll.migration.records import Migration
+
+log = logging.getLogger(__name__)
+
+# A full disk, an old model that opens, a table that others hold: each may be over by then.
+GO_BACK_AGAIN_S = 10.0
+
+GoBack: TypeAlias = Callable[[int, str], Awaitable[bool]]
+"""Takes a migration of this number back, and why; False: it may succeed later."""
+
+
+class HooksAfterCutover:
+    """Asks them. go_back: for as long as it has not come to its end, it is called again."""
+
+    def __init__(
+        self, hooks: MigrationHooks, go_back: GoBack, pause: Pause = asyncio.sleep
+    ) -> None:
+        self._hooks = hooks
+        self._go_back = go_back
+        self._pause = pause
+        self._asking = set[asyncio.Task[None]]()
+
+    def noted(self, work: Change) -> Change:
+        """The same cut-over, and with it a note of the hooks that are to be asked."""
+
+        def work_and_note(connection: Connection) -> Migration:
+            changed = work(connection)
+            self._hooks.expect(connection, changed.id, Moment.AFTER_CUTOVER)
+            return changed
+
+        return work_and_note
+
+    def begin(self, number: int) -> None:
+        """Ask those of a migration that is cut over and have not passed yet."""
+        task = asyncio.create_task(self._ask(number), context=Context())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def close(self) -> None:
+        """Stop asking; a server that starts again goes on."""
+        asking = [*self._asking]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _ask(self, number: int) -> None:
+        try:
+            await self._hooks.ask(HookedRun(number), Moment.AFTER_CUTOVER)
+        except HookStoppedError as error:
+            while not await self._go_back(number, str(error)):
+                await self._pause(GO_BACK_AGAIN_S)
+        except PlimsollError as error:
+            log.error("migration %d: hooks after cut-over: %s", number, error)
