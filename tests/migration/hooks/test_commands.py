@@ -218,6 +218,8 @@ def test_a_plug_in_answers_in_a_process_of_its_own(tmp_path: Path, returned: str
         ("raise ValueError('half-written')", "ValueError: half-written"),
         (PLUGIN.replace("{answer}", "1 / 0"), "ZeroDivisionError"),
         (PLUGIN.replace("plimsoll_hook", "plimsol_hook"), "plimsol_hook"),
+        (PLUGIN.replace("{answer}", "__import__('sys').exit()"), "SystemExit"),
+        (PLUGIN.replace("{answer}", '{"ok": True, "figures": {"set": {1}}}'), "TypeError"),
     ],
 )
 def test_a_plug_in_that_breaks_gives_no_answer(tmp_path: Path, content: str, why: str):

@@ -49,11 +49,11 @@ def main() -> None:
     """Answer once; what goes wrong ends it with exit code 3 and a line that says so."""
     with redirect_stdout(sys.stderr):
         try:
-            answer = ask(sys.argv[1], json.load(sys.stdin))
-        except Exception as error:
+            answer = json.dumps(ask(sys.argv[1], json.load(sys.stdin)), allow_nan=False)
+        except (Exception, SystemExit) as error:  # an exit is no answer, and its code none
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
             sys.exit(PLUGIN_FAILED)
-    print(json.dumps(answer))
+    print(answer)
 
 
 if __name__ == "__main__":
