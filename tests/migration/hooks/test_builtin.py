@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from plimsoll.migration.states import MigrationState as State
 from tests.migration.hooks.occasions import judged, occasion
 from tests.migration.hooks.test_hooks import outcomes, run, write_hooks
 from tests.migration.models import BAD, NEW, Inside, texts
+from tests.running_server import DEADLINE_S
 
 DOCS = Path(__file__).parents[3] / "docs"
 STRATEGY = [
@@ -178,6 +180,36 @@ def test_the_page_shows_every_hook_with_its_default_options(folder: Path):
             values = dict(zip(shown, options[1::2], strict=True))
             told = catalog.find(name).told
             for option, value in values.items():
+def test_what_a_webhook_answers_is_not_read():
+    """An endless answer would fill the server's memory until the hook's time is over."""
+
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # the one who asked has gone
+                while True:
+                    self.wfile.write(bytes(1 << 16))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def play(address: str) -> Answer:
+        async with asyncio.timeout(DEADLINE_S):
+            return await Notices(Notify(webhook=address))(judged(SOUND))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            answer = asyncio.run(play(f"http://127.0.0.1:{server.server_port}/a-key"))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "is validating" in answer.reason
+
+
                 assert value in ("URL", "PATH") or _shows(told, option, value), (name, option)
 
     run(folder, scene)

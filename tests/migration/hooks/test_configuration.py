@@ -120,3 +120,14 @@ def test_a_file_that_everyone_may_write_is_refused(read: Read, tmp_path: Path):
 def test_a_hook_that_is_not_there_is_refused_with_the_nearest(read: Read):
     with pytest.raises(UnknownHookError, match="did you mean notify"):
         read("").find("notifi")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://host:eighty/a-key", "http://host:99999/a-key", "http:///a-key", "file:///a-key"],
+)
+def test_a_webhook_that_is_no_address_keeps_the_server_from_starting(read: Read, address: str):
+    """Rather than the first notice from being told; the address may hold a key."""
+    with pytest.raises(SettingsError, match="address") as refused:
+        read(f'[hooks.tell]\nbuiltin = "notify --webhook {address}"')
+    assert "a-key" not in str(refused.value)

@@ -2,7 +2,6 @@
 
 import logging
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import AfterValidator, Field
@@ -16,10 +15,17 @@ from plimsoll.migration.status import MigrationStatus
 log = logging.getLogger(__name__)
 
 
+MOST_PORT = 65_535
+
+
 def _web_address(address: str | None) -> str | None:
     if address is None:
         return None
-    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:  # which may hold a key
+        raise ValueError("this is no address") from None
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > MOST_PORT:
         raise ValueError("write an address that begins with http:// or https://")
     return address
 
@@ -50,13 +56,18 @@ class Notices:
         return Answer(reason=told, figures={"told": self._n_told})
 
     async def _post(self, webhook: str, content: dict[str, Any]) -> None:
-        host = urlsplit(webhook).hostname
+        host = httpx.URL(webhook).host
         try:
-            # The hook's own timeout ends it.
-            async with httpx.AsyncClient(timeout=None) as client:  # noqa: S113
-                response = await client.post(webhook, json=content)
+            # The hook's own timeout ends it. What is answered beside the status is not read: it may
+            # be longer than memory is.
+            async with (
+                httpx.AsyncClient(timeout=None) as client,  # noqa: S113
+                client.stream("POST", webhook, json=content) as response,
+            ):
+                pass
         except httpx.HTTPError as error:
-            raise HookError(f"the webhook at {host} cannot be told: {error}") from error
+            why = str(error) or type(error).__name__
+            raise HookError(f"the webhook at {host} cannot be told: {why}") from error
         if not response.is_success:
             raise HookError(f"the webhook at {host} answered {response.status_code}")
 
