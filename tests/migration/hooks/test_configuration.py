@@ -21,7 +21,7 @@ KINDS = {
         "watches",
         frozenset({Moment.DURING}),
         MemoryMonitor,
-        lambda options: MemoryWatch(options, 1.0),
+        MemoryWatch,
     ),
     "notify": BuiltinKind(
         "tells", frozenset({Moment.DURING, Moment.AFTER}), Notify, Notices, interval="interval"

@@ -1,5 +1,7 @@
 """Hooks that look at memory: before a run, beside it, and one that makes it take less."""
 
+from collections.abc import Callable
+from time import monotonic
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -58,16 +60,16 @@ class MemoryWatch:
     """Keeps the peak of memory, and stops a run beside which it stays high.
 
     The run stands back by itself while memory is short, so being above the limit is no fault; not
-    coming back is.
+    coming back is. clock: seconds.
     """
 
-    def __init__(self, options: MemoryMonitor, interval_s: float) -> None:
+    def __init__(self, options: MemoryMonitor, clock: Callable[[], float] = monotonic) -> None:
         self._options = options
-        self._interval_s = interval_s
+        self._clock = clock
+        self._above_since_s: float | None = None
         self._peak_ratio = 0.0
         self._n_looks = 0
         self._n_above = 0
-        self._n_above_in_a_row = 0
 
     async def __call__(self, occasion: Occasion) -> Answer:
         """Look once."""
@@ -75,12 +77,16 @@ class MemoryWatch:
         is_above = ratio > self._options.limit
         self._n_looks += 1
         self._n_above += is_above
-        self._n_above_in_a_row = self._n_above_in_a_row + 1 if is_above else 0
         self._peak_ratio = max(self._peak_ratio, ratio)
-        above_s = self._n_above_in_a_row * self._interval_s
+        now_s = self._clock()
+        if not is_above:
+            self._above_since_s = None
+        elif self._above_since_s is None:
+            self._above_since_s = now_s
+        above_s = 0.0 if self._above_since_s is None else now_s - self._above_since_s
         return Answer(
-            is_above and above_s > self._options.patience,
-            f"{_told(occasion)}, above {self._options.limit:.0%} for {above_s:g} s"
+            is_above and above_s >= self._options.patience,
+            f"{_told(occasion)}, above {self._options.limit:.0%} for {above_s:.0f} s"
             if is_above
             else f"{self._peak_ratio:.0%} of the budget at most",
             {

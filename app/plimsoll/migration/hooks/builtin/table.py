@@ -77,7 +77,7 @@ def builtin_hooks(
             "keeps the peak of memory; stops where it stays above the limit",
             DURING,
             MemoryMonitor,
-            partial(MemoryWatch, interval_s=LOOK_EVERY_S),
+            MemoryWatch,
             interval_s=LOOK_EVERY_S,
             reads_status=False,
         ),
