@@ -82,7 +82,12 @@ def embedded_again(n_sampled: int, n_identical: int, distances: Sequence[float])
         "passed" if has_all and greatest <= MOST_DISTANCE else "failed",
         f"of {n_sampled} documents embedded again {n_identical} gave the same bits, and "
         f"1 - cosine is {greatest:.1e} at most",
-        {"sampled": n_sampled, "identical": n_identical, "greatest_distance": greatest},
+        {
+            "sampled": n_sampled,
+            "compared": len(distances),
+            "identical": n_identical,
+            "greatest_distance": greatest,
+        },
     )
 
 

@@ -89,8 +89,8 @@ def test_a_run_takes_less_at_once_for_as_long_as_memory_is_short():
 
 
 SOUND: dict[str, dict[str, Any]] = {
-    "sound": {"n_not_finite": 0, "n_not_unit": 0},
-    "embedded_again": {"sampled": 200, "greatest_distance": 1e-9},
+    "sound": {"n_vectors": 200, "n_not_finite": 0, "n_not_unit": 0},
+    "embedded_again": {"sampled": 200, "compared": 200, "greatest_distance": 1e-9},
 }
 
 
@@ -100,8 +100,19 @@ SOUND: dict[str, dict[str, Any]] = {
         ({}, None),
         ({"same_model": {"least_cosine": 0.995}}, None),
         ({"same_model": {"least_cosine": 0.98}}, "same_model: the least cosine is 0.9800"),
-        ({"embedded_again": {"sampled": 200, "greatest_distance": 0.02}}, "embedded_again"),
-        ({"sound": {"n_not_finite": 1, "n_not_unit": 2}}, "3 vectors"),
+        (
+            {"embedded_again": {"sampled": 200, "compared": 200, "greatest_distance": 0.02}},
+            "embedded_again",
+        ),
+        (
+            {"embedded_again": {"sampled": 200, "compared": 0, "greatest_distance": 0.0}},
+            "only 0 of 200",
+        ),
+        (
+            {"embedded_again": {"sampled": 0, "compared": 0, "greatest_distance": 0.0}},
+            "only 0 of 0",
+        ),
+        ({"sound": {"n_vectors": 200, "n_not_finite": 1, "n_not_unit": 2}}, "3 vectors"),
     ],
 )
 def test_inaccurate_vectors_stop_a_run(changed: dict[str, Any], stops: str | None):
@@ -169,21 +180,6 @@ def test_a_webhook_is_told(posted: tuple[str, list[dict[str, Any]], list[int]]):
     assert "a-key" not in str(refused.value)
 
 
-def test_the_page_shows_every_hook_with_its_default_options(folder: Path):
-    """What is copied from it is what runs without it."""
-    page = (DOCS / "migration.md").read_text(encoding="utf-8")
-    table = page.split("| built in |")[1].split("\n\n")[0]
-    written = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
-
-    async def scene(server: Inside) -> None:
-        catalog = server.migrations.hooks.catalog
-        assert sorted(words.split()[0] for words in written) == sorted(catalog.hooks)
-        for words in written:
-            name, *options = words.split()
-            shown = [f"{flag.removeprefix('--').replace('-', '_')}" for flag in options[::2]]
-            values = dict(zip(shown, options[1::2], strict=True))
-            told = catalog.find(name).told
-            for option, value in values.items():
 def test_what_a_webhook_answers_is_not_read():
     """An endless answer would fill the server's memory until the hook's time is over."""
 
@@ -214,6 +210,21 @@ def test_what_a_webhook_answers_is_not_read():
     assert "is validating" in answer.reason
 
 
+def test_the_page_shows_every_hook_with_its_default_options(folder: Path):
+    """What is copied from it is what runs without it."""
+    page = (DOCS / "migration.md").read_text(encoding="utf-8")
+    table = page.split("| built in |")[1].split("\n\n")[0]
+    written = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
+
+    async def scene(server: Inside) -> None:
+        catalog = server.migrations.hooks.catalog
+        assert sorted(words.split()[0] for words in written) == sorted(catalog.hooks)
+        for words in written:
+            name, *options = words.split()
+            shown = [f"{flag.removeprefix('--').replace('-', '_')}" for flag in options[::2]]
+            values = dict(zip(shown, options[1::2], strict=True))
+            told = catalog.find(name).told
+            for option, value in values.items():
                 assert value in ("URL", "PATH") or _shows(told, option, value), (name, option)
 
     run(folder, scene)

@@ -94,7 +94,7 @@ def measured(checks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         if figure in checks.get(check, {})
     }
     again = checks.get("embedded_again", {})
-    if again.get("sampled"):
+    if again.get("compared", again.get("sampled")):
         found["accuracy"] = 1 - float(again["greatest_distance"])
     return found
 

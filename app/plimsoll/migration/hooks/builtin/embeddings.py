@@ -43,6 +43,9 @@ class EmbeddingValidation:
         if n_wrong:
             wrong.append(f"{n_wrong} vectors are not finite or not of length 1")
         n = int(again["sampled"])
+        n_compared = int(again.get("compared", n))  # which older verdicts do not have
+        if n_compared < n or (n == 0 and sound["n_vectors"]):
+            wrong.append(f"only {n_compared} of {n} sampled documents could be embedded again")
         return Answer(
             bool(wrong),
             "; ".join(wrong) or f"of {n} documents none has a cosine below {self._least:g}",
