@@ -37,6 +37,7 @@ class HooksAfterCutover:
         self._go_back = go_back
         self._pause = pause
         self._asking = set[asyncio.Task[None]]()
+        self._is_closed = False
 
     def noted(self, work: Change) -> Change:
         """The same cut-over, and with it a note of the hooks that are to be asked."""
@@ -50,12 +51,15 @@ class HooksAfterCutover:
 
     def begin(self, number: int) -> None:
         """Ask those of a migration that is cut over and have not passed yet."""
+        if self._is_closed:  # by a cut-over that was under way: the note of it stands
+            return
         task = asyncio.create_task(self._ask(number), context=Context())
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
     async def close(self) -> None:
         """Stop asking; a server that starts again goes on."""
+        self._is_closed = True
         asking = [*self._asking]
         for task in asking:
             task.cancel()

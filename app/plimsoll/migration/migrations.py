@@ -124,8 +124,8 @@ class Migrations:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-        await self._changes.finish()
         await self._after_cutover.close()
+        await self._changes.finish()
         await self._runs.close()
         await self._changes.close()
         await asyncio.to_thread(self._scans.shutdown)
