@@ -148,6 +148,24 @@ def test_a_hook_beside_a_run_stops_it(folder: Path):
     run(folder, scene)
 
 
+def test_a_hook_that_is_asked_while_a_run_ends_is_asked_once_more(folder: Path):
+    """What it was told then had no verdict; the last look is the one that is written down."""
+    noted = list[bool]()
+
+    async def scene(server: Inside) -> None:
+        ended = asyncio.Event()
+
+        async def look(is_noted: bool) -> None:
+            noted.append(is_noted)
+            ended.set()
+
+        async with asyncio.timeout(DEADLINE_S):
+            await server.migrations.hooks._repeat(look, CHECK_S, ended)
+
+    run(folder, scene)
+    assert noted == [False, True]
+
+
 def test_a_hook_after_a_run_keeps_it_from_being_ready(folder: Path):
     """The verdict is told to it, and is kept; a cut-over is not to be had."""
     told = folder / "told"

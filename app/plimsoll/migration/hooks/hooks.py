@@ -149,13 +149,15 @@ class MigrationHooks:
 
     async def _repeat(self, look: Look, interval_s: float, ended: asyncio.Event) -> None:
         noted_s = self._clock()
-        while not ended.is_set():
+        is_last = False
+        while not is_last:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await ended.wait()
             is_due = self._clock() >= noted_s + NOTE_EVERY_S
             noted_s = self._clock() if is_due else noted_s
-            await look(is_due or ended.is_set())
+            is_last = ended.is_set()  # before it looks: else it would have seen no end
+            await look(is_due or is_last)
 
     async def _ask_and_note(self, hook: Hook, ask: Ask, run: HookedRun, moment: Moment) -> None:
         number, attempt = await self._database.write(
