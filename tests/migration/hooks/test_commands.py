@@ -228,6 +228,18 @@ def test_a_plug_in_that_breaks_gives_no_answer(tmp_path: Path, content: str, why
         ask_plugin(tmp_path, content)
 
 
+@pytest.mark.parametrize(
+    ("told", "complaint"),
+    [
+        (b"", b"\x1b[31mlate\x07"),
+        (b'{"ok": false, "reason": "\\u001b[31mlate\\n"}', b""),
+    ],
+)
+def test_a_reason_is_obeyed_by_no_terminal(told: bytes, complaint: bytes):
+    """It is shown to people, and stands in a line of the log."""
+    assert answer_of(1, told, complaint).reason == "\ufffd[31mlate\ufffd"
+
+
 def test_a_reason_is_cut_for_the_audit():
     answer = answer_of(1, b"", b"x" * 5000)
     assert len(answer.reason) == 1000

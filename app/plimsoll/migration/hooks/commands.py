@@ -139,14 +139,21 @@ def answer_of(code: int, told: bytes, complaint: bytes) -> Answer:
     if not isinstance(given.get("figures", {}), dict):
         raise HookError("figures in its answer is no object")
     stops = code != 0 or not given["ok"]
-    reason = str(given.get("reason", ""))[:MOST_REASON_CHARACTERS]
+    reason = _printable(str(given.get("reason", "")))[:MOST_REASON_CHARACTERS]
     if stops and not reason:
         reason = last_words or (f"exit code {code}" if code else "it gave no reason")
     return Answer(stops, reason, given.get("figures", {}))
 
 
 def _last_words(complaint: bytes) -> str:
-    return complaint.decode(errors="replace").strip().rpartition("\n")[2]
+    return _printable(complaint.decode(errors="replace").strip().rpartition("\n")[2])
+
+
+def _printable(told: str) -> str:
+    """Without what a terminal obeys, or begins another line of the log: a hook repeats what others
+    said.
+    """
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in told)
 
 
 async def _first(stream: asyncio.StreamReader) -> bytes:
