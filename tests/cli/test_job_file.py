@@ -52,7 +52,10 @@ def test_a_job_defines_nothing_that_is_the_operators(job: Path, line: str):
         (GOOD + 'hooks = "notify"', "hooks is a list of names"),
         (GOOD + "hooks = [1]", "hooks is a list of names"),
         (GOOD + 'queries = "none.jsonl"', "there is no file"),
+        (GOOD + f'queries = "{"q" * 5000}"', "there is no file"),
         ("collection =", "is no TOML"),
+        ("collection = " + "[" * 3000, "is no TOML"),
+        (GOOD + "dimensions = " + "9" * 5000, "is no TOML"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_key(job: Path, content: str, why: str):

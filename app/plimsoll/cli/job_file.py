@@ -61,7 +61,8 @@ def read_job(path: Path) -> MigrationJob:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobFileError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # Beside what is no TOML: numbers that are too long, and lists that are nested too deep.
+    except (ValueError, RecursionError) as error:
         raise JobFileError(f"{path} is no TOML: {error}") from error
     for key, value in given.items():
         _check(path, key, value)
@@ -70,9 +71,16 @@ def read_job(path: Path) -> MigrationJob:
             raise JobFileError(f"{path}: {key} is missing")
     if "queries" in given:
         given["queries"] = path.parent / given["queries"]
-        if not given["queries"].is_file():
+        if not _is_file(given["queries"]):
             raise JobFileError(f"{path}: queries: there is no file {given['queries']}")
     return MigrationJob(**{"hooks": [], **given, "file": path})
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _check(path: Path, key: str, value: Any) -> None:
