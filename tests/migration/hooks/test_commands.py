@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -166,6 +167,22 @@ def test_what_a_command_leaves_behind_is_ended_and_not_waited_for(script: Script
     async def play() -> None:
         assert await CommandHook(script(lines), {})(occasion()) == Answer()
         await until_gone(await until_written(child))
+
+    asyncio.run(play())
+
+
+def test_what_leaves_the_group_is_not_waited_for(script: Script, tmp_path: Path):
+    """As a connection that ssh keeps open does: it holds the output, and the answer has come."""
+    child = tmp_path / "child"
+    lines = (
+        f"setsid sh -c 'echo $$ > {child}; exec sleep 1000' &\n"
+        f'while [ ! -s {child} ]; do :; done\necho \'{{"ok": false, "reason": "no"}}\''
+    )
+
+    async def play() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            assert await CommandHook(script(lines), {})(occasion()) == Answer(True, "no")
+        os.kill(await until_written(child), signal.SIGKILL)
 
     asyncio.run(play())
 

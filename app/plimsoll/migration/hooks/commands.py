@@ -27,7 +27,7 @@ CLEAN_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:
 MOST_ANSWER_BYTES = 8 << 10
 # The audit is read by people.
 MOST_REASON_CHARACTERS = 1000
-# Between the polite signal and the other one.
+# Between the polite signal and the other one, and for an output that outlives its process.
 GRACE_S = 2.0
 _FIELDS = {"ok", "reason", "figures"}
 
@@ -65,6 +65,11 @@ class CommandHook:
             stack.callback(read.cancel)
             code = await process.wait()
             _end_group(process.pid, signal.SIGKILL)  # what it left behind holds the pipes open
+            # What made a session of its own may hold them still: what was told by then is all.
+            _, unread = await asyncio.wait((read,), timeout=GRACE_S)
+            if unread:
+                for pipe in (output, complaints):
+                    pipe.transport.close()
             return code, *await read
 
     async def _start(
@@ -95,6 +100,7 @@ class CommandHook:
 @dataclass(frozen=True)
 class _Pipe:
     reader: asyncio.StreamReader
+    transport: asyncio.ReadTransport
     write_end: IO[bytes]
 
 
@@ -111,7 +117,7 @@ async def _pipe() -> AsyncIterator[_Pipe]:
             open(read_fd, "rb", 0),  # noqa: PTH123, SIM115 - the transport closes it
         )
         try:
-            yield _Pipe(reader, write_end)
+            yield _Pipe(reader, transport, write_end)
         finally:
             transport.close()
 
