@@ -291,13 +291,14 @@ def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJo
     """Resume an open migration that rests. Raises StoppedError for options it cannot take."""
     number, size = migration["id"], migration["target"]["dimensions"]
     judged = _judged(asked.queries)
-    if judged and (asked.file is None or len(judged) != migration["judged_queries"]):
+    others = f"`plimsoll migrate validate {number} --queries {asked.queries}` judges it by others"
+    if judged and len(judged) != migration["judged_queries"]:
         raise StoppedError(
-            f"migration {number} is open already; `plimsoll migrate validate {number} --queries "
-            f"{asked.queries}` judges it by other queries"
+            f"migration {number} is open already, with {migration['judged_queries']} judged "
+            f"queries: give `run` without them, and once it has its verdict {others}"
         )
     if judged:
-        click.echo(f"goes on with the {len(judged)} queries that it began with", err=True)
+        click.echo(f"goes on with the {len(judged)} queries that it began with; {others}", err=True)
     if asked.dimensions not in (None, size):
         raise StoppedError(f"migration {number} is open already, to {size} dimensions")
     if asked.hooks and asked.hooks != migration["named_hooks"]:
