@@ -252,6 +252,13 @@ def test_hooks_are_listed_and_tried(hooks: Migrate):
     assert hooks("list", key=EMBED).exit_code == 2
 
 
+def test_a_server_without_links_says_where_they_come_from(run: Commands, moving: RunningServer):
+    """A table without a line looks as if the file had been read."""
+    given = ("--url", moving.url, "--header", f"Authorization: Bearer {ADMIN}")
+    assert "PLIMSOLL_LINKS" in run("links", "list", *given).output
+    assert "there are none" in run("links", "pull", "ships", *given).output
+
+
 def test_a_job_file_says_what_is_moved(
     migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
 ):
@@ -270,6 +277,10 @@ def test_a_job_file_says_what_is_moved(
     assert [asked["outcome"] for asked in found["hooks"]] == ["passed", "passed"]
     assert found["judged_queries"] == 1
     assert found["changes"][0]["why"] == "by the file"
+    same = ("run", ships, "--model", NEW, "--queries", str(tmp_path / "queries.jsonl"))
+    by_options = migrate(*same)
+    assert by_options.exit_code == 0, by_options.output
+    assert "goes on with the 1 queries" in by_options.stderr
     again = migrate("run", "--job", str(job), "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["id"] == found["id"]

@@ -47,10 +47,11 @@ def test_files_have_a_folder_for_other_vectors(tmp_path):
         (TABLE, "links.ships.postgres: write either model"),
         (TABLE + 'space = "ada"\n', "comes with its dimensions"),
         (TABLE + FOREIGN + 'model = "m"\n', "write either model"),
-        (TABLE + FOREIGN + 'url = "postgresql://u:hidden@h/d"\n', "postgres.url: Extra inputs"),
+        (TABLE + FOREIGN + 'url = "postgresql://u:hidden@h/d"\n', "postgres.url is no key"),
+        (TABLE.replace("table =", "tabel =") + FOREIGN, "tabel is no key; did you mean table?"),
         (TABLE.replace("postgres", "mysql") + FOREIGN, "mysql"),
         (TABLE.replace("links.ships", 'links."a b"') + FOREIGN, "a b"),
-        ("[link.ships]\n", "link: Extra inputs"),
+        ("[link.ships]\n", "link is no key; did you mean links?"),
         ("links = [", "is no TOML file"),
     ],
 )

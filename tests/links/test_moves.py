@@ -322,6 +322,25 @@ def test_a_collection_with_documents_of_its_own_is_not_replaced_by_a_pull(folder
     asyncio.run(play())
 
 
+def test_a_wrong_size_in_the_file_of_links_is_told_and_can_be_corrected(folder, application):
+    """A pull that is refused leaves no collection of that size in the way of the next."""
+    make_ships(application, 3)
+
+    async def play() -> None:
+        async with linked(folder, space='space = "ada"\ndimensions = 9\n') as server:
+            found = (await server.links.survey("ships")).findings
+            assert [each.blocks for each in found if "dimensions = 9" in each.message] == [True]
+            with pytest.raises(OutsideMismatchError, match="9 values"):
+                await pull(server)
+        async with linked(folder) as server:
+            found = (await server.links.survey("ships")).findings
+            assert not [each for each in found if each.blocks]
+            await pull(server)
+            assert (await server.links.status("ships")).n_documents == 3
+
+    asyncio.run(play())
+
+
 def test_a_migration_does_not_begin_of_a_table_that_is_not_followed(folder, application):
     """Rows may have changed unseen: the move would be of what the table was once."""
     make_ships(application, 20)

@@ -103,6 +103,9 @@ def _print_link(link: Mapping[str, Any]) -> None:
 def _print_links(found: list[Mapping[str, Any]]) -> None:
     from plimsoll.cli.tables import print_table
 
+    if not found:
+        click.echo("there are no links: PLIMSOLL_LINKS names the file that says where they lead")
+        return
     heads = ("link", "kind", "state", "documents", "to bring out")
     rows = [
         (

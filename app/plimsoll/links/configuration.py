@@ -28,6 +28,7 @@ from pydantic import (
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import SettingsError
+from plimsoll.nearest import did_you_mean
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -108,7 +109,20 @@ def read_links(path: Path) -> Mapping[str, PostgresLink | FileLink]:
         return _LinksFile.model_validate(content).links
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            _told(fault["loc"], fault["type"], fault["msg"])
             for fault in error.errors(include_input=False, include_url=False)
         )
         raise SettingsError(f"PLIMSOLL_LINKS: {path}: {faults}") from error
+
+
+def _told(place: tuple[str | int, ...], kind: str, message: str) -> str:
+    """A mistake in words. place: links, name of the link, its kind, key; or less of it."""
+    where = ".".join(map(str, place))
+    if kind != "extra_forbidden":
+        return f"{where}: {message.removeprefix('Value error, ')}"
+    if len(place) == 1:
+        model: type[BaseModel] = _LinksFile
+    else:
+        model = PostgresLink if place[2] == "postgres" else FileLink
+    keys = [field.alias or name for name, field in model.model_fields.items()]
+    return f"{where} is no key; {did_you_mean(str(place[-1]), keys)}"

@@ -24,6 +24,7 @@ from plimsoll.links.outside import Outside
 from plimsoll.links.records import Survey
 from plimsoll.links.state import LinkState
 from plimsoll.links.work import LinkWork
+from plimsoll.nearest import did_you_mean
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.threads import run_in
 
@@ -113,7 +114,8 @@ class Links:
 
     async def survey(self, name: str) -> Survey:
         """Look at what is outside; changes nothing. Raises UnknownLinkError and OutsideErrors."""
-        return await run_in(self._thread, self._home(name).outside.survey)
+        home = self._home(name)
+        return (await run_in(self._thread, home.outside.survey)).expecting(home.dimensions)
 
     async def pull(self, name: str, permit: RequestPermit) -> LinkStatus:
         """Have a collection of the link's name, follow the link, and read every row once.
@@ -123,6 +125,7 @@ class Links:
         """
         home = self._home(name)
         await self._check_free(name)
+        is_new = not (self._database.path.exists() and await self._read(_exists, name))
         if not await self._is_linked(name):
             await self._catalog.ensure(
                 name,
@@ -133,7 +136,12 @@ class Links:
             )
         collection = (await self._catalog.state(name)).collection
         async with home.work.lock:
-            await home.work.run(home.outside.follow, collection.active.space)
+            try:
+                await home.work.run(home.outside.follow, collection.active.space)
+            except OutsideError:
+                if is_new:  # or it would keep the size of a mistake in the file of links
+                    await self._catalog.drop(name)
+                raise
             await home.work.write(steps.begin_pull)
         home.work.start()
         return await self.status(name)
@@ -212,7 +220,12 @@ class Links:
     def _home(self, name: str) -> Home:
         home = self._homes.get(name)
         if home is None:
-            raise UnknownLinkError(f"there is no link {name!r}; see GET /links", param="name")
+            known = did_you_mean(name, sorted(self._homes)) if self._homes else "there are none"
+            raise UnknownLinkError(
+                f"there is no link {name!r} in the file of PLIMSOLL_LINKS, which is read when the "
+                f"server starts; {known}",
+                param="name",
+            )
         return home
 
     async def _is_linked(self, name: str) -> bool:
@@ -238,6 +251,14 @@ class Links:
 
     async def _read(self, work: Callable[[Connection, str], T], name: str) -> T:
         return await self._database.read(self._thread, work, name)
+
+
+def _exists(connection: Connection, name: str) -> bool:
+    try:
+        versions.find(connection, name)
+    except UnknownCollectionError:
+        return False
+    return True
 
 
 def _is_linked(connection: Connection, name: str) -> bool:

@@ -1,7 +1,7 @@
 """What an outside home of documents takes and gives: plain records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,3 +92,19 @@ class Survey:
     active: str | None
     n_changes: int
     findings: Sequence[Finding] = ()
+
+    def expecting(self, dimensions: int | None) -> "Survey":
+        """This, and what is in the way where the file of links says another size.
+
+        Once a space is noted, a cut-over may have changed the size since the file was written.
+        """
+        if self.active is not None or None in (dimensions, self.dimensions):
+            return self
+        if self.dimensions == dimensions:
+            return self
+        wrong = Finding(
+            f"the vectors have {self.dimensions} values, and the file of links says dimensions = "
+            f"{dimensions}: correct it there, and start the server again",
+            blocks=True,
+        )
+        return replace(self, findings=[*self.findings, wrong])

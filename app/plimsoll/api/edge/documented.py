@@ -164,7 +164,11 @@ OF_A_MIRROR: Examples = (
 OF_A_LINK: Examples = (
     *OF_THE_STORE,
     *OF_A_MIRROR,
-    errors.UnknownLinkError("there is no link 'ships'; see GET /links", param="name"),
+    errors.UnknownLinkError(
+        "there is no link 'ship' in the file of PLIMSOLL_LINKS, which is read when the server "
+        "starts; did you mean ships?",
+        param="name",
+    ),
 )
 
 OF_AN_OUTSIDE: Examples = (
