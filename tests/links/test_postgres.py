@@ -305,6 +305,11 @@ def test_no_message_shows_a_part_of_the_password(linked, postgres: PostgresServe
     [
         ("ALTER TABLE ships ALTER COLUMN vector SET NOT NULL", "DROP NOT NULL"),
         ("ALTER TABLE ships DROP CONSTRAINT ships_pkey", "no unique index"),
+        (
+            "ALTER TABLE ships DROP CONSTRAINT ships_pkey, ADD UNIQUE (id), "
+            "ALTER COLUMN id DROP NOT NULL",
+            "SET NOT NULL",
+        ),
         ("ALTER TABLE ships ALTER COLUMN vector TYPE vector", "no number of values"),
         ("ALTER TABLE ships ADD COLUMN vector_next vector(4)", "a column vector_next already"),
         ("ALTER TABLE ships ALTER COLUMN vector TYPE vector(4) USING NULL", "of 4 values, not"),

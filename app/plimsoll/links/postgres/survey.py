@@ -92,6 +92,11 @@ def _of_columns(connection: Connection, table: Table) -> list[str]:
         found.append(f"{place.id} is of type {id_kind}; ids are {', '.join(ID_TYPES)}")
     if not has_unique_id(connection, table):
         found.append(f"{place.id} has no unique index of its own, such as a primary key")
+    if not table.column(place.id).is_not_null:
+        found.append(
+            f"{place.id} may be NULL, and a row is known by it: ALTER TABLE … ALTER COLUMN "
+            f"{place.id} SET NOT NULL"
+        )
     if text_kind not in TEXT_TYPES:
         found.append(f"{place.text} is of type {text_kind}, not text")
     if active.dimensions < 0:
