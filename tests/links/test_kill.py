@@ -162,6 +162,32 @@ def test_a_switch_that_is_killed_is_taken_to_its_end_or_never_was(
     asyncio.run(play())
 
 
+def test_hooks_after_a_cut_over_are_asked_of_one_that_a_start_takes_to_its_end(folder):
+    """A smoke test that never ran would leave a bad version to searches."""
+    resumed(folder)
+    told = folder / "told"
+    (folder / "hooks.toml").write_text(
+        'always = ["smoke"]\n[hooks.smoke]\nwhen = "after-cutover"\n'
+        f'command = ["/bin/sh", "-c", "touch {told}"]\n'
+    )
+
+    async def switch_outside_alone() -> None:
+        async with linked(folder) as server:
+            target = (await server.until_rest(1)).counts.migration.target
+            async with server.links.held("ships") as link:
+                assert link is not None
+                await link.finish(target)
+                await asyncio.to_thread(link.switch, target)
+
+    asyncio.run(switch_outside_alone())
+
+    async def play() -> None:
+        async with linked(folder):
+            await until(told.exists, "no hook was asked")
+
+    asyncio.run(play())
+
+
 @pytest.mark.parametrize("point", ["the old column is dropped", "the old column is to be dropped"])
 def test_a_purge_that_is_killed_is_taken_to_its_end(folder, application, point):
     """The version is gone here; its column goes once a server has started again."""

@@ -17,6 +17,7 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
 from plimsoll.errors import (
+    LinkStateError,
     MigrationStateError,
     ModelLoadingError,
     OutsideError,
@@ -344,7 +345,7 @@ class Migrations:
         except MigrationStateError as error:  # an operator was quicker
             log.error("migration %d is not taken back: %s", number, error)
         # A full disk, a slow model: the next such search, or the hook's task, tries again.
-        except (StoreError, ModelLoadingError, OutsideError) as error:
+        except (LinkStateError, StoreError, ModelLoadingError, OutsideError) as error:
             log.error("migration %d is not taken back yet: %s", number, error)
             return False
         return True

@@ -68,15 +68,22 @@ class OutsidePointers:
         self._after_cutover = after_cutover
 
     async def mend(self, migrations: Sequence[Migration]) -> None:
-        """Let searches read what others read outside, of each migration that is between both."""
-        for migration in migrations:
-            if migration.state in (_S.READY, _S.CUT_OVER, _S.ROLLED_BACK):
-                try:
-                    await self._mend(migration.id)
-                except (LinkStateError, MigrationStateError, OutsideError, StoreError) as error:
-                    log.error("migration %d: %s", migration.id, error)
+        """Let searches read what others read outside, of each migration that is between both.
+
+        An outside that does not answer keeps no other from being mended.
+        """
+        async with asyncio.TaskGroup() as group:
+            for migration in migrations:
+                if migration.state in (_S.READY, _S.CUT_OVER, _S.ROLLED_BACK):
+                    group.create_task(self._mend(migration.id))
 
     async def _mend(self, number: int) -> None:
+        try:
+            await self._mend_once_it_answers(number)
+        except (LinkStateError, MigrationStateError, OutsideError, StoreError) as error:
+            log.error("migration %d: %s", number, error)
+
+    async def _mend_once_it_answers(self, number: int) -> None:
         while True:
             before = await self._changes.read(lambda connection: journal.find(connection, number))
             try:
