@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+DROP_EVERY_S = 1.0
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -27,15 +29,19 @@ async def run_in(
 async def run_until_dropped(
     thread: Executor, work: Callable[[], T], drop: Callable[[], object]
 ) -> T:
-    """Likewise; `drop` is called where the caller is cancelled, for the work to end soon."""
+    """Likewise; `drop` is called where the caller is cancelled, for the work to end soon.
+
+    It is called again until the work has ended.
+    """
     job = thread.submit(work)
     result = asyncio.wrap_future(job)
     try:
         await asyncio.wait((result,))
     except asyncio.CancelledError:
         if not job.cancel():
-            drop()
-            await asyncio.wait((result,))
+            while not result.done():  # between two parts of the work nothing hears of it
+                drop()
+                await asyncio.wait((result,), timeout=DROP_EVERY_S)
             result.exception()  # asked for, or asyncio would log that it never was
         raise
     return result.result()
