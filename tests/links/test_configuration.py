@@ -52,6 +52,10 @@ def test_files_have_a_folder_for_other_vectors(tmp_path):
         (TABLE.replace("postgres", "mysql") + FOREIGN, "mysql"),
         (TABLE.replace("links.ships", 'links."a b"') + FOREIGN, "a b"),
         ("[link.ships]\n", "link is no key; did you mean links?"),
+        (
+            TABLE + FOREIGN + TABLE.replace("links.ships", "links.titles") + FOREIGN,
+            "ships and titles both lead to the table public.ships of SHIPS_URL",
+        ),
         ("links = [", "is no TOML file"),
     ],
 )
@@ -85,3 +89,11 @@ def test_a_variable_that_is_not_set_is_told_before_the_server_listens(tmp_path):
             )
     finally:
         server.close()
+
+
+def test_two_links_do_not_share_a_folder(tmp_path):
+    """One would remove the other's vectors, and point its readers to other rows."""
+    link = '[links.{}]\nkind = "jsonl"\nfiles = ["/data/{}.jsonl"]\nfolder = "{}"\nmodel = "m"\n'
+    a, b = link.format("a", "a", tmp_path / "out"), link.format("b", "b", tmp_path / "x/../out")
+    with pytest.raises(SettingsError, match="a and b both lead to the folder"):
+        read_links(written(tmp_path, a + b))

@@ -386,7 +386,7 @@ def test_a_cancelled_migration_leaves_the_table_as_it_was(folder, application):
     asyncio.run(play())
 
 
-def test_a_link_that_the_operator_took_away_can_be_unlinked_by_force(folder, application):
+def test_a_link_that_the_operator_took_away_can_be_unlinked_by_force(folder, application, caplog):
     """Else its collection could never be written to, moved or dropped."""
     make_ships(application, 3)
 
@@ -399,7 +399,31 @@ def test_a_link_that_the_operator_took_away_can_be_unlinked_by_force(folder, app
             with pytest.raises(UnknownLinkError):
                 await server.links.unlink("ships")
             await server.links.unlink("ships", force=True)
+            assert caplog.text.count("no [links.ships] any more: changes may pile up") == 1
             assert (await server.corpora.catalog.drop("ships")).n_documents == 3
+
+    asyncio.run(play())
+
+
+def test_a_data_folder_that_was_lost_does_not_take_the_old_vectors_along(folder, application):
+    """They may have cost money, and another server may still be to go back to them."""
+    make_ships(application, 3)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await server.begin("ships", NEW)
+            await server.until_rest(number)
+            await server.migrations.cut_over(number, "test", "", force=True)
+        before = content(application, "vector_before")
+        other = folder / "other"
+        for file in folder.glob("*.gguf"):
+            other.mkdir(exist_ok=True)
+            (other / file.name).symlink_to(file)
+        async with linked(other, space=f'model = "{NEW}"\n') as server:
+            with pytest.raises(OutsideMismatchError, match="'vector_before' with vectors of"):
+                await pull(server)
+        assert content(application, "vector_before") == before
 
     asyncio.run(play())
 

@@ -76,6 +76,11 @@ class PostgresLink(LinkSettings):
     db_schema: Annotated[Name, Field(alias="schema")] = "public"
     table: Name
 
+    @property
+    def home(self) -> str:
+        """What no other link may lead to."""
+        return f"the table {self.db_schema}.{self.table} of {self.url_env}"
+
 
 class FileLink(LinkSettings):
     """Files that are only read, and a folder that gets the vectors of other spaces.
@@ -87,6 +92,11 @@ class FileLink(LinkSettings):
     files: Annotated[tuple[Name, ...], Field(min_length=1)]
     folder: Path
 
+    @property
+    def home(self) -> str:
+        """What no other link may write to."""
+        return f"the folder {self.folder.resolve()}"
+
 
 Link: TypeAlias = Annotated[PostgresLink | FileLink, Field(discriminator="kind")]
 
@@ -95,6 +105,16 @@ class _LinksFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     links: dict[LinkName, Link] = {}
+
+    @model_validator(mode="after")
+    def _one_link_of_a_home(self) -> Self:
+        """Two would take each other's notes of changes, and drop each other's vectors."""
+        names = dict[str, str]()
+        for name, link in self.links.items():
+            other = names.setdefault(link.home, name)
+            if other != name:
+                raise ValueError(f"{other} and {name} both lead to {link.home}: one link may")
+        return self
 
 
 def read_links(path: Path) -> Mapping[str, PostgresLink | FileLink]:

@@ -86,11 +86,18 @@ class Links:
             return
         try:
             followed = [name for name in self._homes if await self._read(_goes_on, name)]
+            linked = await self._database.read(self._thread, _all_linked)
         except StoreError as error:  # collections are refused with it; all else is served
             log.error("%s", error)
             return
         for name in followed:
             self._homes[name].work.start()
+        for name in sorted(linked - self._homes.keys()):
+            log.warning(
+                "%r is linked, and PLIMSOLL_LINKS has no [links.%s] any more: changes may pile up "
+                "where it leads to. Write it there again, or unlink it before",
+                name, name,
+            )  # fmt: skip
 
     async def close(self) -> None:
         """Stop working, and end the threads; a server that starts again goes on."""
@@ -126,7 +133,8 @@ class Links:
         home = self._home(name)
         await self._check_free(name)
         is_new = not (self._database.path.exists() and await self._read(_exists, name))
-        if not await self._is_linked(name):
+        is_first = not await self._is_linked(name)
+        if is_first:
             await self._catalog.ensure(
                 name,
                 permit,
@@ -137,7 +145,7 @@ class Links:
         collection = (await self._catalog.state(name)).collection
         async with home.work.lock:
             try:
-                await home.work.run(home.outside.follow, collection.active.space)
+                await home.work.run(home.outside.follow, collection.active.space, is_first=is_first)
             except OutsideError:
                 if is_new:  # or it would keep the size of a mistake in the file of links
                     await self._catalog.drop(name)
@@ -266,6 +274,10 @@ def _is_linked(connection: Connection, name: str) -> bool:
         return versions.find(connection, name).is_linked
     except UnknownCollectionError:
         return False
+
+
+def _all_linked(connection: Connection) -> set[str]:
+    return {each.name for each in versions.all_collections(connection) if each.is_linked}
 
 
 def _goes_on(connection: Connection, name: str) -> bool:

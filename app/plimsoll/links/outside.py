@@ -37,11 +37,13 @@ class Outside(Protocol):
         """Look, and change nothing; findings tell what is wrong, instead of errors where it can."""
         ...
 
-    def follow(self, active: Space) -> None:
+    def follow(self, active: Space, *, is_first: bool = False) -> None:
         """Have changes noted from now on, where that is possible; see `changes`.
 
-        active: what the vectors that others read are of, which is noted where nothing is.
-        Raises OutsideMismatchError where the note names another space.
+        active: what the vectors that others read are of, which is noted where nothing is. is_first:
+        nothing was followed until now, so that vectors of other spaces are another's.
+        Raises OutsideMismatchError where the note names another space, and for vectors of another's
+        that would be lost.
         """
         ...
 

@@ -72,6 +72,19 @@ def outside(link: FileLink) -> Iterator[FileOutside]:
         yield outside
 
 
+@pytest.mark.parametrize("folder", ["source", "."])
+def test_a_folder_that_is_read_gets_no_vectors(link, tmp_path, folder):
+    """After a cut-over its pointer would name what is read, and no file of the operator's."""
+    shared = link.model_copy(
+        update={"files": (str(tmp_path / "source"),), "folder": tmp_path / folder}
+    )
+    with closing(FileOutside(shared)) as outside:
+        with pytest.raises(OutsideMismatchError, match="name another folder"):
+            outside.follow(HOME)
+        assert any(found.blocks for found in outside.survey().findings)
+    assert not list(tmp_path.glob("**/home.json"))
+
+
 def pulled(outside: FileOutside, position: str | None = None) -> list[OutsideRow]:
     """All rows behind a position."""
     rows = list[OutsideRow]()

@@ -2,13 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from plimsoll.errors import OutsideError
 from plimsoll.links.configuration import FileLink
-from plimsoll.links.files.paths import files_of
+from plimsoll.links.files.paths import SourceFile
 from plimsoll.links.files.reading import read_rows
 from plimsoll.links.files.rows import BadRow, Columns, Place
 from plimsoll.links.files.seen import SeenIds
@@ -28,11 +28,13 @@ class _Counts:
     n_faults: int = 0
 
 
-def survey_of(link: FileLink, columns: Columns, active: str | None) -> Survey:
-    """Read every row. active: see Survey."""
+def survey_of(
+    link: FileLink, files: Callable[[], list[SourceFile]], columns: Columns, active: str | None
+) -> Survey:
+    """Read every row. files: finds them. active: see Survey."""
     counts, findings = _Counts(), list[Finding]()
     try:
-        _count(link, columns, counts)
+        _count(files(), columns, counts)
     except OSError as error:
         findings.append(Finding(f"{error.filename}: {error.strerror}", blocks=True))
     except OutsideError as error:
@@ -51,9 +53,9 @@ def survey_of(link: FileLink, columns: Columns, active: str | None) -> Survey:
     )
 
 
-def _count(link: FileLink, columns: Columns, counts: _Counts) -> None:
+def _count(files: list[SourceFile], columns: Columns, counts: _Counts) -> None:
     with closing(SeenIds()) as seen:
-        for row in seen.once(read_rows(files_of(*link.files), columns)):
+        for row in seen.once(read_rows(files, columns)):
             counts.n_rows += 1
             if isinstance(row, BadRow):
                 counts.n_without_text += 1

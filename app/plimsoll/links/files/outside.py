@@ -48,10 +48,13 @@ class FileOutside:
 
     def survey(self) -> Survey:
         """Read all of the files. See Outside."""
-        return survey_of(self._link, self._whole_columns, self.active())
+        return survey_of(self._link, self._files, self._whole_columns, self.active())
 
-    def follow(self, active: Space) -> None:
-        """Note the space of the files' vectors, and the files. See Outside."""
+    def follow(self, active: Space, *, is_first: bool = False) -> None:
+        """Note the space of the files' vectors, and the files. See Outside.
+
+        What the folder has of others was made here, and can be made again.
+        """
         noted = self.active()
         if noted not in (None, active.fingerprint):
             raise OutsideMismatchError(
@@ -217,6 +220,13 @@ class FileOutside:
         kind = "parquet" if self._link.kind == "parquet" else "json"
         if files[0].kind != kind:
             raise OutsideMismatchError(f"{files[0].path} is not of the kind {self._link.kind}")
+        folder = self._link.folder.resolve()
+        for place in {file.path.parent for file in files}:
+            if place.resolve().is_relative_to(folder):
+                raise OutsideMismatchError(
+                    f"{place} has files that are read, and lies in the folder of vectors, {folder}:"
+                    " what is written there would be read again; name another folder"
+                )
         return files
 
     def _outside_row(self, row: Row) -> OutsideRow | None:

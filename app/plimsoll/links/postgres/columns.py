@@ -38,6 +38,18 @@ def note_active(connection: Connection, table: Table, space: Space) -> None:
         _note(connection, table.place, column.name, column.commented(space.fingerprint))
 
 
+def check_alone(table: Table) -> None:
+    """Raise OutsideMismatchError where there are vectors of a migration that is not known here."""
+    for column in table.vector_columns:
+        if column.name != table.place.vector and column.fingerprint is not None:
+            raise OutsideMismatchError(
+                f"{table.place.words} has a column {column.name!r} with vectors of "
+                f"{column.fingerprint!r} from another server, or from before a data folder was "
+                "lost: end the migration there, or put the folder back; if nobody needs them, drop "
+                "the column"
+            )
+
+
 def add(connection: Connection, table: Table, space: Space) -> None:
     """Add the column of a further space. Raises OutsideMismatchError where another is in its place.
 

@@ -36,11 +36,13 @@ class PostgresTable:
         finally:
             self._surveying.close()
 
-    def follow(self, active: Space) -> None:
+    def follow(self, active: Space, *, is_first: bool = False) -> None:
         """Note the space of the vectors, and have triggers note changes."""
         with self._server.transaction() as connection:
             table = look(connection, self._place)
             survey.check(connection, table)
+            if is_first:
+                columns.check_alone(table)
             columns.note_active(connection, table, active)
             changes.install(connection, table)
 
