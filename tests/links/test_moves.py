@@ -2,18 +2,21 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from plimsoll.corpora.records import Document
+from plimsoll.corpora.records import Document, Space
 from plimsoll.errors import (
     LinkStateError,
     OutsideMismatchError,
     OutsideUnavailableError,
     UnknownLinkError,
 )
+from plimsoll.links.postgres.table import PostgresTable
+from plimsoll.links.records import OutgoingRow, Pushed
 from plimsoll.migration.states import MigrationState as State
 from tests.links.linked import (
     VARIABLE,
@@ -234,6 +237,38 @@ def test_a_vector_that_its_application_changes_is_taken_and_one_that_is_stale_is
             assert found["2"] == old_vector(99).tobytes()
             assert found["3"] == old_vector(98).tobytes()
             assert found["4"] == old_vector(4).tobytes()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("interruption", ["changed again", "taken in again"])
+def test_a_vector_is_stale_until_the_one_made_here_has_been_brought_out(
+    folder, application, monkeypatch, interruption
+):
+    """What stands outside is the oldest text's, and would be taken as the newest one's for good."""
+    push, taken = PostgresTable.push, list[str]()
+
+    def interrupted(self: PostgresTable, space: Space, rows: Sequence[OutgoingRow]) -> Pushed:
+        if not taken and any(row.text == "once" for row in rows):
+            taken.append(interruption)
+            text = "twice" if interruption == "changed again" else "once"
+            application.execute("UPDATE ships SET text = '' WHERE id = 1")
+            application.execute("UPDATE ships SET text = %s WHERE id = 1", (text,))
+            if interruption == "taken in again":
+                raise OutsideUnavailableError("gone", retry_after_s=0.01)
+        return push(self, space, rows)
+
+    monkeypatch.setattr(PostgresTable, "push", interrupted)
+
+    async def play() -> None:
+        async with linked(folder, space=f'model = "{NEW}"\n') as server:
+            size = len((await embedded(server, ["a"]))[0])
+            make_ships(application, 3, size)
+            await pull(server)
+            application.execute("UPDATE ships SET text = 'once' WHERE id = 1")
+            await until(lambda: taken, "nothing was brought out")
+            await in_step(server)
+            await is_as_embedded(server, application)
 
     asyncio.run(play())
 

@@ -2,13 +2,14 @@
 
 Functions over a connection that is in a transaction, which the caller holds. A row's vector is
 taken as that of its text, in the space that is active outside: unless the text is another than
-before and the vector is not, since then nothing has embedded it yet.
+before and the vector is not, since then nothing has embedded it yet. Where a vector is made here,
+and is not outside by now, what stands there is of an older text still.
 """
 
 import sqlite3
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,16 +44,22 @@ def mirror(
     given = {row.id: Document(row.id, row.text) for row in found if row.text is not None}
     before = {each: documents.get(connection, collection.id, each) for each in given}
     changed = [new for each, new in given.items() if _differs(before[each], new)]
-    known = {}
+    known, behind = dict[int, np.ndarray](), set[int]()
     if active is not None:  # before a text that changes takes its vectors along
         there = [document.row for document in before.values() if document is not None]
         known = vectors.get(connection, active.id, there)
+        if not active.space.is_foreign:
+            behind = state.are_waiting(connection, active.id, there) | (set(there) - known.keys())
     put = documents.put(connection, collection.id, changed)
     rows = {document.id: document.row for document in before.values() if document is not None}
     rows |= dict(zip((document.id for document in changed), put, strict=True))
     if active is not None:
         stale = {document.id for document in changed}
-        with_text = [row for row in found if row.id in given]
+        with_text = [
+            row if rows[row.id] not in behind else replace(row, vector=None)
+            for row in found
+            if row.id in given
+        ]
         _take_vectors(connection, active, with_text, stale, known, rows)
     gone = {*asked, *(row.id for row in found)} - rows.keys()
     n_new = sum(document is None for document in before.values())

@@ -143,6 +143,12 @@ def take_out(connection: sqlite3.Connection, version: int, rows: Iterable[int]) 
     )
 
 
+def are_waiting(connection: sqlite3.Connection, version: int, rows: Iterable[int]) -> set[int]:
+    """Those of the rows whose vector is still to be brought out."""
+    query = "SELECT 1 FROM link_outbox WHERE version = ? AND row = ?"
+    return {row for row in rows if connection.execute(query, (version, row)).fetchone()}
+
+
 def waiting(
     connection: sqlite3.Connection, collection: int, version: int, most: int, most_bytes: int
 ) -> list[tuple[int, int]]:
