@@ -63,6 +63,10 @@ async def play(folder: Path, action: str) -> None:
         elif action == "rollback":
             await server.migrations.roll_back(1, "test", "")
         elif action == "purge":
+            target = (await server.migrations.status(1)).counts.migration.target
+            async with server.links.held("ships") as link:
+                assert link is not None
+                await link.catch_up(target)  # the link has looked at the table once, so far
             await server.migrations.purge(1, "test", "")
             await asyncio.Event().wait()  # the rest is the link's
         else:
