@@ -1,5 +1,5 @@
 """A server's hour of trouble in a minute, watched by a real Prometheus: load, refusals, a full
-group, an open breaker, a kill, an end.
+group, an open breaker, a kill, a migration that fails, an end.
 
 Windows are ten scrapes of a second instead of minutes (prometheus.py).
 """
@@ -36,6 +36,8 @@ MIX = {"short": 60.0, "list": 6.0, "hangup": 4.0, "malformed": 8.0}
 N_CLIENTS, LOAD_S = 8, 10.0
 # Each alone is more than may wait; what comes beside it finds the queue full.
 N_LONG_LISTS, N_LISTED = 8, 600
+# A hook that keeps every migration that names it from running.
+HOOKS = '[hooks.never]\ncommand = ["false"]\nwhen = "before"\n'
 N_PROVOCATIONS, NOTICED_S = 3, 30.0
 FLOOD_S = 600.0  # for its last answer, however busy the machine is
 FULL_RATIO = 0.94  # of the limit: above the line at which the breaker opens
@@ -115,6 +117,7 @@ def _trouble(url: str, group: LimitedGroup, watch: AlertWatch) -> str:
     assert until(lambda: _answers_dense(url))
     _provoke(lambda: asyncio.run(_flood(url)), watch, url, "PlimsollQueueFull", "PlimsollSlow")
     asyncio.run(_press(url))
+    _provoke(lambda: _fail_migration(url), watch, url, "PlimsollMigrationFailed")
     page = patient.get(f"{url}/metrics").text
     _provoke(lambda: _be_killed(group), watch, url, "PlimsollOOMKilled")
     with _filled(group, url):
@@ -173,6 +176,8 @@ def _wait_for_quiet(prometheus: RunningPrometheus, url: str) -> None:
 
 
 def _server(folder: Path, cache: Path, group: LimitedGroup, port: str) -> RunningServer:
+    hooks = folder / "hooks.toml"
+    hooks.write_text(HOOKS, encoding="utf-8")
     return RunningServer(
         folder, "--port", port, "--cache-dir", str(cache), "--log-format", "text",
         prefix=group.prefix,
@@ -181,6 +186,7 @@ def _server(folder: Path, cache: Path, group: LimitedGroup, port: str) -> Runnin
         PLIMSOLL_QUEUE_TIMEOUT_S="0",
         PLIMSOLL_RECOVERY_TIMEOUT_S="5",
         PLIMSOLL_BODY_LIMIT="1M",
+        PLIMSOLL_HOOKS=str(hooks),
     )  # fmt: skip
 
 
@@ -209,6 +215,21 @@ async def _press(url: str) -> None:
             await client.get("/nothing")
             await asyncio.wait([load], timeout=0.5)
         await load
+
+
+def _fail_migration(url: str) -> None:
+    """Begin a migration that a hook keeps from running, or go on with it."""
+    with httpx.Client(base_url=url, timeout=DEADLINE_S, trust_env=False) as client:
+        client.put("/collections/old", json={"space": "elsewhere", "dimensions": 2})
+        document = {"id": "line", "text": "a mark on a hull", "vector": [1, 0]}
+        client.post("/collections/old/documents?space=elsewhere", json=document)
+        found = client.get("/migrations").json()["migrations"]
+        if found:
+            answer = client.post(f"/migrations/{found[0]['id']}/resume", json={})
+        else:
+            begun = {"collection": "old", "model": "all-MiniLM-L6-v2", "hooks": ["never"]}
+            answer = client.post("/migrations", json=begun)
+        assert answer.status_code == 200, answer.text
 
 
 def _be_killed(group: LimitedGroup) -> None:
