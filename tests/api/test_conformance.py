@@ -22,8 +22,8 @@ ONLY_THE_MODEL_KNOWS = {
     "too_long": "how many tokens a text has",
 }
 MODEL_FIELDS = {"dimensions", "version"}  # how many there are; which ones of a collection
-# Or for what its fields, and the conditions in it, mean together.
-RELATED_FIELDS = {"space", "filter"}
+# Or for what its fields, the conditions in it, and its path mean together.
+RELATED_FIELDS = {"space", "filter", "migration"}
 
 
 @dataclass
