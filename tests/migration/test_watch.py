@@ -102,7 +102,7 @@ async def search_in_vain(
         patch.setattr("plimsoll.corpora.search.check_space", mismatch)
         for _ in range(n):
             assert (await server.search("ship", mode="auto")).mode == "bm25"
-    await asyncio.gather(*server.migrations._going_back.values())
+    await asyncio.gather(*server.migrations._cutovers._going_back.values())
 
 
 def run(folder: Path, scene: Callable[[Inside], Awaitable[None]]) -> None:

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context
 from sqlite3 import Connection
 from time import monotonic
 from typing import Any
@@ -16,28 +15,20 @@ from typing import Any
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
-from plimsoll.errors import (
-    LinkStateError,
-    MigrationStateError,
-    ModelLoadingError,
-    OutsideError,
-    StoreError,
-)
+from plimsoll.errors import MigrationStateError, StoreError
 from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer, quarantine
-from plimsoll.migration.after_cutover import HooksAfterCutover
 from plimsoll.migration.changes import Change, Follow, StateChanges
+from plimsoll.migration.cutovers import Cutovers
 from plimsoll.migration.hooks import journal as hooks_journal
-from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
-from plimsoll.migration.hooks.records import Moment
-from plimsoll.migration.outside import OutsidePointers, moved
+from plimsoll.migration.hooks.hooks import MigrationHooks
+from plimsoll.migration.outside import OutsidePointers
 from plimsoll.migration.records import Migration, Progress
-from plimsoll.migration.runs import SERVER, MigrationRuns
+from plimsoll.migration.runs import MigrationRuns
 from plimsoll.migration.startup import IdleVersions, cut_over_ages, leave_out_unserved
-from plimsoll.migration.states import UNDER_WAY, MigrationState, check_change
+from plimsoll.migration.states import UNDER_WAY, MigrationState
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
-from plimsoll.migration.watch import CutoverWatch
 from plimsoll.models.pool import ModelPool
 from plimsoll.serving.core import Drain
 from plimsoll.serving.gate import RequestPermit
@@ -84,10 +75,8 @@ class Migrations:
         self._scans = scans
         self.hooks = hooks
         self._changes = StateChanges(database, runs, metrics, thread)
-        self._watch = CutoverWatch(clock)
+        self._cutovers = Cutovers(self._changes, judge, links, hooks, clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
-        self._going_back: dict[int, asyncio.Task[bool]] = {}  # one of a migration
-        self._after_cutover = HooksAfterCutover(hooks, self._go_back)
 
     async def start(self) -> None:
         """Go on with what was under way when the server stopped."""
@@ -108,12 +97,9 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
-        for migration, age_s in cut_over:
-            self._watch.begin(migration.id, migration.collection, age_s)
-        for number in interrupted:
-            self._after_cutover.begin(number)
+        self._cutovers.start(cut_over, interrupted)
         idle = IdleVersions(self._changes, self._judge)
-        outside = OutsidePointers(self._changes, self._links, self._watch, self._after_cutover)
+        outside = OutsidePointers(self._changes, self._links, self._cutovers)
         self._looking = [
             asyncio.create_task(idle.look(found)),
             asyncio.create_task(outside.mend(found)),
@@ -121,25 +107,18 @@ class Migrations:
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
-        asking = [*self._going_back.values(), *self._looking]
-        for task in asking:
+        for task in self._looking:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-        await self._after_cutover.close()
+        await asyncio.gather(*self._looking, return_exceptions=True)
+        await self._cutovers.close()
         await self._changes.finish()
         await self._runs.close()
         await self._changes.close()
         await asyncio.to_thread(self._scans.shutdown)
 
     def searched(self, collection: str, is_answered: bool) -> None:
-        """Take note of a search; too many without an answer soon after a cut-over take it back."""
-        seen = self._watch.searched(collection, is_answered)
-        if seen is None or seen.number in self._going_back:
-            return
-        why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
-        task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
-        self._going_back[seen.number] = task
-        task.add_done_callback(lambda _: self._going_back.pop(seen.number))
+        """Take note of a search, which may take a cut-over back."""
+        self._cutovers.searched(collection, is_answered)
 
     async def begin(
         self,
@@ -271,46 +250,14 @@ class Migrations:
     async def cut_over(
         self, number: int, who: str, why: str, *, force: bool = False
     ) -> MigrationStatus:
-        """Let searches read the new version, once the hooks before that have passed.
-
-        What the collection is linked to follows. Raises VerdictError, MigrationStateError,
-        HookStoppedError, ModelLoadingError where the old model takes long to open, and
-        OutsideErrors and LinkStateError where what it is linked to cannot follow.
-        """
-        before = await self._changes.read(lambda connection: journal.find(connection, number))
-        check_change(number, before.state, _S.CUT_OVER)
-        keeps_old = await self._judge.can_embed_soon(before.source)
-        await self._changes.read(
-            lambda connection: pointer.check_cut_over(
-                connection, number, force=force, keeps_old=keeps_old
-            )
-        )
-        await self.hooks.ask(HookedRun(number), Moment.BEFORE_CUTOVER)
-
-        def work(connection: Connection) -> Migration:
-            return pointer.cut_over(connection, number, who, why, force=force, keeps_old=keeps_old)
-
-        def follow(number: int) -> None:
-            self._watch.begin(number, before.collection)
-            self._after_cutover.begin(number)
-
-        async with self._links.held(before.collection) as link:
-            change = self._after_cutover.noted(await moved(link, before.target, work))
-            return await self._change(change, follow)
+        """Let searches read the new version. Raises as `Cutovers.cut_over` does."""
+        await self._cutovers.cut_over(number, who, why, force=force)
+        return await self.status(number)
 
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
-        """Let searches read the old version again, and what the collection is linked to likewise.
-
-        Raises MigrationStateError, OutsideErrors and LinkStateError.
-        """
-        before = await self._changes.read(lambda connection: journal.find(connection, number))
-        check_change(number, before.state, _S.ROLLED_BACK)
-
-        def work(connection: Connection) -> Migration:
-            return pointer.roll_back(connection, number, who, why)
-
-        async with self._links.held(before.collection) as link:
-            return await self._change(await moved(link, before.source, work), self._watch.end)
+        """Let searches read the old version again. Raises as `Cutovers.roll_back` does."""
+        await self._cutovers.roll_back(number, who, why)
+        return await self.status(number)
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
         """Drop the version that searches do not read. Raises MigrationStateError."""
@@ -322,7 +269,7 @@ class Migrations:
             return purged
 
         def follow(number: int) -> None:
-            self._watch.end(number)
+            self._cutovers.end(number)
             self._reclaim.start()
 
         status = await self._change(work, follow)
@@ -332,37 +279,9 @@ class Migrations:
     async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
         return await self.status((await self._changes.change(work, follow)).id)
 
-    async def _go_back(self, number: int, why: str) -> bool:
-        """Take a cut-over back; False where that may succeed later."""
-        try:
-            no_better = await self._why_no_better(number)
-            if no_better is not None:
-                log.error("migration %d is not taken back (%s): %s", number, why, no_better)
-                self._watch.stay(number, no_better)
-                return True
-            log.error("migration %d is taken back: %s", number, why)
-            await self.roll_back(number, SERVER, why)
-        except MigrationStateError as error:  # an operator was quicker
-            log.error("migration %d is not taken back: %s", number, error)
-        # A full disk, a slow model: the next such search, or the hook's task, tries again.
-        except (LinkStateError, StoreError, ModelLoadingError, OutsideError) as error:
-            log.error("migration %d is not taken back yet: %s", number, error)
-            return False
-        return True
-
-    async def _why_no_better(self, number: int) -> str | None:
-        """Why searches of the old version would lack documents, or have no answer either."""
-        counts = (await self.status(number)).counts
-        if not counts.keeps_old:
-            return "what was written after cut-over is not in the old version"
-        source = counts.migration.source
-        if not await self._judge.can_embed_soon(source):
-            return f"{source.model!r} does not embed queries into the old version any more"
-        return None
-
     def _run_of(self, number: int) -> Any:
         return (
             self._runs.progress(number),
             self._runs.unwritten_failure(number),
-            self._watch.of(number),
+            self._cutovers.watched(number),
         )

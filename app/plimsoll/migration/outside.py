@@ -1,8 +1,7 @@
-"""Keeps what a collection is linked to in step with the pointer of its searches.
+"""Mends what a server that died in the midst of a pointer's change has changed outside alone.
 
-Others read the same version outside as searches do here. The outside is changed while the
-transaction of the file waits: what is refused there, or here, changes neither. A server that dies
-in between has changed the outside alone, and finds that when it starts.
+`cutovers` changes the outside while the transaction of the file waits; so a start finds it ahead of
+the pointer, or both as they were.
 """
 
 import asyncio
@@ -10,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from sqlite3 import Connection
 
-from plimsoll.corpora.records import Space
 from plimsoll.errors import (
     LinkStateError,
     MigrationStateError,
@@ -18,15 +16,13 @@ from plimsoll.errors import (
     OutsideUnavailableError,
     StoreError,
 )
-from plimsoll.links.held import HeldLink
 from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer
-from plimsoll.migration.after_cutover import HooksAfterCutover
-from plimsoll.migration.changes import Change, StateChanges
+from plimsoll.migration.changes import StateChanges
+from plimsoll.migration.cutovers import Cutovers
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER
 from plimsoll.migration.states import MigrationState
-from plimsoll.migration.watch import CutoverWatch
 
 log = logging.getLogger(__name__)
 
@@ -35,37 +31,13 @@ WHY = "this had been done outside when the server stopped"
 _S = MigrationState
 
 
-async def moved(link: HeldLink | None, space: Space, work: Change) -> Change:
-    """The same change, and with it the outside's, which gets all of a space first.
-
-    Raises OutsideErrors, LinkStateError and StoreError; what was done until then stays.
-    """
-    if link is None:
-        return work
-    await link.finish(space)
-
-    def work_outside_too(connection: Connection) -> Migration:
-        changed = work(connection)
-        journal.add_to_why(connection, changed.id, link.switch(space))
-        return changed
-
-    return work_outside_too
-
-
 class OutsidePointers:
-    """Mends what a server that died has changed outside alone."""
+    """Looks at the outsides of migrations, and lets the pointer follow."""
 
-    def __init__(
-        self,
-        changes: StateChanges,
-        links: Links,
-        watch: CutoverWatch,
-        after_cutover: HooksAfterCutover,
-    ) -> None:
+    def __init__(self, changes: StateChanges, links: Links, cutovers: Cutovers) -> None:
         self._changes = changes
         self._links = links
-        self._watch = watch
-        self._after_cutover = after_cutover
+        self._cutovers = cutovers
 
     async def mend(self, migrations: Sequence[Migration]) -> None:
         """Let searches read what others read outside, of each migration that is between both.
@@ -99,28 +71,21 @@ class OutsidePointers:
     async def _follow(self, before: Migration, active: str | None) -> None:
         number = before.id
         if before.state is _S.CUT_OVER and active == before.source.fingerprint:
-            await self._changes.change(
-                lambda connection: pointer.roll_back(connection, number, SERVER, WHY),
-                self._watch.end,
+            await self._cutovers.note_way_back(
+                lambda connection: pointer.roll_back(connection, number, SERVER, WHY)
             )
         elif before.state is not _S.CUT_OVER and active == before.target.fingerprint:
-            await self._changes.change(
-                self._after_cutover.noted(
-                    lambda connection: pointer.cut_over(
-                        connection,
-                        number,
-                        SERVER,
-                        WHY,
-                        force=True,
-                        keeps_old=_keeps_old(connection, before),
-                    )
+            await self._cutovers.note_cut_over(
+                before,
+                lambda connection: pointer.cut_over(
+                    connection,
+                    number,
+                    SERVER,
+                    WHY,
+                    force=True,
+                    keeps_old=_keeps_old(connection, before),
                 ),
-                lambda number: self._begin(number, before.collection),
             )
-
-    def _begin(self, number: int, collection: str) -> None:
-        self._watch.begin(number, collection)
-        self._after_cutover.begin(number)
 
 
 def _keeps_old(connection: Connection, migration: Migration) -> bool:

@@ -1,0 +1,191 @@
+"""Which version searches read: moved to the new one and back, and what follows from either.
+
+After a cut-over the hooks are asked and searches are watched; both may take it back. Where the
+collection is linked, others read the same version outside: that is changed while the transaction of
+the file waits, and what is refused there, or here, changes neither. Owns the watch and the tasks.
+Lives on the event loop.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from sqlite3 import Connection
+
+from plimsoll.corpora.records import Space
+from plimsoll.errors import (
+    LinkStateError,
+    MigrationStateError,
+    ModelLoadingError,
+    OutsideError,
+    StoreError,
+)
+from plimsoll.links.held import HeldLink
+from plimsoll.links.links import Links
+from plimsoll.migration import journal, pointer
+from plimsoll.migration.after_cutover import HooksAfterCutover
+from plimsoll.migration.changes import Change, StateChanges
+from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
+from plimsoll.migration.hooks.records import Moment
+from plimsoll.migration.records import Migration
+from plimsoll.migration.runs import SERVER
+from plimsoll.migration.states import MigrationState, check_change
+from plimsoll.migration.status import counts_of
+from plimsoll.migration.validation import MigrationJudge
+from plimsoll.migration.watch import CutoverWatch, Watched
+
+log = logging.getLogger(__name__)
+
+
+class Cutovers:
+    """Moves the pointers of collections. clock: seconds."""
+
+    def __init__(
+        self,
+        changes: StateChanges,
+        judge: MigrationJudge,
+        links: Links,
+        hooks: MigrationHooks,
+        clock: Callable[[], float],
+    ) -> None:
+        self._changes = changes
+        self._judge = judge
+        self._links = links
+        self._hooks = hooks
+        self._watch = CutoverWatch(clock)
+        self._after_cutover = HooksAfterCutover(hooks, self._go_back)
+        self._going_back: dict[int, asyncio.Task[bool]] = {}  # one of a migration
+
+    def start(self, ages: Iterable[tuple[Migration, float]], interrupted: Iterable[int]) -> None:
+        """Go on watching those cut over so many seconds ago, and asking hooks of those numbers."""
+        for migration, age_s in ages:
+            self._watch.begin(migration.id, migration.collection, age_s)
+        for number in interrupted:
+            self._after_cutover.begin(number)
+
+    async def close(self) -> None:
+        """Stop asking and going back; a server that starts again goes on."""
+        going_back = [*self._going_back.values()]
+        for task in going_back:
+            task.cancel()
+        await asyncio.gather(*going_back, return_exceptions=True)
+        await self._after_cutover.close()
+
+    def watched(self, number: int) -> tuple[Watched, float] | None:
+        """What was seen of a migration, and for how many seconds it is still watched."""
+        return self._watch.of(number)
+
+    def searched(self, collection: str, is_answered: bool) -> None:
+        """Take note of a search; too many without an answer soon after a cut-over take it back."""
+        seen = self._watch.searched(collection, is_answered)
+        if seen is None or seen.number in self._going_back:
+            return
+        why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
+        task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
+        self._going_back[seen.number] = task
+        task.add_done_callback(lambda _: self._going_back.pop(seen.number))
+
+    async def cut_over(self, number: int, who: str, why: str, *, force: bool) -> None:
+        """Let searches read the new version, once the hooks before that have passed.
+
+        What the collection is linked to follows. Raises VerdictError, MigrationStateError,
+        HookStoppedError, ModelLoadingError where the old model takes long to open, and
+        OutsideErrors and LinkStateError where what it is linked to cannot follow.
+        """
+        before = await self._allowed(number, MigrationState.CUT_OVER)
+        keeps_old = await self._judge.can_embed_soon(before.source)
+        await self._changes.read(
+            lambda connection: pointer.check_cut_over(
+                connection, number, force=force, keeps_old=keeps_old
+            )
+        )
+        await self._hooks.ask(HookedRun(number), Moment.BEFORE_CUTOVER)
+
+        def work(connection: Connection) -> Migration:
+            return pointer.cut_over(connection, number, who, why, force=force, keeps_old=keeps_old)
+
+        async with self._links.held(before.collection) as link:
+            await self.note_cut_over(before, await _moved(link, before.target, work))
+
+    async def roll_back(self, number: int, who: str, why: str) -> None:
+        """Let searches read the old version again, and what the collection is linked to likewise.
+
+        Raises MigrationStateError, OutsideErrors and LinkStateError.
+        """
+        before = await self._allowed(number, MigrationState.ROLLED_BACK)
+
+        def work(connection: Connection) -> Migration:
+            return pointer.roll_back(connection, number, who, why)
+
+        async with self._links.held(before.collection) as link:
+            await self.note_way_back(await _moved(link, before.source, work))
+
+    async def note_cut_over(self, before: Migration, work: Change) -> None:
+        """Do the pointer's change to the new version, and what follows from it."""
+
+        def follow(number: int) -> None:
+            self._watch.begin(number, before.collection)
+            self._after_cutover.begin(number)
+
+        await self._changes.change(self._after_cutover.noted(work), follow)
+
+    async def note_way_back(self, work: Change) -> None:
+        """Do the pointer's change to the old version."""
+        await self._changes.change(work, self.end)
+
+    def end(self, number: int) -> None:
+        """It is not cut over any more, or there is no way back: it is watched no longer."""
+        self._watch.end(number)
+
+    async def _allowed(self, number: int, after: MigrationState) -> Migration:
+        """The migration, before a state that may follow. Raises MigrationStateError."""
+        found = await self._changes.read(lambda connection: journal.find(connection, number))
+        check_change(number, found.state, after)
+        return found
+
+    async def _go_back(self, number: int, why: str) -> bool:
+        """Take a cut-over back; False where that may succeed later."""
+        try:
+            no_better = await self._why_no_better(number)
+            if no_better is not None:
+                log.error("migration %d is not taken back (%s): %s", number, why, no_better)
+                self._watch.stay(number, no_better)
+                return True
+            log.error("migration %d is taken back: %s", number, why)
+            await self.roll_back(number, SERVER, why)
+        except MigrationStateError as error:  # an operator was quicker
+            log.error("migration %d is not taken back: %s", number, error)
+        # A full disk, a slow model: the next such search, or the hook's task, tries again.
+        except (LinkStateError, StoreError, ModelLoadingError, OutsideError) as error:
+            log.error("migration %d is not taken back yet: %s", number, error)
+            return False
+        return True
+
+    async def _why_no_better(self, number: int) -> str | None:
+        """Why searches of the old version would lack documents, or have no answer either."""
+        counts = await self._changes.read(
+            lambda connection: counts_of(connection, journal.find(connection, number))
+        )
+        if not counts.keeps_old:
+            return "what was written after cut-over is not in the old version"
+        source = counts.migration.source
+        if not await self._judge.can_embed_soon(source):
+            return f"{source.model!r} does not embed queries into the old version any more"
+        return None
+
+
+async def _moved(link: HeldLink | None, space: Space, work: Change) -> Change:
+    """The same change, and with it the outside's, which gets all of a space first.
+
+    Raises OutsideErrors, LinkStateError and StoreError; what was done until then stays.
+    """
+    if link is None:
+        return work
+    await link.finish(space)
+
+    def work_outside_too(connection: Connection) -> Migration:
+        changed = work(connection)
+        journal.add_to_why(connection, changed.id, link.switch(space))
+        return changed
+
+    return work_outside_too
