@@ -133,7 +133,7 @@ class MigrationRuns:
 
     async def _to_its_end(self, number: int, progress: ProgressMonitor) -> None:
         """Ask what is asked before, run with what is asked beside it, and have it judged."""
-        migration = await self._database.write(self._thread, journal.find, number)
+        migration = await self._database.read(self._thread, journal.find, number)
         pace, begun, ended = RunPace(), asyncio.Event(), asyncio.Event()
         run = HookedRun(number, progress, pace)
         if migration.state is MigrationState.RUNNING:
