@@ -173,7 +173,7 @@ class FileImport:
     def _leave_out(self, place: Place, why: str) -> None:
         self._counts["left_out"] += 1
         if len(self._named) < NAMED_ROWS:
-            self._named.append(f"{place.file} row {place.n_rows}: {why}")
+            self._named.append(f"{place.words}: {why}")
 
     def _tell(self, as_json: bool) -> None:
         for told in self._named:

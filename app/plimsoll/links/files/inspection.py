@@ -10,7 +10,7 @@ from plimsoll.errors import OutsideError
 from plimsoll.links.configuration import FileLink
 from plimsoll.links.files.paths import SourceFile
 from plimsoll.links.files.reading import read_rows
-from plimsoll.links.files.rows import BadRow, Columns, Place
+from plimsoll.links.files.rows import BadRow, Columns
 from plimsoll.links.files.seen import SeenIds
 from plimsoll.links.records import Finding, Survey
 
@@ -60,12 +60,12 @@ def _count(files: list[SourceFile], columns: Columns, counts: _Counts) -> None:
             if isinstance(row, BadRow):
                 counts.n_without_text += 1
                 if len(counts.bad) < NAMED_ROWS:
-                    counts.bad.append(f"{place_of(row.place)}: {row.why}")
+                    counts.bad.append(f"{row.place.words}: {row.why}")
                 continue
             if row.fault is not None:
                 counts.n_faults += 1
                 if len(counts.faults) < NAMED_ROWS:
-                    counts.faults.append(f"{place_of(row.place)}: {row.fault}")
+                    counts.faults.append(f"{row.place.words}: {row.fault}")
             if row.vector is None:
                 counts.n_without_vector += 1
             else:
@@ -85,8 +85,3 @@ def _findings(link: FileLink, counts: _Counts) -> Iterator[Finding]:
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         yield Finding(f"the folder {link.folder} cannot be written to", blocks=True)
-
-
-def place_of(place: Place) -> str:
-    """A row, in words."""
-    return f"{place.file} row {place.n_rows}"

@@ -50,6 +50,11 @@ class Place:
     n_rows: int
     offset: int = 0
 
+    @property
+    def words(self) -> str:
+        """The row that it is behind, for people."""
+        return f"{self.file} row {self.n_rows}"
+
 
 @dataclass(frozen=True)
 class FileRow:
