@@ -1,6 +1,7 @@
 """`plimsoll collections`: files into a collection of a server in a process of its own, and back."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -239,6 +240,27 @@ def test_lines_of_a_pipe_go_in_and_out(server: RunningServer, client: httpx.Clie
     ]
     assert lines[0]["metadata"] == {}
     assert "vector" not in lines[0]
+
+
+def test_an_export_to_a_full_device_or_to_a_reader_that_is_gone_ends_without_a_traceback(
+    collections: Collections, server: RunningServer, ships: Path
+):
+    """As `plimsoll embed` does: a script sees the exit code, and `head` is no fault."""
+    collections("import", str(ships), "--collection", "ships", *OPENAI)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with Path("/dev/full").open("wb") as full, os.fdopen(theirs, "wb") as unread:
+        for output, code, told in (
+            (full, 2, "cannot write standard output: No space left on device"),
+            (unread, 1, ""),
+        ):
+            pipes = {"stdout": output, "stderr": subprocess.PIPE}
+            with command(server, "export", "ships", "-", **pipes) as process:
+                _, said = process.communicate(timeout=DEADLINE_S)
+            assert process.returncode == code
+            assert told in said
+            assert "Traceback" not in said
+            assert "Exception ignored" not in said
 
 
 def test_a_part_that_was_stopped_in_its_midst_is_written_again(

@@ -72,7 +72,8 @@ def embed(
     if loaded.sources["log_level"] == DEFAULT:  # what a server says of itself is no row's matter
         logging.root.setLevel(logging.WARNING)
     text_lines.check(texts, files)
-    from plimsoll.cli.row_files import STANDARD_OUTPUT, row_file
+    from plimsoll.cli.row_files import row_file
+    from plimsoll.cli.standard_output import STANDARD_OUTPUT
     from plimsoll.embedder import Embedder
 
     size = dimensions or 0

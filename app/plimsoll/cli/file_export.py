@@ -1,19 +1,18 @@
 """A collection of a running server into files: read page after page, written in parts."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 import numpy as np
 
 from plimsoll.cli.collections import path_of
 from plimsoll.cli.progress import PhaseProgress, progress_of
-from plimsoll.cli.row_files import CannotWriteError
 from plimsoll.cli.server_client import ServerClient
+from plimsoll.cli.standard_output import STANDARD_OUTPUT, standard_output
 from plimsoll.corpora.documents import as_json
 from plimsoll.links.files import manifest
 from plimsoll.links.files.parts import Layout, PartRow, RowWriter, disk_refusals, part, writer
@@ -21,7 +20,6 @@ from plimsoll.links.files.paths import kind_of
 from plimsoll.links.files.rows import Columns
 from plimsoll.links.files.sets import ENDINGS, PART_ROWS
 
-STANDARD_OUTPUT = "-"
 PAGE_DOCUMENTS = 1000
 
 
@@ -167,16 +165,8 @@ def _write_progress(
 def _write_output(documents: _Documents, layout: Layout) -> None:
     if sys.stdout is None:
         raise click.UsageError("standard output is closed: name a file")
-    output: IO[bytes] = sys.stdout.buffer
-    try:
-        documents.write(writer(output, Path("-.jsonl"), layout))
-        output.flush()
-    except OSError as error:
-        # What is left in the buffer goes nowhere: Python would complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
-        if isinstance(error, BrokenPipeError):  # such as `head`, which has read enough
-            raise SystemExit(1) from None
-        raise CannotWriteError(f"cannot write standard output: {error.strerror}") from error
+    with standard_output() as output:
+        documents.write(writer(output.buffer, Path("-.jsonl"), layout))
 
 
 def _version_of(state: dict[str, Any], wanted: int | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ until then it lies beside it with ".tmp" at its end.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,18 +14,11 @@ from typing import IO, Any, Protocol
 import click
 import numpy as np
 
+from plimsoll.cli.standard_output import STANDARD_OUTPUT, CannotWriteError, standard_output
 from plimsoll.embedder import Row
 from plimsoll.files import temporary_of
 from plimsoll.links.files.parquet import arrow
 from plimsoll.links.files.parts import ParquetGroups
-
-STANDARD_OUTPUT = "-"
-
-
-class CannotWriteError(click.ClickException):
-    """The disk, the folder or the device does not take the rows."""
-
-    exit_code = 2
 
 
 class RowFile(Protocol):
@@ -49,7 +41,7 @@ def row_file(output: str, dimensions: Callable[[], int]) -> Iterator[RowFile]:
     if output == STANDARD_OUTPUT:
         if sys.stdout is None:
             raise click.UsageError("standard output is closed: name a file with --output")
-        yield _Named("standard output", JsonLines())
+        yield JsonLines()
         return
     path = Path(output)
     kinds: dict[str, Callable[[IO[bytes], Callable[[], int]], RowFile]]
@@ -92,16 +84,9 @@ class JsonLines:
 
     def write(self, texts: Sequence[str], rows: Sequence[Row]) -> None:
         """Print the rows."""
-        try:
+        with standard_output() as output:
             for row in rows:
-                sys.stdout.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
-            sys.stdout.flush()
-        except OSError as error:
-            # What is left in the buffer goes nowhere: Python would complain of it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # such as `head`, which has read enough
-                raise SystemExit(1) from None
-            raise
+                output.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
 
     def finish(self) -> None:
         """Nothing is left to write."""
