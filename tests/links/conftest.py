@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -11,6 +12,8 @@ from plimsoll.corpora.records import Space, text_sha256
 from plimsoll.links.postgres.catalog import Place
 from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow
+from tests.links.linked import VARIABLE, with_models
+from tests.migration.conftest import write_models
 from tests.postgres_server import PostgresServer, is_installed
 
 HOME = Space.foreign("ada", 3)
@@ -31,6 +34,19 @@ def postgres() -> Iterator[PostgresServer]:
 def url(postgres: PostgresServer) -> str:
     """The connection string of a database without tables."""
     return postgres.cleaned()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small models."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def folder(models: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with models, without collections; the link leads to a database without tables."""
+    monkeypatch.setenv(VARIABLE, url)
+    return with_models(tmp_path, models)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A server's inside with a link to a table of ships, and what that table should be."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -10,6 +10,7 @@ import numpy as np
 import psycopg
 
 from plimsoll.links.links import LinkStatus
+from plimsoll.migration.states import MigrationState
 from plimsoll.serving.tasks import EmbedTask
 from plimsoll.settings import Settings
 from tests.migration.models import CHECK_S, NEW, Inside, inside, settings_of, texts
@@ -30,6 +31,14 @@ def linked_settings(folder: Path, space: str = FOREIGN, **names: str) -> Setting
     file = folder / "links.toml"
     file.write_text(TOML + space + "".join(f'{key} = "{name}"\n' for key, name in names.items()))
     return settings_of(folder).model_copy(update={"links": file})
+
+
+def with_models(folder: Path, models: Path) -> Path:
+    """A folder that has the models of another one."""
+    folder.mkdir(exist_ok=True)
+    for file in models.glob("*.gguf"):
+        (folder / file.name).symlink_to(file)
+    return folder
 
 
 def old_vector(number: int) -> np.ndarray:
@@ -92,14 +101,36 @@ async def embedded(
     return [tuple(map(float, vector)) for vector in answer.vectors]
 
 
-async def pull(server: Inside) -> None:
-    """Pull the link, and wait until every row was read."""
+async def is_embedded(
+    server: Inside, application: psycopg.Connection, column: str = "vector", model: str = NEW
+) -> None:
+    """The column has the vector of every row's text, as a plain computation gives it."""
+    rows = content(application, column)
+    expected = await embedded(server, [text or "" for text, _ in rows.values()], model)
+    assert [vector for _, vector in rows.values()] == expected
+
+
+async def begin_pull(server: Inside) -> None:
+    """Have every row read, and do not wait for it."""
     permit = server.core.gate.permit()
     try:
         await server.links.pull("ships", permit)
     finally:
         permit.leave()
+
+
+async def pull(server: Inside) -> None:
+    """Pull the link, and wait until every row was read."""
+    await begin_pull(server)
     await in_step(server)
+
+
+async def migrate(server: Inside, model: str = NEW) -> int:
+    """Begin a migration of the ships, and wait until it is ready; returns its number."""
+    number = await server.begin("ships", model)
+    status = await server.until_rest(number)
+    assert status.state is MigrationState.READY, status.failure
+    return number
 
 
 async def in_step(server: Inside) -> LinkStatus:
@@ -116,7 +147,7 @@ async def in_step(server: Inside) -> LinkStatus:
         await asyncio.sleep(CHECK_S)
 
 
-async def until(condition, what: str) -> None:
+async def until(condition: Callable[[], object], what: str) -> None:
     """Wait until something is so."""
     deadline = monotonic() + DEADLINE_S
     while not condition():

@@ -1,7 +1,6 @@
 """A server killed at any point of a linked migration: it ends as if nothing had been."""
 
 import asyncio
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,49 +13,35 @@ import pytest
 from plimsoll.migration.runs import SERVER
 from plimsoll.migration.states import MigrationState as State
 from tests.links.linked import (
-    VARIABLE,
+    begin_pull,
     columns,
     content,
-    embedded,
     in_step,
+    is_embedded,
     linked,
     make_ships,
     old_vector,
     pull,
     until,
 )
-from tests.migration.conftest import write_models
-from tests.migration.models import CHECK_S, NEW, Inside
+from tests.migration.models import CHECK_S, NEW
 from tests.running_server import DEADLINE_S, ROOT, environment
 
 N = 200
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
 @pytest.fixture
-def folder(
-    models: Path,
-    tmp_path: Path,
-    url: str,
-    application: psycopg.Connection,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
+def planned(folder: Path, application: psycopg.Connection) -> Path:
     """A table of ships, pulled, with a migration that is planned."""
-    monkeypatch.setenv(VARIABLE, url)
     make_ships(application, N)
-    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
 
     async def begin() -> None:
-        async with linked(tmp_path) as server:
+        async with linked(folder) as server:
             await pull(server)
             await server.begin("ships", NEW, starts=False)
 
     asyncio.run(begin())
-    return tmp_path
+    return folder
 
 
 def work(folder: Path, action: str, point: str, number: int) -> None:
@@ -78,13 +63,6 @@ def resumed(folder: Path) -> None:
     asyncio.run(resume())
 
 
-async def is_whole(server: Inside, application: psycopg.Connection, column: str) -> None:
-    """The column has the vector of every row's text, as a plain computation gives it."""
-    rows = content(application, column)
-    expected = await embedded(server, [text or "" for text, _ in rows.values()])
-    assert [vector for _, vector in rows.values()] == expected
-
-
 @pytest.mark.parametrize(
     ("point", "number"),
     [
@@ -95,17 +73,17 @@ async def is_whole(server: Inside, application: psycopg.Connection, column: str)
         ("an index is to be built", 1),
     ],
 )
-def test_a_run_that_is_killed_ends_as_one_that_is_not(folder, application, point, number):
+def test_a_run_that_is_killed_ends_as_one_that_is_not(planned, application, point, number):
     """What was pushed twice is there once, and what was not pushed is pushed."""
-    resumed(folder)
+    resumed(planned)
     application.execute("UPDATE ships SET text = 'changed' WHERE id % 50 = 0")
-    work(folder, "run", point, number)
+    work(planned, "run", point, number)
 
     async def play() -> None:
-        async with linked(folder) as server:
+        async with linked(planned) as server:
             assert (await server.until_rest(1)).state is State.READY
             await in_step(server)
-            await is_whole(server, application, "vector_next")
+            await is_embedded(server, application, "vector_next")
             found = application.execute(
                 "SELECT indexname FROM pg_indexes WHERE indexdef LIKE '%hnsw%' ORDER BY 1"
             ).fetchall()
@@ -123,23 +101,23 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(folder, application, point
     ],
 )
 def test_a_switch_that_is_killed_is_taken_to_its_end_or_never_was(
-    folder, application, action, point
+    planned, application, action, point
 ):
     """Applications and searches read the same version once a server has started again."""
-    resumed(folder)
+    resumed(planned)
 
     async def make_ready() -> None:
-        async with linked(folder) as server:
+        async with linked(planned) as server:
             await server.until_rest(1)
             if action == "rollback":
                 await server.migrations.cut_over(1, "test", "", force=True)
 
     asyncio.run(make_ready())
-    work(folder, action, point, 1)
+    work(planned, action, point, 1)
     was_committed = point == "the table is switched and the pointer is not"
 
     async def play() -> None:
-        async with linked(folder) as server:
+        async with linked(planned) as server:
             if not was_committed:
                 assert (await server.migrations.status(1)).state is State.READY
                 assert "vector_next" in columns(application)
@@ -155,24 +133,24 @@ def test_a_switch_that_is_killed_is_taken_to_its_end_or_never_was(
             if action == "rollback":
                 old = {int(row_id): vector for row_id, (_, vector) in content(application).items()}
                 assert old == {number: tuple(old_vector(number).tolist()) for number in range(N)}
-                await is_whole(server, application, "vector_next")
+                await is_embedded(server, application, "vector_next")
             else:
-                await is_whole(server, application, "vector")
+                await is_embedded(server, application)
 
     asyncio.run(play())
 
 
-def test_hooks_after_a_cut_over_are_asked_of_one_that_a_start_takes_to_its_end(folder):
+def test_hooks_after_a_cut_over_are_asked_of_one_that_a_start_takes_to_its_end(planned):
     """A smoke test that never ran would leave a bad version to searches."""
-    resumed(folder)
-    told = folder / "told"
-    (folder / "hooks.toml").write_text(
+    resumed(planned)
+    told = planned / "told"
+    (planned / "hooks.toml").write_text(
         'always = ["smoke"]\n[hooks.smoke]\nwhen = "after-cutover"\n'
         f'command = ["/bin/sh", "-c", "touch {told}"]\n'
     )
 
     async def switch_outside_alone() -> None:
-        async with linked(folder) as server:
+        async with linked(planned) as server:
             target = (await server.until_rest(1)).counts.migration.target
             async with server.links.held("ships") as link:
                 assert link is not None
@@ -182,55 +160,49 @@ def test_hooks_after_a_cut_over_are_asked_of_one_that_a_start_takes_to_its_end(f
     asyncio.run(switch_outside_alone())
 
     async def play() -> None:
-        async with linked(folder):
+        async with linked(planned):
             await until(told.exists, "no hook was asked")
 
     asyncio.run(play())
 
 
 @pytest.mark.parametrize("point", ["the old column is dropped", "the old column is to be dropped"])
-def test_a_purge_that_is_killed_is_taken_to_its_end(folder, application, point):
+def test_a_purge_that_is_killed_is_taken_to_its_end(planned, application, point):
     """The version is gone here; its column goes once a server has started again."""
-    resumed(folder)
+    resumed(planned)
 
     async def cut_over() -> None:
-        async with linked(folder) as server:
+        async with linked(planned) as server:
             await server.until_rest(1)
             await server.migrations.cut_over(1, "test", "", force=True)
 
     asyncio.run(cut_over())
-    work(folder, "purge", point, 2)
+    work(planned, "purge", point, 2)
 
     async def play() -> None:
-        async with linked(folder) as server:
+        async with linked(planned) as server:
             assert (await server.migrations.status(1)).state is State.PURGED
             await until(lambda: columns(application) == {"id", "text", "vector"}, "no purge")
-            await is_whole(server, application, "vector")
+            await is_embedded(server, application)
 
     asyncio.run(play())
 
 
-def test_a_pull_that_is_killed_goes_on_behind_what_it_has(
-    models, tmp_path, url, application, monkeypatch
-):
+def test_a_pull_that_is_killed_goes_on_behind_what_it_has(folder, application):
     """No row is left out, and none is there twice."""
-    monkeypatch.setenv(VARIABLE, url)
     make_ships(application, N)
-    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
 
     async def begin() -> None:
-        async with linked(tmp_path) as server:
+        async with linked(folder) as server:
             await pull(server)
             application.execute("DELETE FROM ships WHERE id = 5")
-            permit = server.core.gate.permit()
-            await server.links.pull("ships", permit)
-            permit.leave()
+            await begin_pull(server)
 
     asyncio.run(begin())
-    work(tmp_path, "pull", "a page is in the mirror and its position is not noted", 1)
+    work(folder, "pull", "a page is in the mirror and its position is not noted", 1)
 
     async def play() -> None:
-        async with linked(tmp_path) as server:
+        async with linked(folder) as server:
             await in_step(server)
             assert (await server.corpora.catalog.state("ships")).n_documents == N - 1
 

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -19,36 +18,23 @@ from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow, Pushed
 from plimsoll.migration.states import MigrationState as State
 from tests.links.linked import (
-    VARIABLE,
     columns,
     content,
     embedded,
     in_step,
+    is_embedded,
     linked,
     make_ships,
+    migrate,
     old_vector,
     pull,
     until,
+    with_models,
     write,
 )
-from tests.migration.conftest import write_models
-from tests.migration.models import NEW, OLD, Inside, inside, settings_of, texts
+from tests.migration.models import NEW, OLD, inside, settings_of, texts
 
 N = 300
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def folder(models: Path, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with models, without collections; the link leads to a database without tables."""
-    for file in models.glob("*.gguf"):
-        (tmp_path / file.name).symlink_to(file)
-    monkeypatch.setenv(VARIABLE, url)
-    return tmp_path
 
 
 class Writer:
@@ -83,15 +69,6 @@ class Writer:
                 self.n_written += 1
 
 
-async def is_as_embedded(server: Inside, application: psycopg.Connection) -> None:
-    """Every row has the vector of its text, as a plain computation gives it."""
-    rows = content(application)
-    expected = await embedded(server, [text or "" for text, _ in rows.values()])
-    assert {row_id: vector for row_id, (_, vector) in rows.items()} == dict(
-        zip(rows, expected, strict=True)
-    )
-
-
 def test_a_table_moves_to_another_model_and_back_while_it_is_written(folder, application, url):
     """The whole way: what is in the table at each turn is what a plain computation gives."""
     make_ships(application, N)
@@ -101,14 +78,12 @@ def test_a_table_moves_to_another_model_and_back_while_it_is_written(folder, app
             await pull(server)
             assert (await server.corpora.catalog.state("ships")).n_documents == N
             with Writer(url, 1000) as writer:
-                number = await server.begin("ships", NEW)
-                status = await server.until_rest(number)
-                assert status.state is State.READY, status.failure
+                number = await migrate(server)
                 await until(lambda: writer.n_written > 20, "nothing is written")
             await in_step(server)
             await server.migrations.cut_over(number, "test", "meant", force=True)
             assert columns(application) == {"id", "text", "vector", "vector_before"}
-            await is_as_embedded(server, application)
+            await is_embedded(server, application)
 
             with Writer(url, 5000) as writer:  # which is not in the way of a switch
                 await until(lambda: writer.n_written > 20, "nothing is written")
@@ -120,15 +95,15 @@ def test_a_table_moves_to_another_model_and_back_while_it_is_written(folder, app
                 row_id: tuple(old_vector(row_id).tolist()) for row_id in range(N)
             }
             await server.migrations.cut_over(number, "test", "again", force=True)
-            await is_as_embedded(server, application)
+            await is_embedded(server, application)
             write(application, 7, "written after the second cut-over")
             await in_step(server)
-            await is_as_embedded(server, application)
+            await is_embedded(server, application)
 
             await server.migrations.purge(number, "test", "")
             await until(lambda: columns(application) == {"id", "text", "vector"}, "no purge")
             await until(lambda: not triggers(application), "the triggers stay")
-            await is_as_embedded(server, application)
+            await is_embedded(server, application)
             changes = (await server.migrations.status(number)).counts.changes
             told = [change.why for change in changes if change.after is State.CUT_OVER]
             assert told[0].startswith("meant; public.ships of SHIPS_URL: vector is of v1:")
@@ -156,33 +131,27 @@ def test_a_table_of_a_served_model_is_filled_and_kept_in_step_for_both_versions(
             size = len((await embedded(server, ["a"], OLD))[0])
             make_ships(application, 30, size)
             await pull(server)
-            await is_filled(server, "vector", OLD)
+            await is_embedded(server, application, "vector", OLD)
             application.execute("UPDATE ships SET vector = NULL WHERE id = 5")
             await in_step(server)
-            await is_filled(server, "vector", OLD)
-            number = await server.begin("ships", NEW)
-            assert (await server.until_rest(number)).state is State.READY
+            await is_embedded(server, application, "vector", OLD)
+            number = await migrate(server)
             await server.migrations.cut_over(number, "test", "", force=True)
             application.execute("UPDATE ships SET text = 'other' WHERE id = 3")
             application.execute("INSERT INTO ships VALUES (77, 'came later')")
             application.execute("DELETE FROM ships WHERE id = 4")
             await in_step(server)
-            await is_filled(server, "vector", NEW)
-            await is_filled(server, "vector_before", OLD)
+            await is_embedded(server, application, "vector", NEW)
+            await is_embedded(server, application, "vector_before", OLD)
             assert (await server.migrations.status(number)).counts.way_back == "exact"
             await server.migrations.roll_back(number, "test", "")
-            await is_filled(server, "vector", OLD)
-            await is_filled(server, "vector_next", NEW)
+            await is_embedded(server, application, "vector", OLD)
+            await is_embedded(server, application, "vector_next", NEW)
             await server.migrations.purge(number, "test", "")
             await until(lambda: columns(application) == {"id", "text", "vector"}, "no purge")
             application.execute("INSERT INTO ships VALUES (78, 'still followed')")
             await in_step(server)
-            await is_filled(server, "vector", OLD)
-
-    async def is_filled(server: Inside, column: str, model: str) -> None:
-        rows = content(application, column)
-        expected = await embedded(server, [text or "" for text, _ in rows.values()], model)
-        assert [vector for _, vector in rows.values()] == expected
+            await is_embedded(server, application, "vector", OLD)
 
     asyncio.run(play())
 
@@ -198,8 +167,7 @@ def test_a_row_without_text_is_no_document_and_keeps_its_vector(folder, applicat
             await pull(server)
             state = await server.corpora.catalog.state("ships")
             assert (state.n_documents, state.versions[0][1]) == (21, 20)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
+            number = await migrate(server)
             await server.migrations.cut_over(number, "test", "", force=True)
             rows = content(application)
             assert rows["50"] == (None, None)
@@ -268,7 +236,7 @@ def test_a_vector_is_stale_until_the_one_made_here_has_been_brought_out(
             application.execute("UPDATE ships SET text = 'once' WHERE id = 1")
             await until(lambda: taken, "nothing was brought out")
             await in_step(server)
-            await is_as_embedded(server, application)
+            await is_embedded(server, application)
 
     asyncio.run(play())
 
@@ -301,8 +269,7 @@ def test_a_database_that_is_gone_for_a_while_is_waited_for(folder, application, 
     async def play() -> None:
         async with linked(folder) as server:
             await pull(server)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
+            number = await migrate(server)
             postgres.stop()
             with pytest.raises(OutsideUnavailableError, match="does not answer"):
                 await server.migrations.cut_over(number, "test", "", force=True)
@@ -315,7 +282,7 @@ def test_a_database_that_is_gone_for_a_while_is_waited_for(folder, application, 
                 again.execute("UPDATE ships SET text = 'after the restart' WHERE id = 1")
                 await in_step(server)
                 await server.migrations.cut_over(number, "test", "", force=True)
-                await is_as_embedded(server, again)
+                await is_embedded(server, again)
             assert (await server.links.status("ships")).waits is None
 
     asyncio.run(play())
@@ -383,20 +350,16 @@ def test_a_migration_does_not_begin_of_a_table_that_is_not_followed(folder, appl
     async def play() -> None:
         async with linked(folder) as server:
             await pull(server)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
+            number = await migrate(server)
             await server.migrations.cut_over(number, "test", "", force=True)
             await server.migrations.purge(number, "test", "")
             await until(lambda: not triggers(application), "the triggers stay")
             with pytest.raises(LinkStateError, match="pull it first"):
                 await server.begin("ships", OLD)
             await pull(server)
-            number = await server.begin("ships", OLD)
-            await server.until_rest(number)
+            number = await migrate(server, OLD)
             await server.migrations.cut_over(number, "test", "", force=True)
-            rows = content(application)
-            expected = await embedded(server, [text or "" for text, _ in rows.values()], OLD)
-            assert [vector for _, vector in rows.values()] == expected
+            await is_embedded(server, application, model=OLD)
 
     asyncio.run(play())
 
@@ -409,8 +372,7 @@ def test_a_cancelled_migration_leaves_the_table_as_it_was(folder, application):
     async def play() -> None:
         async with linked(folder) as server:
             await pull(server)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
+            number = await migrate(server)
             assert "vector_next" in columns(application)
             await server.migrations.cancel(number, "test", "")
             await until(lambda: "vector_next" not in columns(application), "the column stays")
@@ -447,14 +409,10 @@ def test_a_data_folder_that_was_lost_does_not_take_the_old_vectors_along(folder,
     async def play() -> None:
         async with linked(folder) as server:
             await pull(server)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
+            number = await migrate(server)
             await server.migrations.cut_over(number, "test", "", force=True)
         before = content(application, "vector_before")
-        other = folder / "other"
-        for file in folder.glob("*.gguf"):
-            other.mkdir(exist_ok=True)
-            (other / file.name).symlink_to(file)
+        other = with_models(folder / "other", folder)
         async with linked(other, space=f'model = "{NEW}"\n') as server:
             with pytest.raises(OutsideMismatchError, match="'vector_before' with vectors of"):
                 await pull(server)
@@ -470,8 +428,7 @@ def test_a_cut_over_that_others_do_not_let_through_changes_nothing(folder, appli
     async def play() -> None:
         async with linked(folder) as server:
             await pull(server)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
+            number = await migrate(server)
             with psycopg.connect(url) as report:
                 report.execute("SELECT count(*) FROM ships")
                 with pytest.raises(OutsideUnavailableError, match="nothing was changed"):
@@ -480,7 +437,7 @@ def test_a_cut_over_that_others_do_not_let_through_changes_nothing(folder, appli
                 assert status.state is State.READY
                 assert "vector_next" in columns(application)
             await server.migrations.cut_over(number, "test", "", force=True)
-            await is_as_embedded(server, application)
+            await is_embedded(server, application)
 
     asyncio.run(play())
 
@@ -494,8 +451,7 @@ def test_a_column_that_someone_dropped_is_made_anew_and_filled_when_that_is_aske
     async def play() -> None:
         async with linked(folder) as server:
             await pull(server)
-            number = await server.begin("ships", NEW)
-            await server.until_rest(number)
+            number = await migrate(server)
             application.execute("ALTER TABLE ships DROP COLUMN vector_next")
             with pytest.raises(OutsideMismatchError, match="no vectors of"):
                 await server.migrations.cut_over(number, "test", "", force=True)
@@ -504,6 +460,6 @@ def test_a_column_that_someone_dropped_is_made_anew_and_filled_when_that_is_aske
             await until(lambda: "vector_next" in columns(application), "no column")
             await in_step(server)
             await server.migrations.cut_over(number, "test", "", force=True)
-            await is_as_embedded(server, application)
+            await is_embedded(server, application)
 
     asyncio.run(play())

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from plimsoll.corpora.listing import DocumentPage
 from plimsoll.corpora.records import Document
 from plimsoll.links.links import LinkStatus
+from tests.links.linked import begin_pull
 from tests.migration.conftest import write_models
 from tests.migration.models import CHECK_S, OLD, Inside, inside, settings_of, texts
 
@@ -73,11 +74,7 @@ async def linked(folder: Path) -> AsyncIterator[Inside]:
 async def pulled(server: Inside) -> LinkStatus:
     """Pull the link unless that was begun before, and wait until every row was read."""
     if (await server.links.status("ships")).state is None:
-        permit = server.core.gate.permit()
-        try:
-            await server.links.pull("ships", permit)
-        finally:
-            permit.leave()
+        await begin_pull(server)
     deadline = monotonic() + DEADLINE_S
     while True:
         status = await server.links.status("ships")

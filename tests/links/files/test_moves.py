@@ -1,7 +1,6 @@
 """A collection whose home is files: moved, kept in step with them, and moved back."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
@@ -13,8 +12,8 @@ from plimsoll.links.files.paths import files_of
 from plimsoll.links.files.reading import read_rows
 from plimsoll.links.files.rows import Columns, FileRow
 from plimsoll.migration.states import MigrationState as State
-from plimsoll.serving.tasks import EmbedTask
 from tests.links.files.ships import DEADLINE_S, copy_of, linked, make_ships, pulled, write
+from tests.links.linked import embedded, until
 from tests.migration.models import CHECK_S, NEW, OLD, Inside
 
 N = 60
@@ -38,23 +37,9 @@ def read(folder: Path) -> dict[str, FileRow]:
 
 async def are_of(server: Inside, model: str, rows: dict[str, FileRow]) -> None:
     """Each vector is what a model makes of its text, to the last bit."""
-    permit = server.core.gate.permit()
-    found = [row.document.text for row in rows.values()]
-    answer = await server.core.service.embed_dense(
-        EmbedTask(found, "search_document", model=model), permit
-    )
-    permit.leave()
-    for row, vector in zip(rows.values(), answer.vectors, strict=True):
-        assert row.vector is not None
-        assert vector is not None
-        assert row.vector.tobytes() == vector.tobytes()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + DEADLINE_S
-    while not condition():
-        assert monotonic() < deadline
-        await asyncio.sleep(CHECK_S)
+    expected = await embedded(server, [row.document.text for row in rows.values()], model)
+    found = [None if row.vector is None else tuple(row.vector.tolist()) for row in rows.values()]
+    assert found == expected
 
 
 def test_others_read_what_searches_read_and_what_comes_into_the_files(folder: Path):
@@ -82,8 +67,10 @@ def test_others_read_what_searches_read_and_what_comes_into_the_files(folder: Pa
             write(source / "part-0.parquet", first)
             write(source / "part-2.parquet", [{**first[1], "id": "new", "text": "it is new"}])
             (source / "part-1.parquet").unlink()
-            await until(lambda: len(read(moved)) == N // 3 + 1)
-            await until(lambda: all(row.vector is not None for row in read(moved).values()))
+            await until(lambda: len(read(moved)) == N // 3 + 1, "the rows stay")
+            await until(
+                lambda: all(row.vector is not None for row in read(moved).values()), "no vectors"
+            )
             assert read(moved)["d0"].document.text == "a text that was changed"
             await are_of(server, NEW, read(moved))
             assert (await server.corpora.catalog.state("ships")).n_documents == N // 3 + 1
