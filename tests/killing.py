@@ -1,12 +1,50 @@
 """Work in a process of its own that is killed at any moment, and goes on in another one."""
 
+import os
 import random
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
+from plimsoll.corpora.database import FILE_NAME
 from tests.running_server import DEADLINE_S, ROOT, environment
+
+QUERIES = {
+    "documents": "SELECT row, id, text, text_sha256 FROM documents_1 ORDER BY row",
+    "old": "SELECT row, vector FROM vectors_1 ORDER BY row",
+    "new": "SELECT row, vector FROM vectors_2 ORDER BY row",
+    "n_vectors": "SELECT version, sum(n_vectors) FROM segments GROUP BY version",
+    "pointer": "SELECT name, active_version FROM collections",
+    "versions": "SELECT id, fingerprint, state, takes_writes FROM versions ORDER BY id",
+    "migrations": "SELECT id, state, n_embedded, n_skipped FROM migrations",
+}
+"""Everything of a collection that was moved once, but for moments and layout."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large the work is; n_kills: at random, after those in each stage."""
+
+    n_documents: int
+    n_kills: int
+    n_kills_a_stage: int
+
+
+USUAL, SOAK = Extent(500, 6, 1), Extent(5000, 100, 10)
+
+
+def stored(folder: Path, queries: Mapping[str, str] = QUERIES) -> dict[str, Any]:
+    """What a server's file of collections has."""
+    with closing(sqlite3.connect(folder / "data" / FILE_NAME)) as connection:
+        return {name: connection.execute(query).fetchall() for name, query in queries.items()}
 
 
 def work(module: str, folder: Path, *options: str, kill_after_s: float | None = None) -> int:
@@ -27,16 +65,69 @@ def work(module: str, folder: Path, *options: str, kill_after_s: float | None = 
             return process.wait(DEADLINE_S)
 
 
-def kill_at_random(
-    work: Callable[[float], int], n_kills: int, longest_s: float, begin_anew: Callable[[], None]
-) -> None:
-    """Have work killed so many times, each at a moment drawn from 0 to `longest_s`.
+def kill_at(owner: Any, name: str, number: int, *, is_before: bool = False) -> None:
+    """Have this process end as a power cut ends it, when it has called something so many times.
 
-    begin_anew: where it was quicker, and came to its end.
+    owner: the module or class that has it. is_before: the call of this number is not made.
     """
-    chance = random.Random(7)
-    while n_kills:
-        if work(chance.uniform(0, longest_s)) == 0:
+    original: Callable[..., Any] = getattr(owner, name)
+    n_calls = 0
+
+    def call_or_die(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        is_now = n_calls == number
+        if is_now and is_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = original(*args, **kwargs)
+        if is_now:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    setattr(owner, name, call_or_die)
+
+
+def killed_and_not(
+    worker: str,
+    begin: Callable[[Path], object],
+    folder: Path,
+    content: Callable[[Path], dict[str, Any]],
+    stages: Sequence[str],
+    extent: Extent,
+    final_stages: Collection[str] = (),
+) -> dict[str, Any]:
+    """Have a worker killed in each stage and at random; it ends as one that was not.
+
+    begin: has a folder ready for work. content: what is compared. final_stages: those that work
+    comes to once, so that it begins anew behind them. Returns the content at the end.
+    """
+    quiet, killed = folder / "quiet", folder / "killed"
+    begin(quiet)
+    begin(killed)
+    began_s = monotonic()
+    assert work(worker, quiet) == 0
+    whole_s = monotonic() - began_s
+    uninterrupted = content(quiet)
+
+    def begin_anew() -> None:
+        assert content(killed) == uninterrupted
+        shutil.rmtree(killed)
+        begin(killed)
+
+    for number in range(extent.n_kills_a_stage):
+        for stage in stages:
+            is_final = stage in final_stages
+            call = 1 if is_final else 1 + number % 2
+            assert work(worker, killed, stage, str(call)) == -signal.SIGKILL
+            if is_final:
+                assert work(worker, killed) == 0
+                begin_anew()
+    chance, n_left = random.Random(7), extent.n_kills
+    while n_left:  # each at a moment of its own
+        if work(worker, killed, kill_after_s=chance.uniform(0, whole_s / 2)) == 0:
             begin_anew()
         else:
-            n_kills -= 1
+            n_left -= 1
+    assert work(worker, killed) == 0
+    assert content(killed) == uninterrupted
+    return uninterrupted

@@ -5,10 +5,7 @@ process killed by SIGKILL where it comes to the point for the time of that numbe
 """
 
 import asyncio
-import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from plimsoll.links.postgres import columns
 from plimsoll.links.postgres import table as postgres_table
 from plimsoll.links.postgres.connection import PostgresConnection
 from plimsoll.links.postgres.table import PostgresTable
+from tests.killing import kill_at
 from tests.links.linked import in_step, linked
 
 # Point → what is called there, and whether the kill comes before the call.
@@ -33,26 +31,6 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "the old column is dropped": (PostgresTable, "drop_all_but", False),
     "the old column is to be dropped": (PostgresTable, "drop_all_but", True),
 }
-
-
-def kill_at(point: str, number: int) -> None:
-    """Have the process end at a point as a power cut ends it."""
-    owner, name, is_before = POINTS[point]
-    original: Callable[..., Any] = getattr(owner, name)
-    n_calls = 0
-
-    def call_or_die(*args: Any, **kwargs: Any) -> Any:
-        nonlocal n_calls
-        n_calls += 1
-        is_now = n_calls == number
-        if is_now and is_before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        answer = original(*args, **kwargs)
-        if is_now:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer
-
-    setattr(owner, name, call_or_die)
 
 
 async def play(folder: Path, action: str) -> None:
@@ -77,5 +55,6 @@ async def play(folder: Path, action: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 3:
-        kill_at(sys.argv[3], int(sys.argv[4]))
+        owner, name, is_before = POINTS[sys.argv[3]]
+        kill_at(owner, name, int(sys.argv[4]), is_before=is_before)
     asyncio.run(play(Path(sys.argv[1]), sys.argv[2]))

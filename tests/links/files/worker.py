@@ -6,8 +6,6 @@ the pointer outside are those of the new model.
 """
 
 import asyncio
-import os
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from plimsoll.links import steps
 from plimsoll.links.files import manifest, parts, sets
 from plimsoll.links.files.pushed import PushedVectors
 from plimsoll.migration.states import MigrationState
+from tests.killing import kill_at
 from tests.links.files.ships import linked, pulled
 from tests.migration.models import NEW, Inside
 
@@ -28,22 +27,6 @@ STAGES: dict[str, tuple[Any, str]] = {
     "writer": (parts, "publish"),  # a part has its name, and the set is not whole
     "pointer": (manifest, "point_to"),  # others read the new set, and searches do not
 }
-
-
-def kill_at(stage: str, number: int) -> None:
-    """Have a stage end the process as a power cut does, once it has done its work."""
-    owner, name = STAGES[stage]
-    done, n_calls = getattr(owner, name), 0
-
-    def do_and_count(*args: Any, **kwargs: Any) -> Any:
-        nonlocal n_calls
-        result = done(*args, **kwargs)
-        n_calls += 1
-        if n_calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, do_and_count)
 
 
 async def move(server: Inside) -> None:
@@ -69,5 +52,5 @@ async def run(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
-        kill_at(sys.argv[2], int(sys.argv[3]))
+        kill_at(*STAGES[sys.argv[2]], int(sys.argv[3]))
     asyncio.run(run(Path(sys.argv[1])))
