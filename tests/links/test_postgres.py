@@ -11,7 +11,7 @@ from psycopg import sql
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideMismatchError, OutsideUnavailableError
-from plimsoll.links.outside import PAGE_ROWS, TEXT_BYTES
+from plimsoll.links.outside import MOST_TEXT_BYTES, PAGE_ROWS
 from plimsoll.links.postgres.table import PostgresTable
 from tests.links.conftest import HOME, NEW, make_table, outgoing, vector_of
 from tests.postgres_server import DEADLINE_S, PASSWORD, PostgresServer
@@ -108,7 +108,7 @@ def test_names_that_need_quotes_are_taken_as_they_are(application, linked):
 def test_a_row_without_text_or_vector_says_so_and_a_text_too_long_is_none(ships, application):
     """What cannot become a document must not stop the rest, or fill memory."""
     application.execute("INSERT INTO ships VALUES ('a', NULL, '[1,2,3]'), ('b', 'no vector', NULL)")
-    application.execute("INSERT INTO ships VALUES ('c', repeat('x', %s))", (TEXT_BYTES + 1,))
+    application.execute("INSERT INTO ships VALUES ('c', repeat('x', %s))", (MOST_TEXT_BYTES + 1,))
     rows = read_all(ships)
     assert rows["a"] == (None, [1, 2, 3])
     assert rows["b"] == ("no vector", None)

@@ -16,6 +16,7 @@ from typing import Protocol, TypeAlias
 
 from plimsoll.corpora.records import Space
 from plimsoll.links.records import Changes, OutgoingRow, OutsideRows, Pushed, Survey
+from plimsoll.policy.costs import MOST_LINE_BYTES
 
 PAGE_ROWS = 128
 """Rows of a page at most."""
@@ -23,8 +24,8 @@ PAGE_ROWS = 128
 PAGE_BYTES = 512 << 10
 """Of the texts of a page, in UTF-8, where it has more than one row."""
 
-TEXT_BYTES = 1 << 20
-"""Of one text at most: a longer one is taken for none, as over HTTP."""
+MOST_TEXT_BYTES = MOST_LINE_BYTES
+"""Of one text, in UTF-8: a longer one is taken for none, as over HTTP."""
 
 Having: TypeAlias = Callable[[Sequence[str]], AbstractSet[str]]
 """Which of these ids documents have now."""

@@ -6,7 +6,7 @@ Reads only. `check` raises what `survey` tells.
 from psycopg import sql
 
 from plimsoll.errors import OutsideMismatchError
-from plimsoll.links.outside import TEXT_BYTES
+from plimsoll.links.outside import MOST_TEXT_BYTES
 from plimsoll.links.postgres import changes
 from plimsoll.links.postgres.catalog import (
     BEFORE,
@@ -38,13 +38,14 @@ def survey(connection: Connection, place: Place) -> Survey:
         ).format(
             text=sql.Identifier(place.text),
             vector=sql.Identifier(place.vector),
-            most=sql.Literal(TEXT_BYTES),
+            most=sql.Literal(MOST_TEXT_BYTES),
             table=place.sql,
         )
     ).fetchone() or (0, 0, 0, 0)
     findings = _findings(connection, table)
     if n_too_long:
-        findings.append(Finding(f"{n_too_long} texts are longer than 1 MiB and taken for none"))
+        most = f"{MOST_TEXT_BYTES >> 20} MiB"
+        findings.append(Finding(f"{n_too_long} texts are longer than {most} and taken for none"))
     return Survey(
         where=place.words,
         n_rows=n_rows,

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideMismatchError
-from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS, TEXT_BYTES, Having
+from plimsoll.links.outside import MOST_TEXT_BYTES, PAGE_BYTES, PAGE_ROWS, Having
 from plimsoll.links.postgres import changes, columns, survey
 from plimsoll.links.postgres.catalog import Place, Table, look
 from plimsoll.links.postgres.connection import Connection, PostgresConnection
@@ -192,7 +192,7 @@ def _fitting(sizes: Sequence[tuple[str, int | None]]) -> list[str]:
     """The first ids whose texts make a page, one at least."""
     ids, total_bytes = list[str](), 0
     for row_id, n_bytes in sizes[:PAGE_ROWS]:
-        total_bytes += min(n_bytes or 0, TEXT_BYTES)
+        total_bytes += min(n_bytes or 0, MOST_TEXT_BYTES)
         if ids and total_bytes > PAGE_BYTES:
             break
         ids.append(row_id)
@@ -206,7 +206,7 @@ def _rows(connection: Connection, table: Table, ids: Sequence[str]) -> list[Outs
             "SELECT {id}::text, CASE WHEN octet_length({text}) <= %s THEN {text} END, {vector} "
             "FROM {table} WHERE {id} = ANY(%s::{type}[])"
         ).format(**_names(table)),
-        (TEXT_BYTES, list(ids)),
+        (MOST_TEXT_BYTES, list(ids)),
         binary=True,
     )
     by_id = {
