@@ -21,6 +21,7 @@ from pydantic_core.core_schema import (
 )
 from typing_extensions import TypeAliasType
 
+from plimsoll.corpora.records import COLLECTION_NAME
 from plimsoll.policy.priority import INTERACTIVE_TOKENS, Priority
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ ResultCount = Annotated[StrictInt, Field(ge=1, le=MOST_RESULTS), BeforeValidator
 CollectionName = Annotated[
     str,
     Path(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        pattern=COLLECTION_NAME,
         description="A letter or digit, then up to 63 of those and `_`, `.` and `-`.",
         openapi_examples={"made": {"value": "ships"}},
     ),

@@ -26,13 +26,11 @@ from pydantic import (
     model_validator,
 )
 
-from plimsoll.corpora.records import Space
+from plimsoll.corpora.records import COLLECTION_NAME, Space
 from plimsoll.errors import SettingsError
 from plimsoll.nearest import did_you_mean
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-LinkName: TypeAlias = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+LinkName: TypeAlias = Annotated[str, StringConstraints(pattern=COLLECTION_NAME)]
 Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 

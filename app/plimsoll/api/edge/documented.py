@@ -12,6 +12,7 @@ from plimsoll import errors
 from plimsoll.api.edge.errors import RETRY_AFTER_MOST_S, Refusal, lasting_message_of, refusal_of
 from plimsoll.api.edge.guard import MISSING_KEY, NO_ADMIN_KEY, UNKNOWN_KEY
 from plimsoll.api.edge.refusals import ErrorShape
+from plimsoll.corpora.records import COLLECTION_NAME
 
 Examples: TypeAlias = tuple[Exception, ...]
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
@@ -99,7 +100,7 @@ OF_A_TEXT: Examples = (
 
 OF_A_PATH: Examples = (
     errors.InvalidRequestError(
-        "name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$'", param="name"
+        f"name: String should match pattern '{COLLECTION_NAME}'", param="name"
     ),
 )
 
