@@ -11,6 +11,7 @@ from typing import TypeVar
 from plimsoll.corpora import documents, versions
 from plimsoll.corpora.catalog import CollectionCatalog
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.records import Collection
 from plimsoll.errors import (
     LinkStateError,
     OutsideError,
@@ -131,10 +132,11 @@ class Links:
         collection of this name is another's, OutsideErrors, and as CollectionCatalog.ensure does.
         """
         home = self._home(name)
-        await self._check_free(name)
-        is_new = not (self._database.path.exists() and await self._read(_exists, name))
-        is_first = not await self._is_linked(name)
+        before = await self._find(name)
+        is_first = not _is_linked(before)
         if is_first:
+            if before is not None:
+                await self._check_empty(name)
             await self._catalog.ensure(
                 name,
                 permit,
@@ -147,7 +149,7 @@ class Links:
             try:
                 await home.work.run(home.outside.follow, collection.active.space, is_first=is_first)
             except OutsideError:
-                if is_new:  # or it would keep the size of a mistake in the file of links
+                if before is None:  # or it would keep the size of a mistake in the file of links
                     await self._catalog.drop(name)
                 raise
             await home.work.write(steps.begin_pull)
@@ -197,7 +199,7 @@ class Links:
 
         Raises LinkStateError where the operator has it no more.
         """
-        if not await self._is_linked(collection):
+        if not _is_linked(await self._find(collection)):
             yield None
             return
         home = self._homes.get(collection)
@@ -236,18 +238,18 @@ class Links:
             )
         return home
 
-    async def _is_linked(self, name: str) -> bool:
-        return self._database.path.exists() and await self._read(_is_linked, name)
+    async def _find(self, name: str) -> Collection | None:
+        return await self._read(_find, name) if self._database.path.exists() else None
 
     async def _check_linked(self, name: str) -> None:
-        if not await self._is_linked(name):
+        if not _is_linked(await self._find(name)):
             raise LinkStateError(
                 f"{name!r} has not been pulled: `plimsoll links pull {name}` begins", param="name"
             )
 
-    async def _check_free(self, name: str) -> None:
+    async def _check_empty(self, name: str) -> None:
         """Raise where a pull would delete documents that came from elsewhere."""
-        if self._database.path.exists() and await self._read(_is_anothers, name):
+        if (await self._catalog.state(name)).n_documents:
             raise LinkStateError(
                 f"the collection {name!r} has documents of its own, which a pull would replace: "
                 "give the link another name, or delete the collection",
@@ -261,19 +263,15 @@ class Links:
         return await self._database.read(self._thread, work, name)
 
 
-def _exists(connection: Connection, name: str) -> bool:
+def _find(connection: Connection, name: str) -> Collection | None:
     try:
-        versions.find(connection, name)
+        return versions.find(connection, name)
     except UnknownCollectionError:
-        return False
-    return True
+        return None
 
 
-def _is_linked(connection: Connection, name: str) -> bool:
-    try:
-        return versions.find(connection, name).is_linked
-    except UnknownCollectionError:
-        return False
+def _is_linked(found: Collection | None) -> bool:
+    return found is not None and found.is_linked
 
 
 def _all_linked(connection: Connection) -> set[str]:
@@ -281,19 +279,11 @@ def _all_linked(connection: Connection) -> set[str]:
 
 
 def _goes_on(connection: Connection, name: str) -> bool:
-    return _is_linked(connection, name) and not steps.is_at_rest(connection, name)
-
-
-def _is_anothers(connection: Connection, name: str) -> bool:
-    try:
-        collection = versions.find(connection, name)
-    except UnknownCollectionError:
-        return False
-    return not collection.is_linked and documents.count(connection, collection.id) > 0
+    return _is_linked(_find(connection, name)) and not steps.is_at_rest(connection, name)
 
 
 def _status(connection: Connection, name: str) -> tuple[LinkState | None, int, Mapping[str, int]]:
-    if not _is_linked(connection, name):
+    if not _is_linked(_find(connection, name)):
         return None, 0, {}
     collection, now = steps.linked(connection, name)
     n_waiting = {
