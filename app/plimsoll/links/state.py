@@ -122,9 +122,10 @@ def unwatch(connection: sqlite3.Connection, version: int) -> None:
 
 def put(connection: sqlite3.Connection, version: int, rows: Iterable[int]) -> None:
     """Bring these vectors out, or once more."""
-    for row in rows:
-        take_out(connection, version, [row])
-        connection.execute("INSERT INTO link_outbox (version, row) VALUES (?, ?)", (version, row))
+    connection.executemany(
+        "INSERT OR REPLACE INTO link_outbox (version, row) VALUES (?, ?)",
+        ((version, row) for row in rows),
+    )
 
 
 def put_all(connection: sqlite3.Connection, version: int) -> None:
