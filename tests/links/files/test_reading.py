@@ -225,6 +225,21 @@ def test_vectors_of_any_kind_of_list_and_number_are_read(tmp_path: Path, kind: p
     assert [row.id for row in rows[:2]] == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_texts_of_every_type_that_others_write_are_read(tmp_path: Path, kind: pa.DataType):
+    """Polars writes large or view strings, pandas categories as dictionaries."""
+    column = pa.array(["b", "a", "b"]).cast(kind)
+    parquet.write_table(pa.table({"id": range(3), "text": column}), tmp_path / "rows.parquet")
+
+    rows = good(read(tmp_path / "rows.parquet", columns=Columns()))
+
+    assert [row.document.text for row in rows] == ["b", "a", "b"]
+
+
 def test_metadata_of_parquet_become_what_json_has(tmp_path: Path):
     """Nested ones too; times as ISO 8601 has them, those with a zone in UTC."""
     zone = timezone(timedelta(hours=2))

@@ -151,11 +151,8 @@ def _fields(pa: Any, schema: Any, columns: Columns, name: str) -> list[Any]:
 def _is_text(pa: Any, kind: Any) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, _is_view(pa)))
-
-
-def _is_view(pa: Any) -> Any:
-    return getattr(pa.types, "is_string_view", lambda kind: False)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _is_number(pa: Any, kind: Any) -> bool:
