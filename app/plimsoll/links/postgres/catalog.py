@@ -107,7 +107,6 @@ class Table:
 
     place: Place
     oid: int
-    kind: str
     columns: dict[str, Column]
     indexes: tuple[VectorIndex, ...]
 
@@ -162,7 +161,7 @@ def look(connection: Connection, place: Place) -> Table:
     oid, kind = found
     if kind != "r":
         raise OutsideMismatchError(f"{place.words} is no plain table: views and partitions are not")
-    table = Table(place, oid, kind, _columns(connection, oid), _indexes(connection, oid))
+    table = Table(place, oid, _columns(connection, oid), _indexes(connection, oid))
     _register(connection, table.active)
     return table
 
