@@ -1,5 +1,7 @@
 """The file of links: what it may say, and how a mistake in it is told."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from plimsoll.composition.links import build_links
 from plimsoll.errors import SettingsError
 from plimsoll.links.configuration import FileLink, PostgresLink, read_links
 from tests.fakes import FakeOpener, FakeServer
+from tests.running_server import DEADLINE_S, ROOT, environment
 
 TABLE = '[links.ships]\nkind = "postgres"\nurl_env = "SHIPS_URL"\ntable = "ships"\n'
 FOREIGN = 'space = "ada"\ndimensions = 3\n'
@@ -97,3 +100,20 @@ def test_two_links_do_not_share_a_folder(tmp_path):
     a, b = link.format("a", "a", tmp_path / "out"), link.format("b", "b", tmp_path / "x/../out")
     with pytest.raises(SettingsError, match="a and b both lead to the folder"):
         read_links(written(tmp_path, a + b))
+
+
+def test_a_server_without_links_imports_nothing_that_reads_files_or_tables():
+    """Its start would take longer, and more memory, for what most servers never use."""
+    names = ("plimsoll.links.configuration", "plimsoll.links.files", "pyarrow", "psycopg")
+    code = f"""
+import sys
+import plimsoll.server
+from tests.fakes import FakeOpener, FakeServer
+FakeServer(FakeOpener()).close()  # composed as a server is, without a file of links
+print([name for name in {names} if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,19 +1,11 @@
-"""Put the use cases of links together: what the operator's file names, and where it leads."""
+"""Put the use cases of links together."""
 
-import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from plimsoll.corpora.corpora import Corpora
-from plimsoll.errors import OutsideMismatchError, SettingsError
-from plimsoll.links.configuration import FileLink, PostgresLink, read_links
-from plimsoll.links.files.outside import FileOutside
-from plimsoll.links.files.parquet import arrow
-from plimsoll.links.filler import Filler
 from plimsoll.links.links import Home, Links
-from plimsoll.links.outside import Outside
-from plimsoll.links.work import LinkWork
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
 
@@ -30,64 +22,10 @@ def build_links(
     Raises SettingsError for a file that is wrong, a variable that is not set, or an extra that is
     not installed.
     """
-    configured = {} if file is None else read_links(file)
-    homes = {
-        name: _home(name, link, corpora, core, telemetry, environ)
-        for name, link in configured.items()
-    }
+    homes = dict[str, Home]()
+    if file is not None:
+        from plimsoll.composition.homes import homes_of
+
+        homes = homes_of(file, corpora, core, telemetry, environ)
     thread = ThreadPoolExecutor(1, thread_name_prefix="links")
     return Links(homes, corpora.database, corpora.catalog, thread)
-
-
-def _home(
-    name: str,
-    link: PostgresLink | FileLink,
-    corpora: Corpora,
-    core: ServingCore,
-    telemetry: Telemetry,
-    environ: Mapping[str, str],
-) -> Home:
-    outside = _outside(name, link, environ)
-    thread = ThreadPoolExecutor(1, thread_name_prefix=f"link-{name}")
-    filler = Filler(corpora.database, core.service, core.gate, thread, asyncio.sleep)
-    work = LinkWork(name, outside, corpora.database, filler, telemetry.corpora, thread)
-    return Home(
-        kind=link.kind,
-        outside=outside,
-        model=link.model,
-        space=link.space,
-        dimensions=link.dimensions,
-        follows=link.follow,
-        work=work,
-        thread=thread,
-    )
-
-
-def _outside(name: str, link: PostgresLink | FileLink, environ: Mapping[str, str]) -> Outside:
-    if isinstance(link, FileLink):
-        return _files(name, link)
-    url = environ.get(link.url_env)
-    if not url:
-        raise SettingsError(
-            f"PLIMSOLL_LINKS: links.{name}.url_env: the variable {link.url_env} is not set; it "
-            "takes the connection string, such as postgresql://USER:PASSWORD@HOST/DATABASE"
-        )
-    try:
-        from plimsoll.links.postgres.catalog import Place
-        from plimsoll.links.postgres.table import PostgresTable
-    except ImportError as missing:
-        raise SettingsError(
-            f"PLIMSOLL_LINKS: links.{name}: {missing.name} is not installed: pip install "
-            "'.[postgres]' in a checkout"
-        ) from missing
-    place = Place(link.db_schema, link.table, link.id, link.text, link.vector, link.url_env)
-    return PostgresTable(place, url)
-
-
-def _files(name: str, link: FileLink) -> Outside:
-    if link.kind == "parquet":
-        try:
-            arrow()
-        except OutsideMismatchError as missing:
-            raise SettingsError(f"PLIMSOLL_LINKS: links.{name}: {missing}") from missing
-    return FileOutside(link)
