@@ -14,6 +14,7 @@ from plimsoll.errors import (
     OutsideUnavailableError,
     UnknownLinkError,
 )
+from plimsoll.links.outside import PAGE_ROWS
 from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow, Pushed
 from plimsoll.migration.states import MigrationState as State
@@ -461,5 +462,30 @@ def test_a_column_that_someone_dropped_is_made_anew_and_filled_when_that_is_aske
             await in_step(server)
             await server.migrations.cut_over(number, "test", "", force=True)
             await is_embedded(server, application)
+
+    asyncio.run(play())
+
+
+def test_rows_that_others_hold_are_passed_by_those_behind_them(folder, application, url):
+    """A report that locks a page of rows does not keep the vectors of all others back."""
+    make_ships(application, N)
+    n_held = PAGE_ROWS + 2
+
+    def with_vector() -> set[int]:
+        found = application.execute("SELECT id FROM ships WHERE vector_next IS NOT NULL")
+        return {number for (number,) in found}
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            await migrate(server)
+            await in_step(server)
+            application.execute("UPDATE ships SET vector_next = NULL")
+            with psycopg.connect(url) as report:
+                report.execute("SELECT FROM ships WHERE id < %s FOR UPDATE", (n_held,))
+                await server.links.push("ships")
+                await until(lambda: with_vector() == set(range(n_held, N)), "nothing passes them")
+            await in_step(server)
+            await is_embedded(server, application, "vector_next")
 
     asyncio.run(play())
