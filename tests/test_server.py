@@ -6,6 +6,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,6 +40,28 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("tiny")
     file = write_synthetic(folder / "tiny.gguf", arch="bert", shape=TINY)
     return ["--model", str(file), "--cache-dir", str(folder / "cache")]
+
+
+def test_what_only_some_servers_need_is_not_loaded(tmp_path: Path):
+    """Clients of webhooks, plug-ins, tables and files: other servers neither wait for them nor hold
+    them in memory.
+    """
+    program = (
+        "import sys, pathlib; from plimsoll.composition.application import create_app; "
+        "from plimsoll.settings import Settings; "
+        "create_app(Settings(cache_dir=pathlib.Path(sys.argv[1]))); print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.split()
+
+    assert "plimsoll.migration.hooks.configuration" in loaded
+    needless = {"httpx", "packaging", "pluggy", "psycopg", "pyarrow", "rich"}
+    assert needless.intersection(loaded) == set()
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ import pytest
 
 from plimsoll.errors import HookError
 from plimsoll.migration.hooks.commands import CLEAN_ENVIRONMENT, CommandHook, answer_of
-from plimsoll.migration.hooks.plugin_process import PLUGIN_FAILED
-from plimsoll.migration.hooks.records import Answer
+from plimsoll.migration.hooks.records import PLUGIN_FAILED, Answer
 from tests.migration.hooks.occasions import occasion
 from tests.running_server import DEADLINE_S
 

@@ -37,8 +37,7 @@ from plimsoll.errors import SettingsError
 from plimsoll.migration.hooks.catalog import HookCatalog
 from plimsoll.migration.hooks.commands import CommandHook
 from plimsoll.migration.hooks.occasion import INTERVAL_S, TIMEOUT_S, Hook
-from plimsoll.migration.hooks.plugin_process import PLUGIN_FAILED
-from plimsoll.migration.hooks.records import Moment
+from plimsoll.migration.hooks.records import PLUGIN_FAILED, Moment
 from plimsoll.migration.hooks.written import BuiltinKind, hook_of
 from plimsoll.nearest import did_you_mean
 

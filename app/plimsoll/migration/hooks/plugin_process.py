@@ -13,9 +13,9 @@ from typing import Any
 
 import pluggy
 
+from plimsoll.migration.hooks.records import PLUGIN_FAILED
+
 PROJECT = "plimsoll"
-PLUGIN_FAILED = 3
-"""Exit code of a plug-in that could not be loaded or raised: no answer, rather than a no."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -8,6 +8,9 @@ from typing import Any, Literal, TypeAlias
 Outcome: TypeAlias = Literal["under_way", "passed", "stopped", "failed"]
 """stopped: it said no; failed: it gave no answer."""
 
+PLUGIN_FAILED = 3
+"""Exit code of a plug-in that could not be loaded or raised: no answer, rather than a no."""
+
 
 class Moment(Enum):
     """When a hook is asked. docs/migration.md has the table."""

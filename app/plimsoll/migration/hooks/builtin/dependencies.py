@@ -1,5 +1,6 @@
 """Whether what a run needs is there and works: libraries, the new model, the store and its disk."""
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Annotated, Any
 
 import numpy as np
-from packaging.requirements import Requirement
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from plimsoll.corpora.database import Database
@@ -82,7 +82,7 @@ class DependencyValidation:
         }
         figures: dict[str, Any] = {}
         for feature in self._features:
-            wanting, found = _libraries(LIBRARIES[feature])
+            wanting, found = await asyncio.to_thread(_libraries, LIBRARIES[feature])
             figures |= found
             if wanting:
                 return Answer(True, f"{feature}: {'; '.join(wanting)}", figures)
@@ -132,7 +132,9 @@ def _version(name: str) -> str | None:
 
 
 def _libraries(names: tuple[str, ...]) -> tuple[list[str], dict[str, Any]]:
-    """What is wanting of these libraries, and the versions that are there."""
+    """What is wanting of these libraries, and the versions that are there. Reads files."""
+    from packaging.requirements import Requirement  # a server that asks no such hook waits for none
+
     wanting, found = list[str](), dict[str, Any]()
     asked = {}
     for line in requires(DISTRIBUTION) or ():

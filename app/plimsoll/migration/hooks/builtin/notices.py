@@ -1,9 +1,13 @@
-"""Tells how a migration goes: in the log, and to a webhook of the operator's."""
+"""Tells how a migration goes: in the log, and to a webhook of the operator's.
 
+httpx is loaded where there is a webhook: without one no server waits for it, or holds it in memory.
+"""
+
+import asyncio
 import logging
+import ssl
 from typing import Annotated, Any
 
-import httpx
 from pydantic import AfterValidator, Field
 
 from plimsoll.errors import HookError
@@ -21,6 +25,8 @@ MOST_PORT = 65_535
 def _web_address(address: str | None) -> str | None:
     if address is None:
         return None
+    import httpx
+
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL:  # which may hold a key
@@ -43,6 +49,7 @@ class Notices:
 
     def __init__(self, options: Notify) -> None:
         self._webhook = options.webhook
+        self._tls: ssl.SSLContext | None = None  # read once: it takes tens of milliseconds
         self._n_told = 0
 
     async def __call__(self, occasion: Occasion) -> Answer:
@@ -56,12 +63,16 @@ class Notices:
         return Answer(reason=told, figures={"told": self._n_told})
 
     async def _post(self, webhook: str, content: dict[str, Any]) -> None:
+        import httpx
+
         host = httpx.URL(webhook).host
+        if self._tls is None:
+            self._tls = await asyncio.to_thread(httpx.create_ssl_context)
         try:
             # The hook's own timeout ends it. What is answered beside the status is not read: it may
             # be longer than memory is.
             async with (
-                httpx.AsyncClient(timeout=None) as client,  # noqa: S113
+                httpx.AsyncClient(timeout=None, verify=self._tls) as client,  # noqa: S113
                 client.stream("POST", webhook, json=content) as response,
             ):
                 pass
