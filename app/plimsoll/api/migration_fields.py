@@ -1,4 +1,4 @@
-"""What routes of migrations take and give, and how a migration becomes JSON."""
+"""What routes of migrations take and give."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -161,7 +161,9 @@ class HookOutcomeFields(BaseModel):
     ]
     reason: str
     figures: dict[str, Any]
-    at: Annotated[str, Field(description="When it was asked first; empty of one that is tried.")]
+    at: Annotated[
+        str, Field(description="When its last attempt began; empty of one that is tried.")
+    ]
     seconds: Annotated[float | None, Field(description="Of its last answer.")]
 
 
