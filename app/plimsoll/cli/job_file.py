@@ -5,7 +5,7 @@ queries, hooks. It defines nothing that is run or connected to.
 """
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ _KINDS: dict[str, tuple[type, str]] = {
     "hooks": (list, "a list of names"),
     "why": (str, "a string"),
 }
-KEYS = tuple(field.name for field in fields(MigrationJob) if field.name in _KINDS)
 
 
 def read_job(path: Path) -> MigrationJob:
@@ -87,7 +86,7 @@ def _check(path: Path, key: str, value: Any) -> None:
     if key not in _KINDS:
         if any(word in key.lower() for word in OPERATORS):
             raise JobFileError(f"{path}: {key} is refused: {WHOSE}")
-        raise JobFileError(f"{path}: {key} is no key; {did_you_mean(key, KEYS)}")
+        raise JobFileError(f"{path}: {key} is no key; {did_you_mean(key, _KINDS)}")
     kind, told = _KINDS[key]
     words = value if isinstance(value, list) else [value]
     if any(isinstance(word, dict) for word in words):

@@ -9,7 +9,7 @@ from typing import Any
 from plimsoll.charts.lines import line_chart
 from plimsoll.charts.page import html_page, section, table
 from plimsoll.charts.svg import LEFT, PLOT_WIDTH, RIGHT, WIDTH, svg
-from plimsoll.cli.migration_tables import duration
+from plimsoll.cli.migration_tables import duration, space_name
 
 Answer = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def migration_page(report: Answer) -> str:
 def _title(migration: Answer) -> str:
     return (
         f"Migration {migration['id']}: {migration['collection']} from "
-        f"{_space(migration['source'])} to {_space(migration['target'])}"
+        f"{space_name(migration['source'])} to {space_name(migration['target'])}"
     )
 
 
@@ -73,7 +73,7 @@ def _verdict(migration: Answer, verdict: Answer | None) -> str:
     decision, look = "none yet", OPEN
     if verdict:
         decision, look = verdict["decision"], LOOKS[SIGNS[verdict["decision"]]]
-        told += [*verdict["reasons"], *(f"Warning: {told}" for told in verdict["warnings"])]
+        told += [*verdict["reasons"], *(f"Warning: {warning}" for warning in verdict["warnings"])]
     items = "".join(f"<li>{escape(reason)}</li>" for reason in told)
     words = f"{SIGNS.get(decision, '')} Verdict: {decision.replace('_', '-')}"
     return (
@@ -85,9 +85,9 @@ def _verdict(migration: Answer, verdict: Answer | None) -> str:
 def _facts(migration: Answer) -> str:
     facts = {
         "State": migration["state"].replace("_", " "),
-        "From": f"{_space(migration['source'])}, {migration['source']['dimensions']} values, "
+        "From": f"{space_name(migration['source'])}, {migration['source']['dimensions']} values, "
         f"{migration['source']['fingerprint']}",
-        "To": f"{_space(migration['target'])}, {migration['target']['dimensions']} values, "
+        "To": f"{space_name(migration['target'])}, {migration['target']['dimensions']} values, "
         f"{migration['target']['fingerprint']}",
         "Documents": f"{migration['documents']:,}, {migration['vectors']:,} with a new vector",
         "Embedded": f"{migration['embedded']:,} by the migration, {migration['tokens']:,} tokens",
@@ -242,7 +242,3 @@ def _strip(changes: Sequence[Answer]) -> str:
 
 def _seconds(at: str) -> float:
     return datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp()
-
-
-def _space(space: Answer) -> str:
-    return str(space["model"] or space["fingerprint"])

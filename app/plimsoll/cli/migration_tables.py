@@ -25,8 +25,8 @@ def print_migrations(found: Iterable[Answer]) -> None:
             str(each["id"]),
             each["collection"],
             _styled(each["state"]),
-            _space(each["source"]),
-            _space(each["target"]),
+            space_name(each["source"]),
+            space_name(each["target"]),
             f"{each['vectors']} of {each['documents']}" if each["rollback"] != "none" else "",
             str(each["quarantined"]),
             _styled(each["verdict"]["decision"]) if each["verdict"] else "",
@@ -150,7 +150,7 @@ def print_doctor(report: Answer) -> None:
         heads,
         [
             (
-                _space(version),
+                space_name(version),
                 str(version["dimensions"]),
                 str(version["vectors"]),
                 "yes" if version["active"] else "no",
@@ -173,8 +173,8 @@ def print_doctor(report: Answer) -> None:
 def print_plan(plan: Answer) -> None:
     """What a move would take."""
     rows = [
-        ("from", _space(plan["source"])),
-        ("to", _space(plan["target"])),
+        ("from", space_name(plan["source"])),
+        ("to", space_name(plan["target"])),
         ("documents", f"{plan['documents']}, {plan['counted']} of them counted"),
         ("tokens", f"{plan['tokens']:,} ± {plan['tokens_error']:,}"),
         ("time", f"{duration(plan['seconds'])} at {plan['tokens_per_s']:,.0f} tokens/s"),
@@ -224,7 +224,8 @@ def _norms(version: Answer) -> str:
     return f"{version['least_norm']:.3g} to {version['greatest_norm']:.3g}"
 
 
-def _space(space: Answer) -> str:
+def space_name(space: Answer) -> str:
+    """A vector space as people call it: its model, or its fingerprint where it is foreign."""
     return str(space["model"] or space["fingerprint"])
 
 

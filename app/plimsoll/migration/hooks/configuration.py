@@ -19,7 +19,7 @@ when = "before-cutover"
 import stat
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -36,12 +36,13 @@ from pydantic import (
 from plimsoll.errors import SettingsError
 from plimsoll.migration.hooks.catalog import HookCatalog
 from plimsoll.migration.hooks.commands import CommandHook
-from plimsoll.migration.hooks.occasion import INTERVAL_S, TIMEOUT_S, Hook
+from plimsoll.migration.hooks.occasion import Hook
 from plimsoll.migration.hooks.records import PLUGIN_FAILED, Moment
 from plimsoll.migration.hooks.written import BuiltinKind, hook_of
 from plimsoll.nearest import did_you_mean
 
 MOST_SECONDS = 86_400.0
+PLUGIN_PROCESS = "plimsoll.migration.hooks.plugin_process"
 
 HookName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
@@ -113,45 +114,36 @@ def read_catalog(path: Path | None, builtin: Mapping[str, BuiltinKind]) -> HookC
             hooks[name] = _hook(name, table, builtin)
         except SettingsError as error:
             raise SettingsError(f"PLIMSOLL_HOOKS: {path}: hooks.{name}: {error}") from error
-    catalog = HookCatalog(hooks, written.always)
     for name in written.always:
         if name not in hooks:
             hint = did_you_mean(name, hooks)
             raise SettingsError(f"PLIMSOLL_HOOKS: {path}: always: {name!r} is no hook; {hint}")
-    return catalog
+    return HookCatalog(hooks, written.always)
 
 
 def _hook(name: str, table: HookTable, builtin: Mapping[str, BuiltinKind]) -> Hook:
-    given = {
-        key: value
-        for key, value in (
-            ("moments", table.when),
-            ("timeout_s", table.timeout_s),
-            ("interval_s", table.interval_s),
-            ("required", table.required),
-        )
-        if value is not None
-    }
+    given = table.model_dump(include={"timeout_s", "interval_s", "required"}, exclude_none=True)
+    if table.when is not None:
+        given["moments"] = table.when
     if table.builtin is not None:
         return hook_of(name, table.builtin, builtin, **given)
     environment = table.environment
     if table.command is not None:
-        argv: Sequence[str] = table.command
+        command = table.command
         return Hook(
             name,
             "command",
-            f"runs {Path(argv[0]).name}",
-            make=lambda: CommandHook(argv, environment),
-            **{"timeout_s": TIMEOUT_S, "interval_s": INTERVAL_S, **given},  # type: ignore[arg-type]
+            f"runs {Path(command[0]).name}",
+            make=lambda: CommandHook(command, environment),
+            **given,
         )
-    argv = [sys.executable, "-P", "-m", "plimsoll.migration.hooks.plugin_process",
-            str(table.plugin)]  # fmt: skip
+    argv = [sys.executable, "-P", "-m", PLUGIN_PROCESS, str(table.plugin)]
     return Hook(
         name,
         "plugin",
         f"asks the plug-in {table.plugin}",
         make=lambda: CommandHook(argv, environment, no_answer=PLUGIN_FAILED),
-        **{"timeout_s": TIMEOUT_S, "interval_s": INTERVAL_S, **given},  # type: ignore[arg-type]
+        **given,
     )
 
 

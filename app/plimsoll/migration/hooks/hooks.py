@@ -129,7 +129,7 @@ class MigrationHooks:
             )
         moment = next(moment for moment in Moment if moment in hook.moments)
         occasion = await self._occasion(hook, moment, None if number is None else HookedRun(number))
-        return await self._outcome(hook, hook.make(), occasion, began_at="")
+        return await self._outcome(hook, hook.make(), occasion)
 
     async def _first_look(self, hook: Hook, run: HookedRun) -> Look:
         ask = hook.make()
@@ -168,9 +168,7 @@ class MigrationHooks:
         await self._database.write(self._thread, journal.end, run.number, number, outcome)
         _raise_if_it_ends(hook, outcome)
 
-    async def _outcome(
-        self, hook: Hook, ask: Ask, occasion: Occasion, began_at: str = ""
-    ) -> HookOutcome:
+    async def _outcome(self, hook: Hook, ask: Ask, occasion: Occasion) -> HookOutcome:
         """Ask a hook within its time."""
         began_s = self._clock()
         answer, failure = Answer(), None
@@ -196,7 +194,7 @@ class MigrationHooks:
             outcome=outcome,
             reason=answer.reason if failure is None else failure,
             figures=answer.figures,
-            began_at=began_at,
+            began_at="",  # which the journal knows
             seconds=self._clock() - began_s,
         )
 
