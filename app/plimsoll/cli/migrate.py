@@ -1,31 +1,17 @@
 """`plimsoll migrate`: move a collection of a running server to another model, and back."""
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import click
 
-from plimsoll.cli import FAILED
 from plimsoll.cli.help import Group
 from plimsoll.cli.job_file import MigrationJob, read_job
+from plimsoll.cli.migration_run import begin, judged_queries, watch
 from plimsoll.cli.report_options import FILE, GIVEN, writable
 from plimsoll.cli.server_options import asks_server, client_of, show
-
-if TYPE_CHECKING:
-    from plimsoll.cli.server_client import ServerClient
-
-NOT_GO = 1
-"""Exit code where a verdict is not go."""
-
-
-class StoppedError(click.ClickException):
-    """A migration that stopped, or a file of queries that cannot be read."""
-
-    exit_code = FAILED
 
 
 @click.group(cls=Group)
@@ -131,22 +117,7 @@ def run(
     }
     asked = _asked(job, options)
     client = client_of(given)
-    migration = _open_migration(client, asked.collection, asked.model)
-    if migration is None:
-        migration = client.post(
-            "/migrations",
-            {
-                "collection": asked.collection,
-                "model": asked.model,
-                "dimensions": asked.dimensions,
-                "queries": _judged(asked.queries),
-                "hooks": asked.hooks,
-                "why": asked.why,
-            },
-        )
-    else:
-        _go_on(client, migration, asked)
-    _watch(client, migration["id"], given)
+    watch(client, begin(client, asked), given)
 
 
 @migrate.command()
@@ -195,9 +166,9 @@ def report(number: int, html: Path | None, **given: Any) -> None:
 def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
     """Judge a ready, failed or rolled back migration again, and wait for its verdict."""
     client = client_of(given)
-    judged = None if queries is None else _judged(queries)
+    judged = None if queries is None else judged_queries(queries)
     client.post(f"/migrations/{number}/validate", {"queries": judged, "why": why})
-    _watch(client, number, given)
+    watch(client, number, given)
 
 
 @migrate.command()
@@ -253,26 +224,6 @@ def _change(verb: str, number: int, asked: dict[str, Any], given: dict[str, Any]
     show(changed, given, lambda migration: print_migrations([migration]))
 
 
-def _watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
-    """Show how far it is until it has its verdict, and exit as that says."""
-    from plimsoll.cli.migration_tables import print_migration, speed
-    from plimsoll.cli.progress import progress_of
-
-    migration = client.get(f"/migrations/{number}")
-    with progress_of(migration["collection"], "documents") as progress:
-        for now in client.events(f"/migrations/{number}/events"):
-            if now["state"] in ("running", "validating"):
-                n_done = now["vectors"] + now["quarantined"]
-                progress(n_done, now["documents"], now["state"], speed(now))
-    migration = client.get(f"/migrations/{number}")
-    if migration["state"] not in ("ready", "cut_over", "rolled_back"):
-        why = migration["failure"] or "something has changed its state, or the server stops"
-        raise StoppedError(f"migration {number} is {migration['state']}: {why}")
-    show(migration, given, print_migration)
-    if migration["verdict"]["decision"] != "go":
-        sys.exit(NOT_GO)
-
-
 def _asked(job: Path | None, options: dict[str, Any]) -> MigrationJob:
     """What is to be moved where, from a job file or from options. Raises click.UsageError."""
     if job is None:
@@ -285,56 +236,6 @@ def _asked(job: Path | None, options: dict[str, Any]) -> MigrationJob:
         raise click.UsageError(f"the job file says all of it; leave out {' and '.join(beside)}")
     found = read_job(job)
     return replace(found, why=options["why"] or found.why)
-
-
-def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJob) -> None:
-    """Resume an open migration that rests. Raises StoppedError for options it cannot take."""
-    number, size = migration["id"], migration["target"]["dimensions"]
-    judged = _judged(asked.queries)
-    others = f"`plimsoll migrate validate {number} --queries {asked.queries}` judges it by others"
-    if judged and len(judged) != migration["judged_queries"]:
-        raise StoppedError(
-            f"migration {number} is open already, with {migration['judged_queries']} judged "
-            f"queries: give `run` without them, and once it has its verdict {others}"
-        )
-    if judged:
-        click.echo(f"goes on with the {len(judged)} queries that it began with; {others}", err=True)
-    if asked.dimensions not in (None, size):
-        raise StoppedError(f"migration {number} is open already, to {size} dimensions")
-    if asked.hooks and asked.hooks != migration["named_hooks"]:
-        raise StoppedError(
-            f"migration {number} is open already, with the hooks "
-            f"{', '.join(migration['named_hooks']) or 'none'}; cancel it to begin with others"
-        )
-    if migration["state"] in ("planned", "paused", "failed"):
-        client.post(f"/migrations/{number}/resume", {"why": asked.why})
-
-
-def _open_migration(client: "ServerClient", collection: str, model: str) -> dict[str, Any] | None:
-    """The one to this model that has not ended."""
-    for migration in client.get("/migrations")["migrations"]:
-        is_open = migration["state"] not in ("purged", "cancelled")
-        is_this = (migration["collection"], migration["target"]["model"]) == (collection, model)
-        if is_open and is_this:
-            return dict(migration)
-    return None
-
-
-def _judged(file: Path | None) -> list[dict[str, Any]]:
-    """Judged queries of a file. Raises StoppedError."""
-    judged = []
-    lines = [] if file is None else file.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            query = json.loads(line)
-            if isinstance(query["relevant"], list):
-                query["relevant"] = dict.fromkeys(query["relevant"], 1.0)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoppedError(f"{file} line {number} is no judged query: {error}") from error
-        judged.append(query)
-    return judged
 
 
 def _path(collection: str, part: str) -> str:

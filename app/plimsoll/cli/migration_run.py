@@ -1,0 +1,117 @@
+"""A run as the command line sees it: begun or gone on with, and watched until its verdict."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plimsoll.cli import FAILED
+from plimsoll.cli.job_file import MigrationJob
+from plimsoll.cli.server_options import show
+
+if TYPE_CHECKING:
+    from plimsoll.cli.server_client import ServerClient
+
+NOT_GO = 1
+"""Exit code where a verdict is not go."""
+
+
+class StoppedError(click.ClickException):
+    """A migration that stopped, or a file of queries that cannot be read."""
+
+    exit_code = FAILED
+
+
+def begin(client: "ServerClient", asked: MigrationJob) -> int:
+    """Begin a migration, or go on with the open one to this model. Returns its number.
+
+    Raises StoppedError for options that an open one cannot take.
+    """
+    migration = _open_migration(client, asked.collection, asked.model)
+    if migration is not None:
+        _go_on(client, migration, asked)
+        return int(migration["id"])
+    begun = client.post(
+        "/migrations",
+        {
+            "collection": asked.collection,
+            "model": asked.model,
+            "dimensions": asked.dimensions,
+            "queries": judged_queries(asked.queries),
+            "hooks": asked.hooks,
+            "why": asked.why,
+        },
+    )
+    return int(begun["id"])
+
+
+def watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
+    """Show how far it is until it has its verdict, and exit as that says."""
+    from plimsoll.cli.migration_tables import print_migration, speed
+    from plimsoll.cli.progress import progress_of
+
+    migration = client.get(f"/migrations/{number}")
+    with progress_of(migration["collection"], "documents") as progress:
+        for now in client.events(f"/migrations/{number}/events"):
+            if now["state"] in ("running", "validating"):
+                n_done = now["vectors"] + now["quarantined"]
+                progress(n_done, now["documents"], now["state"], speed(now))
+    migration = client.get(f"/migrations/{number}")
+    if migration["state"] not in ("ready", "cut_over", "rolled_back"):
+        why = migration["failure"] or "something has changed its state, or the server stops"
+        raise StoppedError(f"migration {number} is {migration['state']}: {why}")
+    show(migration, given, print_migration)
+    if migration["verdict"]["decision"] != "go":
+        sys.exit(NOT_GO)
+
+
+def judged_queries(file: Path | None) -> list[dict[str, Any]]:
+    """Judged queries of a file. Raises StoppedError."""
+    judged = []
+    lines = [] if file is None else file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            query = json.loads(line)
+            if isinstance(query["relevant"], list):
+                query["relevant"] = dict.fromkeys(query["relevant"], 1.0)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoppedError(f"{file} line {number} is no judged query: {error}") from error
+        judged.append(query)
+    return judged
+
+
+def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJob) -> None:
+    """Resume an open migration that rests. Raises StoppedError for options it cannot take."""
+    number, size = migration["id"], migration["target"]["dimensions"]
+    judged = judged_queries(asked.queries)
+    others = f"`plimsoll migrate validate {number} --queries {asked.queries}` judges it by others"
+    if judged and len(judged) != migration["judged_queries"]:
+        raise StoppedError(
+            f"migration {number} is open already, with {migration['judged_queries']} judged "
+            f"queries: give `run` without them, and once it has its verdict {others}"
+        )
+    if judged:
+        click.echo(f"goes on with the {len(judged)} queries that it began with; {others}", err=True)
+    if asked.dimensions not in (None, size):
+        raise StoppedError(f"migration {number} is open already, to {size} dimensions")
+    if asked.hooks and asked.hooks != migration["named_hooks"]:
+        raise StoppedError(
+            f"migration {number} is open already, with the hooks "
+            f"{', '.join(migration['named_hooks']) or 'none'}; cancel it to begin with others"
+        )
+    if migration["state"] in ("planned", "paused", "failed"):
+        client.post(f"/migrations/{number}/resume", {"why": asked.why})
+
+
+def _open_migration(client: "ServerClient", collection: str, model: str) -> dict[str, Any] | None:
+    """The one to this model that has not ended."""
+    for migration in client.get("/migrations")["migrations"]:
+        is_open = migration["state"] not in ("purged", "cancelled")
+        is_this = (migration["collection"], migration["target"]["model"]) == (collection, model)
+        if is_open and is_this:
+            return dict(migration)
+    return None
