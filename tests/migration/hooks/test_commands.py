@@ -118,6 +118,7 @@ def test_a_command_answers_by_its_exit_code_or_a_line(script: Script, lines: str
         ('echo \'{"ok": true, "reasons": []}\'', "'reasons'"),
         ('echo \'{"ok": true, "figures": 3}\'', "figures"),
         ("kill -KILL $$", "ended by SIGKILL"),
+        ("kill -40 $$", "ended by signal 40"),
         ("head -c 9000 /dev/zero | tr '\\0' x", "longer than 8 KiB"),
     ],
 )

@@ -128,7 +128,7 @@ def answer_of(code: int, told: bytes, complaint: bytes) -> Answer:
     Raises HookError where it was ended by a signal, or the line is not such JSON.
     """
     if code < 0:
-        raise HookError(f"it was ended by {signal.Signals(-code).name}")
+        raise HookError(f"it was ended by {_signal_name(-code)}")
     last_words = _last_words(complaint)
     line = told.strip().partition(b"\n")[0]
     if not line:
@@ -149,6 +149,13 @@ def answer_of(code: int, told: bytes, complaint: bytes) -> Answer:
     if stops and not reason:
         reason = last_words or (f"exit code {code}" if code else "it gave no reason")
     return Answer(stops, reason, given.get("figures", {}))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those of real time have numbers alone
+        return f"signal {number}"
 
 
 def _last_words(complaint: bytes) -> str:
