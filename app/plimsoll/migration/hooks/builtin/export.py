@@ -21,9 +21,9 @@ class SessionExport(Options):
 
 
 class Export:
-    """Writes migration-NUMBER-MOMENT.json: status, audit, hooks, verdict and memory.
+    """Writes migration-NUMBER-TIME.json: status, audit, hooks, verdict and memory.
 
-    folder: where to, unless the options say otherwise. now: the moment, as the journal writes it.
+    folder: where to, unless the options say otherwise. now: the time, as the journal writes it.
     """
 
     def __init__(self, folder: Path, now: Callable[[], str], options: SessionExport) -> None:
