@@ -107,8 +107,8 @@ class FileOutside:
         return Changes(marks=(0,), is_everything=True)
 
     def rows(self, ids: Sequence[str]) -> OutsideRows:
-        """Never asked: no change names its rows."""
-        return OutsideRows([], self._home, left=ids)
+        """Never asked: no change of files names its rows."""
+        raise NotImplementedError("files do not say which rows have changed")
 
     def forget(self, changes: Changes) -> None:
         """Note the files that were looked at."""

@@ -78,6 +78,20 @@ class HookTable(BaseModel):
             raise ValueError("environment is of commands and plug-ins")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_started(self) -> Self:
+        words, names = self.command or [], [*self.environment]
+        if words and "/" in words[0] and not words[0].startswith("/"):
+            raise ValueError(
+                f"command: {words[0]!r} is no whole path, and commands run in /: write one that "
+                "begins with /, or a name that PATH has"
+            )
+        if any("\0" in text for text in (*words, *names, *self.environment.values())):
+            raise ValueError("a command and its environment take no character 0")
+        if unfit := [name for name in names if not name or "=" in name]:
+            raise ValueError(f"environment: {unfit[0]!r} is no name of a variable")
+        return self
+
 
 class HooksFile(BaseModel):
     """The whole file."""
