@@ -192,6 +192,13 @@ def test_every_path_in_the_design_exists():
     assert sorted(path for path in named if not exists(path)) == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_names_exists(page: Path):
+    """The other pages too: what a module was called before leads nowhere."""
+    named = {path for path in paths_in(prose(page)) if path.endswith(".py") and "/" in path}
+    assert sorted(path for path in named if not exists(path)) == []
+
+
 def test_the_floors_of_the_drawn_house_are_the_layers_that_are_held():
     """The drawing is believed at a glance; import-linter holds the contract, not the drawing."""
     contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
