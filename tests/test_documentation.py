@@ -14,7 +14,7 @@ import pytest
 
 import plimsoll
 from plimsoll import errors
-from plimsoll.api.edge.errors import INTERNAL, STATUS_AND_CODE
+from plimsoll.api.edge.errors import STATUS
 from plimsoll.bench.peers.results import targets_of
 from plimsoll.bench.peers.table import HEADS, TARGET_HEADS, WINS
 from plimsoll.cli import commands as cli
@@ -87,8 +87,8 @@ def test_every_error_code_stands_in_the_documentation_with_its_status_and_no_oth
         if not code.startswith("http_")  # of routes, not of the table
     }
     # An OverloadError is always one of its kinds.
-    rows = [row for kind, row in STATUS_AND_CODE.items() if kind is not errors.OverloadError]
-    assert written == {INTERNAL, *rows}
+    kinds = STATUS.keys() - {errors.OverloadError}
+    assert written == {(STATUS[kind], kind.code) for kind in kinds}
 
 
 def test_every_command_stands_in_the_documentation_and_no_other():
@@ -210,7 +210,7 @@ def test_the_floors_of_the_drawn_house_are_the_layers_that_are_held():
 
 def test_the_drawn_way_of_a_request_refuses_as_the_server_does():
     """A status that the drawing invents would be looked for in vain."""
-    known = {f"{status} {code}" for status, code in (*STATUS_AND_CODE.values(), INTERNAL)}
+    known = {f"{status} {kind.code}" for kind, status in STATUS.items()}
     drawn = {refusal.removesuffix(" *") for _, refusal in texts_of("request.svg", "code")}
     assert drawn
     assert drawn <= known

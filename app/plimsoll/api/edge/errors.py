@@ -1,7 +1,7 @@
 """Turn any exception into a refusal: a status, a code, a message, and when to try again.
 
-A refusal has no shape: each dialect renders its own. One table has status and code of every error
-of ours; a test fails when an error class has none.
+A refusal has no shape: each dialect renders its own. One table has the status of every error of
+ours, whose code is its own; a test fails when an error class has no status.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,52 +17,51 @@ from plimsoll import errors
 from plimsoll.api.edge.content_encoding import ACCEPTED
 
 RETRY_AFTER_MOST_S = 60
-INTERNAL = (500, "internal_error")
 
-# Most specific first: the first class that fits gives status and code.
-STATUS_AND_CODE: dict[type[errors.PlimsollError], tuple[int, str]] = {
-    errors.UnknownModelError: (404, errors.UnknownModelError.code),
-    errors.UnknownCollectionError: (404, errors.UnknownCollectionError.code),
-    errors.UnknownDocumentError: (404, errors.UnknownDocumentError.code),
-    errors.CollectionConflictError: (409, errors.CollectionConflictError.code),
-    errors.UnknownMigrationError: (404, errors.UnknownMigrationError.code),
-    errors.MigrationStateError: (409, errors.MigrationStateError.code),
-    errors.UnknownLinkError: (404, errors.UnknownLinkError.code),
-    errors.LinkStateError: (409, errors.LinkStateError.code),
-    errors.VerdictError: (409, errors.VerdictError.code),
-    errors.UnknownHookError: (404, errors.UnknownHookError.code),
-    errors.HookStoppedError: (409, errors.HookStoppedError.code),
-    errors.SpaceMismatchError: (409, errors.SpaceMismatchError.code),
-    errors.EmptyTextError: (400, errors.EmptyTextError.code),
-    errors.TextTooLongError: (400, errors.TextTooLongError.code),
-    errors.UnsupportedEncodingError: (415, errors.UnsupportedEncodingError.code),
-    errors.MediaTypeError: (415, errors.MediaTypeError.code),
-    errors.MissingKeyError: (401, errors.MissingKeyError.code),
-    errors.InvalidKeyError: (401, errors.InvalidKeyError.code),
-    errors.AdminKeyError: (403, errors.AdminKeyError.code),
-    errors.OriginError: (403, errors.OriginError.code),
-    errors.HostError: (421, errors.HostError.code),
-    errors.RequestError: (400, errors.RequestError.code),
-    errors.ModelLoadingError: (503, errors.ModelLoadingError.code),
-    errors.ModelError: (503, errors.ModelError.code),
-    errors.GGUFError: (503, errors.GGUFError.code),
-    errors.CacheError: (503, errors.CacheError.code),
-    errors.HookError: INTERNAL,
-    errors.StoreError: (503, errors.StoreError.code),
-    errors.OutsideMismatchError: (409, errors.OutsideMismatchError.code),
-    errors.OutsideError: (503, errors.OutsideError.code),
-    errors.EncodeMemoryError: (503, errors.EncodeMemoryError.code),
-    errors.EncodeError: INTERNAL,
-    errors.QueueFullError: (429, errors.QueueFullError.code),
-    errors.MemoryPressureError: (503, errors.MemoryPressureError.code),
-    errors.BreakerOpenError: (503, errors.BreakerOpenError.code),
-    errors.SearchStoppedError: (503, errors.SearchStoppedError.code),
-    errors.IngestStoppedError: (503, errors.IngestStoppedError.code),
-    errors.OverloadError: (503, errors.OverloadError.code),
-    errors.BodyTooLargeError: (413, errors.BodyTooLargeError.code),
-    errors.TooLargeError: (413, errors.TooLargeError.code),
-    errors.SlowBodyError: (408, errors.SlowBodyError.code),
-    errors.SettingsError: INTERNAL,
+# Most specific first: the first class that fits gives the status.
+STATUS: dict[type[errors.PlimsollError], int] = {
+    errors.UnknownModelError: 404,
+    errors.UnknownCollectionError: 404,
+    errors.UnknownDocumentError: 404,
+    errors.CollectionConflictError: 409,
+    errors.UnknownMigrationError: 404,
+    errors.MigrationStateError: 409,
+    errors.UnknownLinkError: 404,
+    errors.LinkStateError: 409,
+    errors.VerdictError: 409,
+    errors.UnknownHookError: 404,
+    errors.HookStoppedError: 409,
+    errors.SpaceMismatchError: 409,
+    errors.EmptyTextError: 400,
+    errors.TextTooLongError: 400,
+    errors.UnsupportedEncodingError: 415,
+    errors.MediaTypeError: 415,
+    errors.MissingKeyError: 401,
+    errors.InvalidKeyError: 401,
+    errors.AdminKeyError: 403,
+    errors.OriginError: 403,
+    errors.HostError: 421,
+    errors.RequestError: 400,
+    errors.ModelLoadingError: 503,
+    errors.ModelError: 503,
+    errors.GGUFError: 503,
+    errors.CacheError: 503,
+    errors.HookError: 500,
+    errors.StoreError: 503,
+    errors.OutsideMismatchError: 409,
+    errors.OutsideError: 503,
+    errors.EncodeMemoryError: 503,
+    errors.EncodeError: 500,
+    errors.QueueFullError: 429,
+    errors.MemoryPressureError: 503,
+    errors.BreakerOpenError: 503,
+    errors.SearchStoppedError: 503,
+    errors.IngestStoppedError: 503,
+    errors.OverloadError: 503,
+    errors.BodyTooLargeError: 413,
+    errors.TooLargeError: 413,
+    errors.SlowBodyError: 408,
+    errors.SettingsError: 500,
 }
 
 
@@ -93,10 +92,10 @@ def refusal_of(error: Exception, scope: Scope, chance: Callable[[], float]) -> R
     if isinstance(error, RequestValidationError):
         message, param = _explain(error)
         error = errors.InvalidRequestError(message, param=param)
-    status, code = _status_and_code(error)
+    status = status_of(error)
     return Refusal(
         status,
-        code,
+        code_of(error),
         _message_of(error),
         error.param if isinstance(error, errors.RequestError) else None,
         retry_after_s(error, chance),
@@ -115,12 +114,12 @@ def _headers_of(error: Exception, status: int) -> Mapping[str, str]:
 
 def status_of(error: Exception) -> int:
     """The status code an error leaves with."""
-    return _status_and_code(error)[0]
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
 
 
 def code_of(error: Exception) -> str:
     """The error's machine-readable name."""
-    return _status_and_code(error)[1]
+    return error.code if isinstance(error, errors.PlimsollError) else errors.PlimsollError.code
 
 
 def retry_after_s(error: Exception, chance: Callable[[], float]) -> int | None:
@@ -144,11 +143,6 @@ def lasting_message_of(error: Exception) -> str:
     if isinstance(error, errors.RequestError):
         return type(error).__doc__ or ""
     return _message_of(error)
-
-
-def _status_and_code(error: Exception) -> tuple[int, str]:
-    rows = STATUS_AND_CODE.items()
-    return next((row for kind, row in rows if isinstance(error, kind)), INTERNAL)
 
 
 def _message_of(error: Exception) -> str:
