@@ -1,16 +1,12 @@
 """Metrics of memory pressure: which series there are, and what they say."""
 
-from plimsoll.corpora.search import SEARCH_DEGRADING
+import re
+
 from plimsoll.policy.breaker import BreakerState
 from plimsoll.serving.fallback import DEGRADING
 from plimsoll.telemetry.metrics import Telemetry
-from plimsoll.telemetry.pressure import (
-    BREAKER_STATES,
-    DEGRADED_REASONS,
-    SEARCH_DEGRADED_REASONS,
-    Recovery,
-)
-from tests.fakes import metric
+from plimsoll.telemetry.pressure import BREAKER_STATES, DEGRADED_REASONS, Recovery
+from tests.fakes import FakeOpener, FakeServer, metric
 
 
 def test_breaker_states_that_are_there_from_the_start_are_those_that_occur():
@@ -21,8 +17,22 @@ def test_breaker_states_that_are_there_from_the_start_are_those_that_occur():
 def test_reasons_of_degraded_replies_that_are_there_from_the_start_are_those_that_occur():
     """A rate does not see the first event of a series that begins with it."""
     assert set(DEGRADED_REASONS) == {kind.code for kind in DEGRADING}
-    of_searches = {kind.code for kind in SEARCH_DEGRADING}
-    assert {*DEGRADED_REASONS, *SEARCH_DEGRADED_REASONS} == of_searches
+
+
+def test_those_of_searches_are_there_once_a_server_has_collections():
+    """Likewise: waiting would not help there, so the first one is to be seen."""
+    server = FakeServer(FakeOpener())
+    page = server.telemetry.render().decode()
+    server.close()
+
+    shown = re.findall(r'^plimsoll_degraded_total{reason="(\w+)"} 0\.0$', page, re.MULTILINE)
+    assert set(shown) == {
+        *DEGRADED_REASONS,
+        "space_mismatch",
+        "model_unavailable",
+        "internal_error",
+        "too_large_for_budget",
+    }
 
 
 def test_the_breaker_is_in_one_state_at_a_time():

@@ -61,6 +61,7 @@ class CollectionSearch:
         self._metrics = metrics
         self._pressure = pressure
         self._listener: SearchListener | None = None
+        pressure.expect_degraded(kind.code for kind in SEARCH_DEGRADING)
 
     def listen(self, listener: SearchListener) -> None:
         """Tell `listener` of each search by meaning: its collection, and whether it was answered.

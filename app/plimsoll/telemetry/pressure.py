@@ -1,5 +1,6 @@
 """Metrics of memory pressure: how far it has come, and what was done about it."""
 
+from collections.abc import Iterable
 from enum import Enum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -8,13 +9,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 # Alerts and the dashboard count on these.
 BREAKER_STATES = ("closed", "open", "half_open")
 DEGRADED_REASONS = ("memory_pressure", "breaker_open", "model_loading", "out_of_memory")
-# Further ones, of searches alone: waiting would not help.
-SEARCH_DEGRADED_REASONS = (
-    "space_mismatch",
-    "too_large_for_budget",
-    "model_unavailable",
-    "internal_error",
-)
 
 
 class Recovery(Enum):
@@ -66,8 +60,7 @@ class PressureMetrics:
             ["reason"],
             registry=registry,
         )
-        for reason in (*DEGRADED_REASONS, *SEARCH_DEGRADED_REASONS):
-            self._degraded.labels(reason)
+        self.expect_degraded(DEGRADED_REASONS)
         self._recoveries = Counter(
             "plimsoll_recoveries",
             "Failures for want of memory that were worked around, by level (1 smaller runs, "
@@ -91,6 +84,11 @@ class PressureMetrics:
         """Count a change to one of BREAKER_STATES, and show it."""
         self._breaker_transitions.labels(state).inc()
         self.show_breaker(state)
+
+    def expect_degraded(self, reasons: Iterable[str]) -> None:
+        """Begin the series of reasons at 0, of searches too, which have further ones."""
+        for reason in reasons:
+            self._degraded.labels(reason)
 
     def degraded(self, reason: str) -> None:
         """Count a request that does not get its primary answer."""
