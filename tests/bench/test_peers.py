@@ -436,6 +436,22 @@ def test_one_core_of_the_run_is_what_scaling_is_measured_by(
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "`plimsoll pull` ended with -9"),
+        ("import sys; sys.exit('half of it\\nno int8 here')", "no int8 here"),
+    ],
+)
+def test_codes_that_cannot_be_made_are_the_problem_of_that_peer_alone(
+    case: ModelCase, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+):
+    """A command that the kernel ends says nothing, and the others are measured all the same."""
+    monkeypatch.setattr(plimsoll_server, "PLIMSOLL", (sys.executable, "-c", script))
+    with pytest.raises(PeerUnavailableError, match=f"^{reason}$"):
+        plimsoll_server.ready_in_int8(case, 2)
+
+
 # --- the end of a run --------------------------------------------------------------------------
 
 

@@ -32,7 +32,8 @@ def ready_in_int8(case: ModelCase, n_threads: int) -> Start:
         pull, env=_variables(case, **options), capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise PeerUnavailableError(done.stderr.strip().splitlines()[-1])
+        _, _, reason = done.stderr.strip().rpartition("\n")
+        raise PeerUnavailableError(reason or f"`plimsoll pull` ended with {done.returncode}")
     return ready(case, n_threads, **options)
 
 
