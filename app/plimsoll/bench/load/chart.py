@@ -61,16 +61,18 @@ def page(
         section("Latency of what ended in each second", ("p50", "p99"), _latency(columns)),
         section("Latency by kind", POINTS, percentile_chart(report)),
     ]
+    if changes:
+        compared = table(CHANGE_HEADS, changes, "Beside it")
+        sections.insert(0, section("Beside the earlier run", (), compared))
     lines = (*facts_of(report), *remarks(report))
     notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    compared = section("Beside the earlier run", (), table(CHANGE_HEADS, changes, "Beside it"))
     missed = "".join(f'<p class="miss">MISS: {escape(miss)}</p>' for miss in misses)
     return html_page(
         "Load test",
         COLOURS,
         f"<h1>Load test of {escape(str(report.plan.get('url', '')))}</h1>{missed}"
         f"{table(HEADS, rows_of(report), 'Requests by kind')}<ul>{notes}</ul>"
-        f"{compared if changes else ''}{''.join(sections)}",
+        f"{''.join(sections)}",
     )
 
 
