@@ -1,4 +1,4 @@
-"""Embeds what nobody waits for: as any client does, behind live requests, and with patience.
+"""Embeds in the background: as any client does, behind live requests, and with patience.
 
 A refusal to protect what is under way is waited out for as long as it asks, and is shown; a text
 that the engine cannot do is found among its neighbours, tried again, and given up with a reason.
