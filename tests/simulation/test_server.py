@@ -187,6 +187,13 @@ def test_a_refused_allocation_fails_no_request():
     assert report.answered_s(99) > quiet.answered_s(99)
 
 
+def test_weights_that_stay_again_end_no_simulation_in_the_midst_of_a_run():
+    """What the run under way was reading is then looked at, though the next one reads nothing."""
+    trace = [Rereading(0, 1.0), Arrival(0.1, (500,) * 4), Rereading(0.999, 0)]
+
+    assert counts(simulate(trace, machine())) == {Fate.DENSE: 1}
+
+
 def test_three_texts_that_find_no_memory_however_small_the_run_open_the_breaker():
     """Each has been tried four times, in the pauses that the server makes."""
     trace = [Arrival(at_s, [300]) for at_s in (0.0, 0.0, 0.0, 6.0)]

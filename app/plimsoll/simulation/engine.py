@@ -97,6 +97,7 @@ class SimulatedEngine(Generic[Owner]):
     """Owns the queue of texts and the run under way.
 
     processors, reread_s: as they are now. reading_ratio: of the latest run's time.
+    rereads_per_s: how often it read the weights again.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class SimulatedEngine(Generic[Owner]):
         self.processors = Processors(0.0, machine.n_threads)
         self.reread_s = 0.0
         self.reading_ratio = 0.0
+        self.rereads_per_s = 0.0
 
     @property
     def used_bytes(self) -> int:
@@ -220,6 +222,7 @@ class SimulatedEngine(Generic[Owner]):
         compute_s = self._machine.compute_s(n_tokens, run.limits.plan, self.processors.left)
         seconds = compute_s + self.reread_s
         self.reading_ratio = self.reread_s / seconds
+        self.rereads_per_s = 1 / seconds if self.reread_s else 0.0
         return seconds
 
     def _others_came(

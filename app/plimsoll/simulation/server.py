@@ -279,7 +279,6 @@ class _Server:
         """What happens every second: the same that the server's control loop does."""
         machine, engine = self._machine, self._engine
         self._note_peak()
-        reading_ratio = engine.reading_ratio if engine.is_busy else 0.0
         n_pages = machine.weights_bytes / PAGE_BYTES
         self._governor.observe(
             Reading(
@@ -287,8 +286,8 @@ class _Server:
                 budget_bytes=machine.limit_bytes,
                 cores=engine.processors.cores,
                 others_ratio=engine.processors.others_ratio,
-                io_pressure_ratio=reading_ratio,
-                refaults_per_s=reading_ratio * n_pages / engine.reread_s if reading_ratio else 0.0,
+                io_pressure_ratio=engine.reading_ratio if engine.is_busy else 0.0,
+                refaults_per_s=engine.rereads_per_s * n_pages if engine.is_busy else 0.0,
             )
         )
         self._note_second()
