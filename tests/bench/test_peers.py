@@ -180,17 +180,24 @@ def test_where_a_peer_wins_its_row_comes_first():
     assert "the peer is better" in shown
 
 
-def test_the_brief_table_keeps_every_loss():
+def test_the_brief_table_has_a_column_for_each_peer_and_losses_first():
     """It is the one for the documentation."""
     found = results(
-        measured(PLIMSOLL, [100], [50]),
-        measured("quick", [150], [300]),
-        measured("quicker", [170], [400]),
-        measured("slow", [20], [500]),
+        measured(PLIMSOLL, [100, 110], [50, 50]),
+        measured("quick", [150, 170], [300, 300], variant="a"),
+        measured("quick", [90, 90], [60, 60], variant="b"),
+        measured("slow", [20, 20], [500, 500]),
     )
     shown = table({}, [found], brief=True)
-    rows = [(cells[0], cells[3]) for cells in cells_of(shown, "figure")]
-    assert rows == [(RATE.name, "quicker"), (RATE.name, "quick"), (MEMORY.name, "quick")]
+    heads, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in shown.split("\n\n")[2].splitlines()
+    ]
+    assert heads == ["figure", PLIMSOLL, "quick", "slow"]
+    assert lines[:2] == [
+        [RATE.name, "105", "**160**", "20"],
+        [f"{MEMORY.name}, MiB", "**50**", "60", "500"],
+    ]
 
 
 def test_a_row_shows_medians_and_spread_of_the_rounds_that_both_ran():

@@ -19,7 +19,7 @@ MODELS = "A model, or the path of a GGUF file; may be repeated."
 PEERS = "Only peers with this in their title; may be repeated. [default: every peer]"
 TEXTS = 'JSON lines with a "text" each for the mixed lists; else texts are made up.'
 PREPARE = "First build llama-server and install infinity-emb into the cache, once."
-BRIEF = "Show only the best peer of each figure, and every peer that is better than Plimsoll."
+BRIEF = "Show a line for each figure, with a column for each peer, in place of every pair."
 THREADS = "Threads of every peer, and processors that all of them run on."
 
 

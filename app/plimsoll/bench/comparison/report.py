@@ -19,7 +19,7 @@ class Floor:
 
     def __str__(self) -> str:
         sign, bound = ("≥", self.at_least) if self.at_least is not None else ("≤", self.at_most)
-        shown = "" if bound is None else _number(bound)
+        shown = "" if bound is None else number(bound)
         return f"{sign} {shown}{' ×' if self.on == 'ratio' else ''}"
 
     def holds(self, value: float) -> bool:
@@ -139,13 +139,13 @@ def _cells(figure: Figure) -> tuple[str, ...]:
 
 def spread(values: Sequence[float]) -> str:
     """`median (lowest-highest)`."""
-    middle = _number(median(values))
+    middle = number(median(values))
     if len(values) == 1:
         return middle
-    return f"{middle} ({_number(min(values))}-{_number(max(values))})"
+    return f"{middle} ({number(min(values))}-{number(max(values))})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits that matter; whole numbers above 100."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
