@@ -214,6 +214,21 @@ def migrations() -> Sequence[Panel]:
                 f"sum by (outcome) ({growth('plimsoll_migration_hooks_total')})", "{{outcome}}"
             ),
         ),
+        lines(
+            "Live searches compared",
+            "failed: the new version gave no answer; dropped: clients needed the room.", "short",
+            Query(
+                f"sum by (outcome) ({growth('plimsoll_shadow_searches_total')})", "{{outcome}}"
+            ),
+        ),
+        lines(
+            "Progressive searches per second",
+            "left_out: a model did not answer, and the other version stood in.", "reqps",
+            Query(
+                f"sum by (outcome) ({per_second('plimsoll_progressive_searches_total')})",
+                "{{outcome}}",
+            ),
+        ),
     )  # fmt: skip
 
 

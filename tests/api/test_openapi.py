@@ -24,7 +24,10 @@ from tests.fakes import FakeOpener, FakeServer
 
 # Only ever raised as one of its kinds.
 ABSTRACT = {errors.OverloadError}
-VERBS = ("pause", "resume", "cancel", "validate", "cutover", "rollback", "purge")
+VERBS = (
+    "pause", "resume", "cancel", "validate", "cutover", "rollback", "purge",
+    "shadow", "progressive",
+)  # fmt: skip
 OPERATIONS = {
     "embed": "POST /embed",
     "rank": "POST /rank",
@@ -50,6 +53,8 @@ OPERATIONS = {
     "cut_over_migration": "POST /migrations/{number}/cutover",
     "roll_back_migration": "POST /migrations/{number}/rollback",
     "purge_migration": "POST /migrations/{number}/purge",
+    "shadow_migration": "POST /migrations/{number}/shadow",
+    "progressive_migration": "POST /migrations/{number}/progressive",
     "get_links": "GET /links",
     "get_link": "GET /links/{name}",
     "examine_link": "GET /links/{name}/doctor",

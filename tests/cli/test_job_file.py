@@ -19,6 +19,8 @@ def test_a_job_names_what_is_there(job: Path):
     queries.touch()
     job.write_text(GOOD + 'dimensions = 64\nqueries = "q.jsonl"\nhooks = ["notify"]', "utf-8")
     assert read_job(job) == MigrationJob("ships", "new", ["notify"], 64, queries, "", job)
+    job.write_text(GOOD + "progressive = true", "utf-8")
+    assert read_job(job) == MigrationJob("ships", "new", [], file=job, progressive=True)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,7 @@ def test_a_job_defines_nothing_that_is_the_operators(job: Path, line: str):
         (GOOD + "zebra = 1", "zebra is no key; there are collection"),
         ('model = "new"', "collection is missing"),
         (GOOD + "dimensions = true", "dimensions is a whole number"),
+        (GOOD + "progressive = 1", "progressive is true or false"),
         (GOOD + 'hooks = "notify"', "hooks is a list of names"),
         (GOOD + "hooks = [1]", "hooks is a list of names"),
         (GOOD + 'queries = "none.jsonl"', "there is no file"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ from click.testing import Result
 
 from plimsoll.cli.migration_tables import duration
 from tests.cli.conftest import Commands
+from tests.fakes import DEADLINE_S
 from tests.migration.conftest import write_models
 from tests.migration.models import BAD, NAMES, NEW, OLD, texts
 from tests.running_server import RunningServer
@@ -106,6 +108,34 @@ def test_a_collection_goes_there_and_back_by_commands(
     refused = migrate("rollback", number)
     assert refused.exit_code == 2
     assert "(409)" in refused.output
+
+
+def test_searches_before_cut_over_are_compared_or_read_both_versions(
+    migrate: Migrate, client: httpx.Client, ships: str
+):
+    """By commands, and as `status` and the replies of searches tell it."""
+    asked = {"query": "ship load line", "mode": "dense"}
+    assert migrate("run", ships, "--model", NEW, "--progressive").exit_code == 0
+    number = str(client.get("/migrations").json()["migrations"][0]["id"])
+    assert "searches read both versions" in migrate("status", number).output
+    answer = client.post(f"/collections/{ships}/search", json=asked).json()
+    assert answer["fingerprint"] is None
+    assert [(part["model"], part["documents"]) for part in answer["parts"]] == [(NEW, N), (OLD, 0)]
+
+    refused = migrate("shadow", number, "--share", "1")
+    assert refused.exit_code == 2
+    assert "(409)" in refused.output
+    assert migrate("progressive", number, "off", "--why", "seen").exit_code == 0
+    assert migrate("shadow", number, "--share", "1").exit_code == 0
+    client.post(f"/collections/{ships}/search", json=asked).raise_for_status()
+    deadline_s = monotonic() + DEADLINE_S
+    while not client.get(f"/migrations/{number}").json()["shadow"]["compared"]:
+        assert monotonic() < deadline_s
+    assert migrate("shadow", number, "--share", "0").exit_code == 0
+    shown = migrate("status", number).output
+    assert "rank agreement, mean" in shown
+    assert "searches read one version; seen" in shown
+    client.post(f"/migrations/{number}/cancel", json={}).raise_for_status()
 
 
 def test_a_run_that_goes_on_takes_no_option_in_silence(

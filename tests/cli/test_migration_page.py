@@ -45,6 +45,7 @@ def test_the_page_has_everything_that_the_report_has():
         "38% of the budget at most",
         "the webhook answered 500",
         "opened",
+        "Live searches, compared", "83.4%", "3, the last with space_mismatch",
         "foreign:ada-002",
     ):  # fmt: skip
         assert told in text, told

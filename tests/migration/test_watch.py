@@ -99,7 +99,7 @@ async def search_in_vain(
         raise SpaceMismatchError("another space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("plimsoll.corpora.search.check_space", mismatch)
+        patch.setattr("plimsoll.corpora.query_vectors.check_space", mismatch)
         for _ in range(n):
             assert (await server.search("ship", mode="auto")).mode == "bm25"
     await asyncio.gather(*server.migrations._cutovers._going_back.values())

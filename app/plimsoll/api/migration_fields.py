@@ -82,6 +82,13 @@ class MigrationRequest(BaseModel):
     start: Annotated[
         OrDefault[StrictBool], Field(description="false: plan only; resume begins it.")
     ] = True
+    progressive: Annotated[
+        OrDefault[StrictBool],
+        Field(
+            description="true: from now until cut-over searches read the new version for documents "
+            "that have a vector of it, and the old one for the rest."
+        ),
+    ] = False
     why: Why = ""
 
 
@@ -99,6 +106,27 @@ class CutoverRequest(ChangeRequest):
     force: Annotated[
         OrDefault[StrictBool], Field(description="true: whatever the verdict says.")
     ] = False
+
+
+class ShadowRequest(ChangeRequest):
+    """How many live searches are compared."""
+
+    share: Annotated[
+        FiniteFloat,
+        Field(
+            ge=0,
+            le=1,
+            strict=True,
+            description="Of the searches by meaning, those that the new version is asked too; 0: "
+            "none.",
+        ),
+    ]
+
+
+class ProgressiveRequest(ChangeRequest):
+    """Whether searches read the new version before cut-over."""
+
+    on: StrictBool
 
 
 class ValidateRequest(ChangeRequest):
@@ -179,6 +207,34 @@ class WatchFields(BaseModel):
     ]
 
 
+class ShadowFields(BaseModel):
+    """What live searches say of the new version, of all comparisons so far.
+
+    A mean is null where there was nothing to take it of.
+    """
+
+    share: Annotated[
+        float, Field(description="Of searches that are compared now; 0: it has ended.")
+    ]
+    compared: int
+    mean_overlap: Annotated[
+        float | None,
+        Field(description="Of the first 10, or as many as were asked for, that both have."),
+    ]
+    least_overlap: float | None
+    rank_agreement: Annotated[
+        float | None, Field(description="Rank-biased overlap of these (p = 0.9), in the mean.")
+    ]
+    old_mean_ms: Annotated[float | None, Field(description="Of answers that clients waited for.")]
+    new_mean_ms: Annotated[
+        float | None, Field(description="Of answers that stood back for those of clients.")
+    ]
+    old_empty: Annotated[int, Field(description="The old version found nothing.")]
+    new_empty: int
+    failed: Annotated[int, Field(description="The new version gave no answer.")]
+    last_failure: Annotated[str | None, Field(description="The code of its last error.")]
+
+
 class MigrationFields(BaseModel):
     """A migration as it is now; counts are 0 once a version of it is gone."""
 
@@ -211,6 +267,12 @@ class MigrationFields(BaseModel):
     ]
     without_old_vector: int
     watch: Annotated[WatchFields | None, Field(description="null: it is not watched now.")]
+    progressive: Annotated[
+        bool, Field(description="Searches read both versions; their replies say so in `parts`.")
+    ]
+    shadow: Annotated[
+        ShadowFields | None, Field(description="null: no share of searches was to be compared.")
+    ]
     judged_queries: int
     verdict: VerdictFields | None
     quarantine: Annotated[list[QuarantineFields], Field(description="The first hundred.")]

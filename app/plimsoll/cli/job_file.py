@@ -42,6 +42,7 @@ class MigrationJob:
     queries: Path | None = None
     why: str = ""
     file: Path | None = None
+    progressive: bool = False
 
 
 _KINDS: dict[str, tuple[type, str]] = {
@@ -50,6 +51,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "dimensions": (int, "a whole number"),
     "queries": (str, "the path of a file, from this one"),
     "hooks": (list, "a list of names"),
+    "progressive": (bool, "true or false"),
     "why": (str, "a string"),
 }
 
@@ -91,7 +93,7 @@ def _check(path: Path, key: str, value: Any) -> None:
     words = value if isinstance(value, list) else [value]
     if any(isinstance(word, dict) for word in words):
         raise JobFileError(f"{path}: {key} is refused: {WHOSE}")
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
         raise JobFileError(f"{path}: {key} is {told}")
     for word in words:
         if isinstance(value, list) and not isinstance(word, str):

@@ -81,6 +81,11 @@ def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> N
 @click.option(
     "--hook", "hooks", multiple=True, metavar="NAME", help="Asked too; see `plimsoll hooks list`."
 )
+@click.option(
+    "--progressive",
+    is_flag=True,
+    help="Searches read both versions meanwhile, each document by its newest vector.",
+)
 @click.option("--job", type=GIVEN, metavar="JOB.toml", help="A file that says all of this.")
 @_WHY
 @asks_server
@@ -90,6 +95,7 @@ def run(
     dimensions: int | None,
     queries: Path | None,
     hooks: tuple[str, ...],
+    progressive: bool,
     job: Path | None,
     why: str,
     **given: Any,
@@ -113,6 +119,7 @@ def run(
         "dimensions": dimensions,
         "queries": queries,
         "hooks": hooks,
+        "progressive": progressive,
         "why": why,
     }
     asked = _asked(job, options)
@@ -179,6 +186,34 @@ def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
 def cutover(number: int, force: bool, why: str, **given: Any) -> None:
     """Let searches read the new version; the verdict has to be go."""
     _change("cutover", number, {"force": force, "why": why}, given)
+
+
+@migrate.command()
+@_NUMBER
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1),
+    required=True,
+    metavar="NUMBER",
+    help="Of the searches by meaning, from 0, none, to 1, all.",
+)
+@_WHY
+@asks_server
+def shadow(number: int, share: float, why: str, **given: Any) -> None:
+    """Ask the new version what clients ask the old one, and compare; `status` shows how far both
+    agree.
+    """
+    _change("shadow", number, {"share": share, "why": why}, given)
+
+
+@migrate.command()
+@_NUMBER
+@click.argument("switch", type=click.Choice(["on", "off"]))
+@_WHY
+@asks_server
+def progressive(number: int, switch: str, why: str, **given: Any) -> None:
+    """Let searches read both versions before cut-over, or the old one alone."""
+    _change("progressive", number, {"on": switch == "on", "why": why}, given)
 
 
 @migrate.command()

@@ -9,7 +9,7 @@ from typing import Any
 from plimsoll.charts.lines import line_chart
 from plimsoll.charts.page import html_page, section, table
 from plimsoll.charts.svg import LEFT, PLOT_WIDTH, RIGHT, WIDTH, svg
-from plimsoll.cli.migration_tables import duration, space_name
+from plimsoll.cli.migration_tables import duration, shadow_figures, space_name
 
 Answer = Mapping[str, Any]
 
@@ -53,6 +53,7 @@ def migration_page(report: Answer) -> str:
         parts += [section("Checks", (), _checks(verdict)), *_beside(verdict)]
     parts += [
         *_progress(migration, progress),
+        *_shadow(migration),
         section("Quarantine", (), _quarantine(migration)),
         section("Hooks", (), _hooks(migration)),
         section("Audit", (), _audit(migration["changes"])),
@@ -93,6 +94,7 @@ def _facts(migration: Answer) -> str:
         "Embedded": f"{migration['embedded']:,} by the migration, {migration['tokens']:,} tokens",
         "Left out": f"{migration['quarantined']:,} in quarantine, {migration['skipped']:,} changed "
         "or gone meanwhile",
+        "Searches": "read both versions" if migration["progressive"] else "read one version",
         "Rollback": migration["rollback"],
         "Judged queries": f"{migration['judged_queries']:,}",
     }
@@ -178,6 +180,14 @@ def _progress(migration: Answer, progress: Sequence[Answer]) -> Iterator[str]:
         (),
         line_chart({"rate": rates}, places, end_s, "documents/s", "Documents embedded a second"),
     )
+
+
+def _shadow(migration: Answer) -> Iterator[str]:
+    """Live searches that both versions answered, where some were."""
+    if migration["shadow"]:
+        rows = shadow_figures(migration["shadow"])
+        told = table(("figure", "value"), rows, "Live searches, compared", "words")
+        yield section("Live searches, compared", (), told)
 
 
 def _quarantine(migration: Answer) -> str:

@@ -41,6 +41,7 @@ def begin(client: "ServerClient", asked: MigrationJob) -> int:
             "dimensions": asked.dimensions,
             "queries": judged_queries(asked.queries),
             "hooks": asked.hooks,
+            "progressive": asked.progressive,
             "why": asked.why,
         },
     )
@@ -103,6 +104,8 @@ def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJo
             f"migration {number} is open already, with the hooks "
             f"{', '.join(migration['named_hooks']) or 'none'}; cancel it to begin with others"
         )
+    if asked.progressive and not migration["progressive"]:
+        client.post(f"/migrations/{number}/progressive", {"on": True, "why": asked.why})
     if migration["state"] in ("planned", "paused", "failed"):
         client.post(f"/migrations/{number}/resume", {"why": asked.why})
 

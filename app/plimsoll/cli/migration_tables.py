@@ -44,6 +44,11 @@ def print_migration(migration: Answer) -> None:
     if migration["yielding"]:
         click.echo(f"\nyielding: {migration['yielding']}")
     click.echo(f"\nrollback: {_rollback(migration)}")
+    if migration["progressive"]:
+        click.echo("\nsearches read both versions, each document by its newest vector")
+    if migration["shadow"]:
+        click.echo()
+        print_shadow(migration["shadow"])
     if migration["watch"]:
         watch = migration["watch"]
         click.echo(
@@ -81,6 +86,35 @@ def print_migration(migration: Answer) -> None:
             for change in migration["changes"]
         ],
     )
+
+
+def shadow_figures(shadow: Answer) -> list[tuple[str, str]]:
+    """What live searches say of the new version, each figure with its name."""
+    means = (
+        ("of the first ten in both, mean", "mean_overlap", "{:.1%}"),
+        ("of the first ten in both, least", "least_overlap", "{:.1%}"),
+        ("rank agreement, mean", "rank_agreement", "{:.3f}"),
+        ("old version, mean", "old_mean_ms", "{:.1f} ms"),
+        ("new version, mean", "new_mean_ms", "{:.1f} ms"),
+    )
+    failed = f"{shadow['failed']:,}"
+    if shadow["last_failure"]:
+        failed += f", the last with {shadow['last_failure']}"
+    return [
+        ("share", f"{shadow['share']:.4g}" if shadow["share"] else "ended"),
+        ("compared", f"{shadow['compared']:,}"),
+        *(
+            (told, "–" if shadow[name] is None else form.format(shadow[name]))
+            for told, name, form in means
+        ),
+        ("nothing found by the old, by the new", f"{shadow['old_empty']}, {shadow['new_empty']}"),
+        ("failed in the new version", failed),
+    ]
+
+
+def print_shadow(shadow: Answer) -> None:
+    """What live searches say of the new version."""
+    print_table(("live searches", ""), shadow_figures(shadow))
 
 
 def print_hook_answers(answers: Iterable[Answer]) -> None:

@@ -3,14 +3,18 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 from plimsoll.corpora.corpora import Corpora
+from plimsoll.corpora.search import CollectionSearch
+from plimsoll.corpora.search_reading import SearchReading
 from plimsoll.links.links import Links
 from plimsoll.migration.hooks.builtin.table import builtin_hooks
 from plimsoll.migration.hooks.configuration import read_catalog
 from plimsoll.migration.hooks.hooks import MigrationHooks
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.runs import MigrationRuns
+from plimsoll.migration.shadow_searches import ShadowSearches
 from plimsoll.migration.states import MigrationState
 from plimsoll.migration.survey import CollectionSurvey
 from plimsoll.migration.validation import MigrationJudge
@@ -44,6 +48,20 @@ def build_migrations(
     catalog = read_catalog(hooks_file, builtin)
     hooks = MigrationHooks(catalog, database, core.memory, core.governor, metrics, scans)
     runs = MigrationRuns(database, core.service, core.gate, judge, links, metrics, scans, hooks)
+    shadow_thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+    shadows = ShadowSearches(
+        database,
+        CollectionSearch(
+            SearchReading(database, shadow_thread, shadow_thread),
+            core.service,
+            telemetry.corpora,
+            telemetry.pressure,
+        ),
+        core.gate,
+        metrics,
+        shadow_thread,
+        Random().random,  # noqa: S311 - a sample, no secret
+    )
     migrations = Migrations(
         database,
         core.models,
@@ -56,8 +74,10 @@ def build_migrations(
         changes,
         scans,
         hooks,
+        shadows,
     )
     corpora.search.listen(migrations.searched)
+    corpora.search.listen_to_answers(shadows.answered)
     return migrations, CollectionSurvey(database, core.models, core.service, scans)
 
 

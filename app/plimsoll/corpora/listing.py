@@ -11,7 +11,6 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.records import StoredDocument, Version
-from plimsoll.errors import InvalidRequestError
 from plimsoll.policy.costs import LISTED_BYTES, LISTED_NUMBERS
 
 
@@ -44,12 +43,7 @@ def page_after(
     collection = versions.find(connection, name)
     chosen = collection.active
     if version is not None:
-        every = {each.id: each for each in versions.of_collection(connection, collection.id)}
-        if version not in every:
-            raise InvalidRequestError(
-                f"{name!r} has no version {version}; see GET /collections/{name}", param="version"
-            )
-        chosen = every[version]
+        chosen = versions.of_number(connection, collection, version)
     if has_vectors:
         most = min(most, max(1, LISTED_NUMBERS // chosen.space.dimensions))
     found, n_bytes, has_more = list[StoredDocument](), 0, False

@@ -1,9 +1,9 @@
-"""Rows in order of their scores, and two orders made one. Pure.
+"""Rows in order of their scores, and several orders made one. Pure.
 
 Equal scores stand in the order of their rows, so that an order never depends on how it was found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,31 @@ def best(rows: np.ndarray, scores: np.ndarray, most: int) -> Ranked:
         rows, scores = rows[kept], scores[kept]
     order = np.lexsort((rows, -scores))[:most]
     return Ranked(rows[order], scores[order].astype(np.float64))
+
+
+def in_places(
+    whole: Sequence[int],
+    held: Container[int],
+    order: Sequence[int],
+    placed: Container[int],
+    most: int,
+) -> list[int]:
+    """The `most` first of `whole` with the rows that a better judge knows put in its order.
+
+    whole: rows, best first. held: those whose places the judge fills. order: rows as the judge has
+    them. placed: those of them that have a place in the whole, be it further down than is given;
+    one that has none comes along with the next that has.
+    """
+    known, merged = iter(order), list[int]()
+    for row in whole:
+        if row not in held:
+            merged.append(row)
+            continue
+        for better in known:
+            merged.append(better)
+            if better in placed:
+                break
+    return [*merged, *known][:most]
 
 
 def fused(orders: Sequence[Ranked], most: int) -> Ranked:

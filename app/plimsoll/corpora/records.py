@@ -62,6 +62,8 @@ class Collection:
     """Documents under a name; `active` is the version that searches read.
 
     is_linked: they mirror what is elsewhere, and only plimsoll.links changes them.
+    ahead: versions that searches read before the active one, each for the documents that have a
+    vector of it and of none before it.
     """
 
     id: int
@@ -69,6 +71,12 @@ class Collection:
     active: Version
     created_at: str
     is_linked: bool = False
+    ahead: tuple[Version, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Version, ...]:
+        """All versions that searches read, the first one first; the last is the active one."""
+        return (*self.ahead, self.active)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,30 @@ STEPS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (migration, second)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (  # versions that searches read before the active one; what live searches said of a new one
+        """CREATE TABLE versions_ahead (
+            collection INTEGER NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+            place INTEGER NOT NULL,
+            version INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+            PRIMARY KEY (collection, place)
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX ahead_by_version ON versions_ahead (version)",
+        """CREATE TABLE migration_shadow (
+            migration INTEGER PRIMARY KEY REFERENCES migrations (id),
+            share REAL NOT NULL,
+            n_compared INTEGER NOT NULL DEFAULT 0,
+            n_both INTEGER NOT NULL DEFAULT 0,
+            overlap REAL NOT NULL DEFAULT 0,
+            least_overlap REAL NOT NULL DEFAULT 1,
+            agreement REAL NOT NULL DEFAULT 0,
+            old_seconds REAL NOT NULL DEFAULT 0,
+            new_seconds REAL NOT NULL DEFAULT 0,
+            n_old_empty INTEGER NOT NULL DEFAULT 0,
+            n_new_empty INTEGER NOT NULL DEFAULT 0,
+            n_failed INTEGER NOT NULL DEFAULT 0,
+            last_failure TEXT
+        ) STRICT""",
+    ),
 )
 
 

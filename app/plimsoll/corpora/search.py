@@ -9,22 +9,12 @@ from time import perf_counter
 from typing import TypeAlias
 
 from plimsoll.corpora.filters import Condition, parse_filter
+from plimsoll.corpora.query_vectors import AT_FAULT, UNEMBEDDED, QueryVectors
 from plimsoll.corpora.ranking import Ranked
 from plimsoll.corpora.records import Collection
 from plimsoll.corpora.search_reading import SearchReading
-from plimsoll.corpora.spaces import check_space
 from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
-from plimsoll.errors import (
-    CacheError,
-    EncodeError,
-    GGUFError,
-    InvalidRequestError,
-    ModelError,
-    PlimsollError,
-    SpaceMismatchError,
-    TooLargeError,
-    UnknownModelError,
-)
+from plimsoll.errors import PlimsollError
 from plimsoll.policy.costs import (
     Demand,
     found_documents_bytes,
@@ -34,16 +24,11 @@ from plimsoll.policy.costs import (
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import DEGRADING, with_fallback
 from plimsoll.serving.gate import RequestPermit
-from plimsoll.serving.tasks import Embeddings, EmbedTask, raise_first
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.pressure import PressureMetrics
 
 SearchListener: TypeAlias = Callable[[str, bool], None]
-
-# The version or its model is at fault, if it is none of DEGRADING: waiting would not help.
-AT_FAULT = (SpaceMismatchError, ModelError, GGUFError, CacheError, EncodeError)
-# Why a search that left its mode open is answered by words.
-SEARCH_DEGRADING = (*DEGRADING, *AT_FAULT, TooLargeError)
+AnswerListener: TypeAlias = Callable[[SearchTask, SearchResults, float], None]
 
 
 class CollectionSearch:
@@ -57,11 +42,12 @@ class CollectionSearch:
         pressure: PressureMetrics,
     ) -> None:
         self._reading = reading
-        self._embeddings = embeddings
+        self._queries = QueryVectors(embeddings)
         self._metrics = metrics
         self._pressure = pressure
         self._listener: SearchListener | None = None
-        pressure.expect_degraded(kind.code for kind in SEARCH_DEGRADING)
+        self._answer_listener: AnswerListener | None = None
+        pressure.expect_degraded(kind.code for kind in UNEMBEDDED)
 
     def listen(self, listener: SearchListener) -> None:
         """Tell `listener` of each search by meaning: its collection, and whether it was answered.
@@ -70,6 +56,10 @@ class CollectionSearch:
         filter in a collection with documents. Refusals for want of memory are not told.
         """
         self._listener = listener
+
+    def listen_to_answers(self, listener: AnswerListener) -> None:
+        """Show `listener` each answer by meaning, with the seconds it took; it must not wait."""
+        self._answer_listener = listener
 
     async def search(self, task: SearchTask, permit: RequestPermit) -> SearchResults:
         """The `top_k` best documents.
@@ -83,6 +73,11 @@ class CollectionSearch:
         found = await self._answer(task, condition, permit)
         self._metrics.searched(found.mode, perf_counter() - began_s)
         return found
+
+    async def by_meaning(self, task: SearchTask, permit: RequestPermit) -> SearchResults:
+        """The answer by meaning alone, which counts as no client's search. Raises as `search`."""
+        condition = None if task.filter is None else parse_filter(task.filter)
+        return await self._by_meaning(task, condition, permit)
 
     def stop(self) -> None:
         """End the searches that run, and those that come."""
@@ -103,12 +98,13 @@ class CollectionSearch:
             self._pressure,
             lambda: self._told_by_meaning(task, condition, permit),
             lambda refusal: self._by_words(task, condition, permit, _degraded(refusal)),
-            SEARCH_DEGRADING,
+            UNEMBEDDED,
         )
 
     async def _told_by_meaning(
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit
     ) -> SearchResults:
+        began_s = perf_counter()
         try:
             found = await self._by_meaning(task, condition, permit)
         except DEGRADING:
@@ -116,10 +112,13 @@ class CollectionSearch:
         except AT_FAULT:
             self._tell(task.collection, is_answered=False)
             raise
+        answered_s = perf_counter() - began_s
         is_answered = bool(found.results) or condition is not None
         if not is_answered:
             is_answered = await self._reading.is_empty(task.collection)
         self._tell(task.collection, is_answered=is_answered)
+        if self._answer_listener is not None:
+            self._answer_listener(task, found, answered_s)
         return found
 
     def _tell(self, collection: str, *, is_answered: bool) -> None:
@@ -129,56 +128,26 @@ class CollectionSearch:
     async def _by_meaning(
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit
     ) -> SearchResults:
-        while True:  # again where another version became active, or the name is another's now
-            collection = await self._reading.collection(task.collection)
-            query = await self._embedded(collection, task, permit)
-            (vector,) = query.vectors
-            assert vector is not None  # noqa: S101 - its failure has been raised
+        while True:  # again where others are read now, or the name is another's
+            collection = await self._reading.collection(task)
+            query = await self._queries.of(task, collection, permit)
             demand = vector_search_demand(query.dimensions)
             await permit.renew(demand)
-            ranked = await self._reading.near(task, condition, collection, vector)
-            if ranked is None:
+            near = await self._reading.near(task, condition, collection, query.parts)
+            if near is None:
                 continue
-            results = await self._documents(collection, ranked, demand, permit)
+            results = await self._documents(collection, near.ranked, demand, permit)
             if results is not None:
                 break
+        if collection.ahead:
+            self._metrics.searched_in_parts(is_whole=not query.n_left_out)
         return SearchResults(
             mode="hybrid" if task.mode == "hybrid" else "dense",
-            fingerprint=query.fingerprint,
             results=results,
-            warnings=[*query.traits.notes, *_cut(query)],
+            parts=near.parts,
+            warnings=query.warnings,
             n_tokens=query.n_tokens,
         )
-
-    async def _embedded(
-        self, collection: Collection, task: SearchTask, permit: RequestPermit
-    ) -> Embeddings:
-        """The query in the collection's space. Raises SpaceMismatchError where it has no vector."""
-        space = collection.active.space
-        if space.is_foreign:
-            raise SpaceMismatchError(
-                f"the vectors of {collection.name!r} are of the space {space.fingerprint!r}, into "
-                "which no model here embeds a query; mode bm25 searches by words"
-            )
-        try:
-            query = await self._embeddings.embed_dense(
-                EmbedTask(
-                    [task.query],
-                    "search_query",
-                    dimensions=space.dimensions,
-                    model=space.model,
-                    priority=task.priority,
-                ),
-                permit,
-            )
-        except (UnknownModelError, InvalidRequestError) as error:  # not served, or cut down
-            raise SpaceMismatchError(
-                f"the vectors of {collection.name!r} are of {space.fingerprint} by "
-                f"{space.model!r}: {error}"
-            ) from error
-        check_space(collection.name, space, query)
-        raise_first(query.failures, lambda index: "query", param="query")
-        return query
 
     async def _by_words(
         self,
@@ -196,7 +165,7 @@ class CollectionSearch:
             collection, ranked = await self._reading.by_words(task, condition)
             found = await self._documents(collection, ranked, demand, permit)
             if found is not None:
-                return SearchResults("bm25", None, found, degraded)
+                return SearchResults("bm25", found, degraded=degraded)
 
     async def _documents(
         self, collection: Collection, ranked: Ranked, demand: Demand, permit: RequestPermit
@@ -225,10 +194,3 @@ class CollectionSearch:
 
 def _degraded(refusal: PlimsollError) -> DegradedSearch:
     return DegradedSearch(refusal.code, f"searched by words: {refusal}", refusal.retry_after_s)
-
-
-def _cut(query: Embeddings) -> list[str]:
-    return [
-        f"query: only the first {cut.kept} of its {cut.tokens} tokens count"
-        for cut in query.truncated
-    ]

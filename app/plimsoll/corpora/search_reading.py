@@ -5,20 +5,20 @@ A reading that may be long ends with its client, with the server, or when its ti
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from functools import partial
 from sqlite3 import Connection
 from threading import Event
 from typing import TypeVar
 
-import numpy as np
-
 from plimsoll.corpora import documents, versions
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.filters import Condition
+from plimsoll.corpora.parts import SearchPart, merged
 from plimsoll.corpora.ranking import Ranked, fused
 from plimsoll.corpora.reading_limit import ReadingLimit
-from plimsoll.corpora.records import Collection, StoredDocument
-from plimsoll.corpora.tasks import SearchTask
+from plimsoll.corpora.records import Collection, Space, StoredDocument
+from plimsoll.corpora.tasks import Answering, SearchTask
 from plimsoll.corpora.vector_copies import VectorCopies
 from plimsoll.corpora.words import search_words
 from plimsoll.serving.threads import run_until_dropped
@@ -30,6 +30,14 @@ MOST_READING_S = 10.0
 # Of each of the two orders that a hybrid search makes one of, where no more are asked for. Deeper
 # ones leave the first ten on Cranfield as they are; at 20 nDCG@10 is 0.003 lower, at 10 0.019.
 FUSED_DEPTH = 100
+
+
+@dataclass(frozen=True)
+class Near:
+    """What is nearest to a query, and the versions that said so."""
+
+    ranked: Ranked
+    parts: list[Answering]
 
 
 class SearchReading:
@@ -55,19 +63,26 @@ class SearchReading:
         """Give the copies of vectors back."""
         self._copies.close()
 
-    async def collection(self, name: str) -> Collection:
-        """The collection of this name."""
-        return await self._read(versions.find, name)
+    async def collection(self, task: SearchTask) -> Collection:
+        """The collection that a search is for, as if the version that it names was the active one.
+
+        Raises InvalidRequestError for a version that is not there.
+        """
+        return await self._read(_searched, task)
 
     async def is_empty(self, name: str) -> bool:
         """Whether it has no document."""
         return await self._read(_is_empty, name)
 
     async def near(
-        self, task: SearchTask, condition: Condition | None, seen: Collection, vector: np.ndarray
-    ) -> Ranked | None:
-        """Rows nearest to a vector of the space of `seen`; None where that is gone or moved on."""
-        work = partial(self._near, task, condition, seen, vector)
+        self,
+        task: SearchTask,
+        condition: Condition | None,
+        seen: Collection,
+        parts: Sequence[SearchPart],
+    ) -> Near | None:
+        """Rows nearest to the query in parts of `seen`; None where those are gone or others now."""
+        work = partial(self._near, task, condition, seen, parts)
         return await self._read_in(self._vectors_thread, work)
 
     async def by_words(
@@ -89,22 +104,23 @@ class SearchReading:
         task: SearchTask,
         condition: Condition | None,
         seen: Collection,
-        vector: np.ndarray,
+        parts: Sequence[SearchPart],
         connection: Connection,
-    ) -> Ranked | None:
-        collection = versions.find(connection, task.collection)
-        if collection.id != seen.id or collection.active.space != seen.active.space:
+    ) -> Near | None:
+        collection = _searched(connection, task)
+        if collection.id != seen.id or _spaces(collection) != _spaces(seen):
             return None
         among = None
         if condition is not None:
             among = partial(documents.fitting, connection, collection.id, condition)
         is_hybrid = task.mode == "hybrid"
         most = max(task.top_k, FUSED_DEPTH) if is_hybrid else task.top_k
-        near = self._copies.search(connection, collection.active, vector, most, among)
-        if not is_hybrid:
-            return near
-        words = search_words(connection, collection.id, task.query, most, condition)
-        return fused([near, words], task.top_k)
+        found = self._copies.search_parts(connection, parts, most, among)
+        near = merged(connection, found, most)
+        if is_hybrid:
+            words = search_words(connection, collection.id, task.query, most, condition)
+            near = fused([near, words], task.top_k)
+        return Near(near, [Answering(part.version, part.n_documents) for part in found])
 
     async def _read(self, work: Callable[..., T], *args: object) -> T:
         return await self._read_in(self._reading_thread, lambda connection: work(connection, *args))
@@ -117,6 +133,19 @@ class SearchReading:
                 return work(connection)
 
         return await run_until_dropped(thread, read, limit.drop)
+
+
+def _searched(connection: Connection, task: SearchTask) -> Collection:
+    collection = versions.find(connection, task.collection)
+    if task.version is None:
+        return collection
+    version = versions.of_number(connection, collection, task.version)
+    return replace(collection, active=version, ahead=())
+
+
+def _spaces(collection: Collection) -> list[tuple[int, Space]]:
+    """Which versions a search reads, whatever else changes of them."""
+    return [(version.id, version.space) for version in collection.parts]
 
 
 def _is_empty(connection: Connection, name: str) -> bool:

@@ -24,7 +24,11 @@ class CollectionState:
 
 @dataclass(frozen=True)
 class SearchTask:
-    """What to look for, and where; `filter`: see filters.py; `priority` as in EmbedTask."""
+    """What to look for, and where; `filter`: see filters.py; `priority` as in EmbedTask.
+
+    version: number of the one that is read, alone; None: those that searches of the collection
+    read.
+    """
 
     collection: str
     query: str
@@ -32,6 +36,7 @@ class SearchTask:
     mode: AskedMode = "auto"
     filter: Mapping[str, Any] | None = None
     priority: Priority | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,34 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Answering:
+    """A version that took part in an answer by meaning.
+
+    n_documents: those that it answers for, among which the search was.
+    """
+
+    version: Version
+    n_documents: int
+
+
+@dataclass(frozen=True)
 class SearchResults:
-    """Documents, best first. fingerprint: of the vectors that were compared, if any were."""
+    """Documents, best first. parts: versions that were compared, if any were, the first one first;
+    each answers for the documents that those before it have no vector of.
+    """
 
     mode: SearchMode
-    fingerprint: str | None
     results: list[Found]
+    parts: list[Answering] = field(default_factory=list)
     degraded: DegradedSearch | None = None
     warnings: list[str] = field(default_factory=list)
     n_tokens: int = 0
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the vectors that were compared, where all were of one space."""
+        found = {part.version.space.fingerprint for part in self.parts}
+        return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -23,9 +23,10 @@ from typing import TypeAlias
 import numpy as np
 
 from plimsoll.corpora import vectors
+from plimsoll.corpora.parts import PartFound, SearchPart
 from plimsoll.corpora.ranking import Ranked, best
 from plimsoll.corpora.records import Version
-from plimsoll.corpora.vectors import STORED, Segment
+from plimsoll.corpora.vectors import STORED, Segment, places_of
 from plimsoll.policy.costs import SEGMENT_ROWS
 
 log = logging.getLogger(__name__)
@@ -67,17 +68,37 @@ class VectorCopies:
 
         query: float32 (dimensions,), of the version's own space.
         """
-        copy = self._copies.get(version.id)
-        if copy is None:
-            copy = self._copies[version.id] = _VectorCopy(self._folder, version)
-        self._copies.move_to_end(version.id)
+        (found,) = self.search_parts(connection, [SearchPart(version, query)], most, among)
+        return found.near
+
+    def search_parts(
+        self,
+        connection: sqlite3.Connection,
+        parts: Sequence[SearchPart],
+        most: int,
+        among: RowFilter | None = None,
+    ) -> list[PartFound]:
+        """Likewise in each of the parts, given in order of their precedence."""
+        scans = [_Scan(self._copy(part.version), connection, part) for part in parts]
         self._forget(connection)
-        return copy.search(connection, query, most, among)
+        for number in sorted({number for scan in scans for number in scan.segments}):
+            taken = np.zeros(SEGMENT_ROWS, bool)
+            fitting = None if among is None else among(places_of(number))
+            for scan in scans:
+                scan.look(number, most, fitting, taken)
+        return [PartFound(scan.part.version, scan.near, scan.n_documents) for scan in scans]
 
     def close(self) -> None:
         """Give every file back."""
         while self._copies:
             self._copies.popitem()[1].close()
+
+    def _copy(self, version: Version) -> "_VectorCopy":
+        copy = self._copies.get(version.id)
+        if copy is None:
+            copy = self._copies[version.id] = _VectorCopy(self._folder, version)
+        self._copies.move_to_end(version.id)
+        return copy
 
     def _forget(self, connection: sqlite3.Connection) -> None:
         """Close copies of versions that are gone, and of those not searched for longest."""
@@ -86,6 +107,46 @@ class VectorCopies:
             self._copies.pop(number).close()
         while len(self._copies) > MOST_COPIES:
             self._copies.popitem(last=False)[1].close()
+
+
+class _Scan:
+    """One part's way through its segments."""
+
+    def __init__(
+        self, copy: "_VectorCopy", connection: sqlite3.Connection, part: SearchPart
+    ) -> None:
+        self.part = part
+        self.segments = {
+            segment.number: segment for segment in vectors.segments(connection, part.version.id)
+        }
+        self.near = Ranked.none()
+        self.n_documents = 0
+        self._copy = copy
+        self._connection = connection
+        self._query = vectors.unit(part.query[np.newaxis])[0]
+
+    def look(self, number: int, most: int, fitting: np.ndarray | None, taken: np.ndarray) -> None:
+        """Look for nearer rows in a segment.
+
+        fitting: rows to be looked at, int64, ascending; None: all. taken: bool (SEGMENT_ROWS,),
+        places that an earlier part answers for; this part's are added.
+        """
+        segment = self.segments.get(number)
+        if segment is None:
+            return
+        rows, values = self._copy.up_to_date(self._connection, segment)
+        if fitting is not None:
+            are_fitting = _positions(rows, fitting)
+            rows, values = rows[are_fitting], values[are_fitting]
+        near = best(rows, values @ self._query, most)
+        self.near = best(
+            np.concatenate((self.near.rows, near.rows)),
+            np.concatenate((self.near.scores, near.scores)),
+            most,
+        )
+        places = rows - segment.first_row
+        self.n_documents += int(np.count_nonzero(~taken[places]))
+        taken[places] = True
 
 
 class _VectorCopy:
@@ -100,31 +161,12 @@ class _VectorCopy:
         self._copied: dict[int, _Copied] = {}
         self._n_unsynced = 0
 
-    def search(
-        self, connection: sqlite3.Connection, query: np.ndarray, most: int, among: RowFilter | None
-    ) -> Ranked:
-        query = vectors.unit(query[np.newaxis])[0]
-        found = Ranked.none()
-        for segment in vectors.segments(connection, self._version.id):
-            rows, values = self._up_to_date(connection, segment)
-            if among is not None:
-                fitting = _positions(rows, among(segment.places))
-                rows, values = rows[fitting], values[fitting]
-            scores = values @ query
-            near = best(rows, scores, most)
-            found = best(
-                np.concatenate((found.rows, near.rows)),
-                np.concatenate((found.scores, near.scores)),
-                most,
-            )
-        return found
-
     def close(self) -> None:
         if self._map is not None:
             self._map.close()
         self._file.close()
 
-    def _up_to_date(
+    def up_to_date(
         self, connection: sqlite3.Connection, segment: Segment
     ) -> tuple[np.ndarray, np.ndarray]:
         """A segment's rows and unit vectors as SQLite has them in this transaction."""

@@ -31,10 +31,10 @@ class Segment:
         """The row of its first place."""
         return self.number * SEGMENT_ROWS
 
-    @property
-    def places(self) -> range:
-        """Rows that it has a place for."""
-        return range(self.first_row, self.first_row + SEGMENT_ROWS)
+
+def places_of(segment: int) -> range:
+    """Rows that a segment of this number has a place for."""
+    return range(segment * SEGMENT_ROWS, (segment + 1) * SEGMENT_ROWS)
 
 
 def put(

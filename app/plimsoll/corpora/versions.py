@@ -4,11 +4,13 @@ Functions over a connection that is in a transaction, which the caller holds.
 """
 
 import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from plimsoll.corpora import schema
 from plimsoll.corpora.records import Collection, Space, Version, VersionState
-from plimsoll.errors import LinkStateError, UnknownCollectionError
+from plimsoll.errors import InvalidRequestError, LinkStateError, UnknownCollectionError
 
 _VERSION = "versions.id, versions.collection, fingerprint, dimensions, model, state, takes_writes"
 _COLLECTION = f"""
@@ -36,7 +38,7 @@ def find(connection: sqlite3.Connection, name: str) -> Collection:
         raise UnknownCollectionError(
             f"there is no collection {name!r}; see GET /collections", param="name"
         )
-    return _collection(row)
+    return _with_ahead(connection, _collection(row))
 
 
 def find_own(connection: sqlite3.Connection, name: str) -> Collection:
@@ -53,7 +55,8 @@ def find_own(connection: sqlite3.Connection, name: str) -> Collection:
 
 def all_collections(connection: sqlite3.Connection) -> list[Collection]:
     """Every collection, by name."""
-    return [_collection(row) for row in connection.execute(f"{_COLLECTION} ORDER BY name")]
+    found = connection.execute(f"{_COLLECTION} ORDER BY name").fetchall()
+    return [_with_ahead(connection, _collection(row)) for row in found]
 
 
 def drop(connection: sqlite3.Connection, collection: Collection) -> None:
@@ -86,6 +89,17 @@ def of_collection(connection: sqlite3.Connection, collection: int) -> list[Versi
     return [_version(row) for row in connection.execute(query, (collection,))]
 
 
+def of_number(connection: sqlite3.Connection, collection: Collection, number: int) -> Version:
+    """One of its versions. Raises InvalidRequestError for one that is not there."""
+    for version in of_collection(connection, collection.id):
+        if version.id == number:
+            return version
+    raise InvalidRequestError(
+        f"{collection.name!r} has no version {number}; see GET /collections/{collection.name}",
+        param="version",
+    )
+
+
 def taking_writes(connection: sqlite3.Connection, collection: Collection) -> list[Version]:
     """Those that a new document's vectors go to; the active one always is among them."""
     return [
@@ -107,6 +121,21 @@ def activate(connection: sqlite3.Connection, collection: Collection, version: Ve
     )
     if changed.rowcount != 1:
         raise ValueError(f"version {version.id} is no complete one of {collection.name!r}")
+
+
+def set_ahead(connection: sqlite3.Connection, collection: int, versions: Sequence[Version]) -> None:
+    """Let searches read these before the active one, in this order; none: that one alone."""
+    connection.execute("DELETE FROM versions_ahead WHERE collection = ?", (collection,))
+    connection.executemany(
+        "INSERT INTO versions_ahead (collection, place, version) VALUES (?, ?, ?)",
+        [(collection, place, version.id) for place, version in enumerate(versions)],
+    )
+
+
+def is_ahead(connection: sqlite3.Connection, version: int) -> bool:
+    """Whether searches read the version of this number before the active one."""
+    query = "SELECT 1 FROM versions_ahead WHERE version = ?"
+    return connection.execute(query, (version,)).fetchone() is not None
 
 
 def set_state(connection: sqlite3.Connection, version: Version, state: VersionState) -> None:
@@ -141,6 +170,15 @@ def _forget(connection: sqlite3.Connection, version: int) -> None:
 def _collection(row: tuple[Any, ...]) -> Collection:
     number, name, created_at, is_linked, *version = row
     return Collection(number, name, _version(tuple(version)), created_at, bool(is_linked))
+
+
+def _with_ahead(connection: sqlite3.Connection, collection: Collection) -> Collection:
+    found = connection.execute(
+        f"""SELECT {_VERSION} FROM versions_ahead JOIN versions ON versions.id = version
+        WHERE versions_ahead.collection = ? ORDER BY place""",
+        (collection.id,),
+    )
+    return replace(collection, ahead=tuple(_version(row) for row in found))
 
 
 def _version(row: tuple[Any, ...]) -> Version:

@@ -4,6 +4,7 @@ from typing import Any
 
 from plimsoll.corpora.spaces import space_json
 from plimsoll.migration.hooks.records import HookOutcome
+from plimsoll.migration.shadow import Shadow
 from plimsoll.migration.status import MigrationStatus
 
 
@@ -33,6 +34,8 @@ def migration_json(status: MigrationStatus) -> dict[str, Any]:
         "rollback": counts.way_back,
         "without_old_vector": counts.n_without_old,
         "watch": _watch_json(status),
+        "progressive": counts.is_progressive,
+        "shadow": _shadow_json(counts.shadow),
         "judged_queries": migration.n_judged,
         "verdict": migration.verdict,
         "quarantine": [
@@ -70,6 +73,24 @@ def hook_json(outcome: HookOutcome) -> dict[str, Any]:
         "figures": dict(outcome.figures),
         "at": outcome.began_at,
         "seconds": outcome.seconds,
+    }
+
+
+def _shadow_json(seen: Shadow | None) -> dict[str, Any] | None:
+    if seen is None:
+        return None
+    return {
+        "share": seen.share,
+        "compared": seen.n_compared,
+        "mean_overlap": seen.mean_overlap,
+        "least_overlap": seen.least_overlap if seen.n_both else None,
+        "rank_agreement": seen.mean_agreement,
+        "old_mean_ms": seen.old_mean_ms,
+        "new_mean_ms": seen.new_mean_ms,
+        "old_empty": seen.n_old_empty,
+        "new_empty": seen.n_new_empty,
+        "failed": seen.n_failed,
+        "last_failure": seen.last_failure,
     }
 
 

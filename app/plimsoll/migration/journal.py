@@ -131,6 +131,11 @@ def change_state(
     return find(connection, migration)
 
 
+def note(connection: sqlite3.Connection, migration: Migration, who: str, why: str) -> None:
+    """Write down what was changed of a migration beside its state."""
+    _note_change(connection, migration.id, migration.state, migration.state, who, why)
+
+
 def add_to_why(connection: sqlite3.Connection, migration: int, told: str) -> None:
     """Say more of the last change of a migration's state."""
     connection.execute(

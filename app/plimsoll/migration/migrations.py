@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from sqlite3 import Connection
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
 from plimsoll.errors import MigrationStateError, StoreError
 from plimsoll.links.links import Links
-from plimsoll.migration import journal, pointer, quarantine
+from plimsoll.migration import journal, pointer, progressive, quarantine, shadow_share
 from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.cutovers import Cutovers
 from plimsoll.migration.hooks import journal as hooks_journal
@@ -25,6 +25,7 @@ from plimsoll.migration.hooks.hooks import MigrationHooks
 from plimsoll.migration.outside import OutsidePointers
 from plimsoll.migration.records import Migration, Progress
 from plimsoll.migration.runs import MigrationRuns
+from plimsoll.migration.shadow_searches import ShadowSearches, shares
 from plimsoll.migration.startup import IdleVersions, cut_over_ages, leave_out_unserved
 from plimsoll.migration.states import UNDER_WAY, MigrationState
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
@@ -42,12 +43,16 @@ EVENT_EVERY_S = 1.0
 _S = MigrationState
 JUDGED = (_S.READY, _S.ROLLED_BACK)
 
+Figures: TypeAlias = list[tuple[Migration, float]]
+"""A number of each."""
+
 
 class Migrations:
     """Begins and ends migrations.
 
     thread: reads and writes the file for changes of state. scans: the threads of runs and verdicts,
-    which may take long. Both end with `close`. hooks: may be listed and tried.
+    which may take long. Both end with `close`, and so does `shadows`. hooks: may be listed and
+    tried.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Migrations:
         thread: ThreadPoolExecutor,
         scans: ThreadPoolExecutor,
         hooks: MigrationHooks,
+        shadows: ShadowSearches,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._database = database
@@ -74,6 +80,7 @@ class Migrations:
         self._drain = drain
         self._scans = scans
         self.hooks = hooks
+        self._shadows = shadows
         self._changes = StateChanges(database, runs, metrics, thread)
         self._cutovers = Cutovers(self._changes, judge, links, hooks, clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
@@ -83,12 +90,12 @@ class Migrations:
         if not self._database.path.exists():
             return
 
-        def look(connection: Connection) -> tuple[list[Migration], list[tuple[Migration, float]]]:
+        def look(connection: Connection) -> tuple[list[Migration], Figures, Figures]:
             found = leave_out_unserved(connection, self._models)
-            return found, cut_over_ages(connection, found)
+            return found, cut_over_ages(connection, found), shares(connection, found)
 
         try:
-            found, cut_over = await self._changes.write(look)
+            found, cut_over, compared = await self._changes.write(look)
             interrupted = await self._changes.read(hooks_journal.interrupted_after_cutover)
         except StoreError as error:  # collections are refused with it; all else is served
             log.error("%s", error)
@@ -98,6 +105,7 @@ class Migrations:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
         self._cutovers.start(cut_over, interrupted)
+        self._shadows.start(compared)
         idle = IdleVersions(self._changes, self._judge)
         outside = OutsidePointers(self._changes, self._links, self._cutovers)
         self._looking = [
@@ -110,6 +118,7 @@ class Migrations:
         for task in self._looking:
             task.cancel()
         await asyncio.gather(*self._looking, return_exceptions=True)
+        await self._shadows.close()
         await self._cutovers.close()
         await self._changes.finish()
         await self._runs.close()
@@ -132,10 +141,12 @@ class Migrations:
         judged: Sequence[Mapping[str, Any]] = (),
         hooks: Sequence[str] = (),
         starts: bool = True,
+        is_progressive: bool = False,
     ) -> MigrationStatus:
         """Move a collection to a served model; starts: at once, else when it is resumed.
 
-        hooks: names of those that are asked, behind those that always are.
+        hooks: names of those that are asked, behind those that always are. is_progressive: searches
+        read the new version too from now on, where it has vectors.
         Raises UnknownCollectionError, UnknownModelError, UnknownHookError, MigrationStateError,
         InvalidRequestError, and ModelErrors and OverloadError where the model has to be opened to
         know its space.
@@ -149,6 +160,8 @@ class Migrations:
         def work(connection: Connection) -> Migration:
             migration = pointer.begin(connection, collection, target, [*judged], who, why)
             hooks_journal.put_names(connection, migration.id, hooks)
+            if is_progressive:
+                progressive.begin(connection, migration, self._models.max_open)
             if starts:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration
@@ -246,6 +259,33 @@ class Migrations:
             return migration
 
         return await self._change(work, self._runs.start)
+
+    async def set_progressive(
+        self, number: int, who: str, why: str, *, is_on: bool
+    ) -> MigrationStatus:
+        """Let searches read the new version before cut-over where it has vectors, or not.
+
+        Raises MigrationStateError.
+        """
+        await self._changes.write(
+            lambda connection: progressive.switch(
+                connection, number, who, why, self._models.max_open, is_on=is_on
+            )
+        )
+        return await self.status(number)
+
+    async def set_shadow(self, number: int, share: float, who: str, why: str) -> MigrationStatus:
+        """Have that share of live searches asked of the new version too, and compared; 0: none.
+
+        Raises MigrationStateError.
+        """
+        migration = await self._changes.write(
+            lambda connection: shadow_share.switch(
+                connection, number, share, who, why, self._models.max_open
+            )
+        )
+        self._shadows.set_share(migration, share)
+        return await self.status(number)
 
     async def cut_over(
         self, number: int, who: str, why: str, *, force: bool = False

@@ -11,7 +11,7 @@ from typing import Any
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.records import Collection, Space, Version, VersionState
 from plimsoll.errors import InvalidRequestError, VerdictError
-from plimsoll.migration import journal, quarantine
+from plimsoll.migration import journal, progressive, quarantine
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import MigrationState, check_change
 
@@ -78,6 +78,19 @@ def leave_out(
     return left
 
 
+def make_ready(connection: sqlite3.Connection, number: int, decision: str, who: str) -> Migration:
+    """Note that it was judged; where that is no go, searches read the old version alone again.
+
+    Raises MigrationStateError.
+    """
+    why = f"verdict: {decision}"
+    migration = journal.find(connection, number)
+    if decision != "go" and progressive.is_progressive(connection, migration):
+        progressive.end(connection, migration)
+        why += "; searches read the old version alone again"
+    return journal.change_state(connection, number, MigrationState.READY, who, why)
+
+
 def cut_over(
     connection: sqlite3.Connection,
     number: int,
@@ -99,6 +112,7 @@ def cut_over(
     versions.set_state(connection, target, VersionState.COMPLETE)
     versions.set_takes_writes(connection, source, takes_writes=keeps_old)
     versions.activate(connection, collection, target)
+    progressive.end(connection, migration)
     return migration
 
 

@@ -43,6 +43,11 @@ class Migration:
     created_at: str
 
     @property
+    def is_go(self) -> bool:
+        """Whether the last verdict speaks for the new version."""
+        return self.verdict is not None and self.verdict["decision"] == "go"
+
+    @property
     def idle(self) -> tuple[int, Space]:
         """The version that searches do not read, and its space."""
         if self.state is MigrationState.CUT_OVER:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from sqlite3 import Connection
 from time import monotonic
+from typing import Concatenate, ParamSpec
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.patient_embedder import Pause
@@ -38,6 +39,8 @@ from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
 from plimsoll.serving.threads import first_error
 from plimsoll.telemetry.migrations import MigrationMetrics
+
+P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +150,7 @@ class MigrationRuns:
                 decision = await self._work_off(migration, progress, pace)
                 ended.set()
         await self._hooks.ask(run, Moment.AFTER)
-        await self._change(number, MigrationState.READY, f"verdict: {decision}")
+        await self._commit(pointer.make_ready, number, decision, SERVER)
         log.info("migration %d of %r: %s", number, migration.collection, decision)
 
     async def _work_off(
@@ -208,10 +211,16 @@ class MigrationRuns:
         self._metrics.changed(MigrationState.FAILED.value)
 
     async def _change(self, number: int, after: MigrationState, why: str) -> Migration:
-        changed = await self._database.write(
-            self._thread, journal.change_state, number, after, SERVER, why
-        )
-        self._metrics.changed(after.value)
+        return await self._commit(journal.change_state, number, after, SERVER, why)
+
+    async def _commit(
+        self,
+        work: Callable[Concatenate[Connection, P], Migration],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Migration:
+        changed = await self._database.write(self._thread, work, *args, **kwargs)
+        self._metrics.changed(changed.state.value)
         return changed
 
     def _count(self, number: int, written: Written) -> None:

@@ -84,6 +84,9 @@ TRANSITIONS: Mapping[MigrationState, Mapping[MigrationState, str]] = {
 UNDER_WAY = frozenset({_S.RUNNING, _S.VALIDATING})
 """Those in which the server works, and goes on after a restart."""
 
+BEFORE_CUTOVER = frozenset({_S.PLANNED, _S.RUNNING, _S.PAUSED, _S.VALIDATING, _S.READY, _S.FAILED})
+"""Those in which searches have never read the new version alone."""
+
 ENDED = frozenset(state for state, following in TRANSITIONS.items() if not following)
 """Those that another migration of the collection may follow."""
 

@@ -6,11 +6,12 @@ from sqlite3 import Connection
 from typing import Literal, TypeAlias
 
 from plimsoll.corpora import documents, vectors
-from plimsoll.migration import journal, quarantine
+from plimsoll.migration import journal, progressive, quarantine, shadow
 from plimsoll.migration.hooks import journal as hooks_journal
 from plimsoll.migration.hooks.records import HookOutcome
 from plimsoll.migration.progress import ProgressMonitor, eta_s
 from plimsoll.migration.records import Migration, Quarantined, StateChange
+from plimsoll.migration.shadow import Shadow
 from plimsoll.migration.states import ENDED, MigrationState
 from plimsoll.migration.watch import Watched
 
@@ -28,7 +29,8 @@ class Counts:
     has_both: both versions are there, so that there is a way back. keeps_old: what is written goes
     into the old version too, so that going back loses nothing.
     n_without_old: documents that the old version has no vector of. named_hooks: in their order.
-    hooks: the last answers.
+    hooks: the last answers. is_progressive: searches read both versions. shadow: what comparisons
+    of live searches say, None where there was no share to compare.
     """
 
     migration: Migration
@@ -42,6 +44,8 @@ class Counts:
     quarantine: Sequence[Quarantined] = ()
     named_hooks: Sequence[str] = ()
     hooks: Sequence[HookOutcome] = ()
+    is_progressive: bool = False
+    shadow: Shadow | None = None
 
     @property
     def way_back(self) -> WayBack:
@@ -81,8 +85,9 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
     changes = journal.changes(connection, migration.id)
     named = hooks_journal.names(connection, migration.id)
     asked = hooks_journal.outcomes(connection, migration.id, MOST_LISTED)
+    seen = shadow.find(connection, migration.id)
     if migration.state in ENDED or not journal.is_there(connection, migration):
-        return Counts(migration, changes, named_hooks=named, hooks=asked)
+        return Counts(migration, changes, named_hooks=named, hooks=asked, shadow=seen)
     n_documents = documents.count(connection, migration.collection_id)
     source, _ = journal.versions_of(connection, migration)
     is_active = migration.state is not MigrationState.CUT_OVER
@@ -98,6 +103,8 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
         quarantine=quarantine.listed(connection, migration, MOST_LISTED),
         named_hooks=named,
         hooks=asked,
+        is_progressive=progressive.is_progressive(connection, migration),
+        shadow=seen,
     )
 
 

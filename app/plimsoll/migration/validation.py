@@ -28,12 +28,13 @@ from plimsoll.errors import (
     TooLargeError,
     UnknownModelError,
 )
-from plimsoll.migration import checks, journal, quarantine
+from plimsoll.migration import checks, journal, quarantine, shadow
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.quality import TIMED_CHARACTERS, TIMED_QUERIES, QualityJudge
 from plimsoll.migration.records import Migration
 from plimsoll.migration.scans import VectorHealth, sample_rows, vector_health
+from plimsoll.migration.shadow import Shadow
 from plimsoll.migration.stages import TEXT_COPIES, first_batch
 from plimsoll.migration.verdict import Check, Verdict, decide
 from plimsoll.models.pool import ModelPool
@@ -53,7 +54,7 @@ class Facts:
     """What the file says of a migration's two versions.
 
     sample: rows that have a new vector, with the bytes of their documents. openings: short texts.
-    old_vectors: None where a row has none.
+    old_vectors: None where a row has none. shadow: what live searches say, if any were compared.
     """
 
     old: Version
@@ -70,6 +71,7 @@ class Facts:
     new_vectors: np.ndarray
     old_vectors: list[np.ndarray | None]
     judged: list[JudgedQuery]
+    shadow: Shadow | None
 
 
 class MigrationJudge:
@@ -114,6 +116,8 @@ class MigrationJudge:
                 *await self._quality(migration, facts, old, new),
                 checks.rollback(migration.source, can_embed=old is not None),
             ]  # fmt: skip
+            if facts.shadow is not None and (facts.shadow.n_compared or facts.shadow.n_failed):
+                found.append(shadow.check_of(facts.shadow))
         finally:
             memory.leave_all()
         return decide(found, self._now(), SEED)
@@ -292,6 +296,7 @@ def _facts(connection: Connection, migration: Migration) -> Facts:
         new_vectors=_stacked([after[row] for row in rows], new),
         old_vectors=[before.get(row) for row in rows],
         judged=journal.judged_queries(connection, migration.id),
+        shadow=shadow.find(connection, migration.id),
     )
 
 

@@ -45,9 +45,12 @@ class AdmissionGate:
         self.queue_timeout_s = queue_timeout_s
         self._waiting: dict[asyncio.Future[None], None] = {}  # in the order they came
 
-    def permit(self) -> "RequestPermit":
-        """A permit for one request, which holds nothing yet."""
-        return RequestPermit(self)
+    def permit(self, *, wait_s: float | None = None) -> "RequestPermit":
+        """A permit for one request, which holds nothing yet.
+
+        wait_s: how long it waits for room, all its waits together; None: as long as a client's.
+        """
+        return RequestPermit(self, wait_s)
 
     def measure(self) -> None:
         """Take a fresh measurement of memory."""
@@ -120,11 +123,11 @@ class RequestPermit:
     TooLargeError, and the permit then keeps what it had.
     """
 
-    def __init__(self, gate: AdmissionGate) -> None:
+    def __init__(self, gate: AdmissionGate, wait_s: float | None = None) -> None:
         self._gate = gate
         self._governor = gate.governor
         self._permit = Permit()
-        self._wait_left_s = gate.queue_timeout_s
+        self._wait_left_s = gate.queue_timeout_s if wait_s is None else wait_s
 
     @property
     def kept_bytes(self) -> int:

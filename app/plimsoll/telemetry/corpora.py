@@ -31,6 +31,15 @@ class CorpusMetrics:
             buckets=SEARCH_BUCKETS_S,
             registry=registry,
         )
+        self._part_searches = Counter(
+            "plimsoll_progressive_searches",
+            "Searches that read several versions of a collection that moves, by outcome (whole, "
+            "left_out: a model did not answer, and others stood in)",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("whole", "left_out"):
+            self._part_searches.labels(outcome)
         for outcome in get_args(DocumentOutcome):
             self._documents.labels(outcome)
         for mode in get_args(SearchMode):
@@ -43,3 +52,7 @@ class CorpusMetrics:
     def searched(self, mode: SearchMode, seconds: float) -> None:
         """A search has been answered."""
         self._search_seconds.labels(mode).observe(seconds)
+
+    def searched_in_parts(self, *, is_whole: bool) -> None:
+        """A search has read several versions, or those of them that could be."""
+        self._part_searches.labels("whole" if is_whole else "left_out").inc()

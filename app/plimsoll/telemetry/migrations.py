@@ -14,6 +14,10 @@ HookOutcome: TypeAlias = Literal["passed", "stopped", "failed"]
 """What became of a hook that was asked; failed: it gave no answer."""
 
 
+ShadowOutcome: TypeAlias = Literal["compared", "failed", "dropped"]
+"""What became of a live search that was to be compared; failed: the new version gave no answer."""
+
+
 class MigrationMetrics:
     """Owns the metrics that migrations record in."""
 
@@ -58,6 +62,15 @@ class MigrationMetrics:
             ["outcome"],
             registry=registry,
         )
+        self._shadowed = Counter(
+            "plimsoll_shadow_searches",
+            "Live searches that a new version was asked too, by outcome (compared, failed: it gave "
+            "no answer, dropped: memory, the queue or others under way left no room)",
+            ["outcome"],
+            registry=registry,
+        )
+        for shadow_outcome in get_args(ShadowOutcome):
+            self._shadowed.labels(shadow_outcome)
         for decision in get_args(Decision):
             self._verdicts.labels(decision)
         for outcome in get_args(RowOutcome):
@@ -98,6 +111,10 @@ class MigrationMetrics:
     def asked(self, outcome: HookOutcome) -> None:
         """A hook was asked."""
         self._hooks.labels(outcome).inc()
+
+    def shadowed(self, outcome: ShadowOutcome) -> None:
+        """A live search was to be compared."""
+        self._shadowed.labels(outcome).inc()
 
     def changed(self, state: str) -> None:
         """A migration has come to this state."""

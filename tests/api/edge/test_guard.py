@@ -35,7 +35,17 @@ CHANGED_BY_OPERATORS = {
     "/migrations",
     *(
         f"/migrations/{{number}}/{verb}"
-        for verb in ("pause", "resume", "cancel", "validate", "cutover", "rollback", "purge")
+        for verb in (
+            "pause",
+            "resume",
+            "cancel",
+            "validate",
+            "cutover",
+            "rollback",
+            "purge",
+            "shadow",
+            "progressive",
+        )
     ),
     "/hooks/{name}/run",
     *(f"/links/{{name}}/{verb}" for verb in ("pull", "push", "unlink")),

@@ -123,6 +123,15 @@ class FoundDocument(BaseModel):
     metadata: dict[str, Any]
 
 
+class SearchPartFields(SpaceFields):
+    """A version that was compared, and how many documents it answered for."""
+
+    version: int
+    documents: Annotated[
+        int, Field(description="Those it answers for, of those that the filter let through.")
+    ]
+
+
 class DegradedSearchFields(BaseModel):
     """Why words were searched instead; `retry_after_s` is null where waiting would not help."""
 
@@ -136,7 +145,18 @@ class SearchResponse(BaseModel):
 
     mode: Annotated[SearchMode, Field(description="How the search was answered.")]
     fingerprint: Annotated[
-        str | None, Field(description="Of the vectors that were compared; null: none were.")
+        str | None,
+        Field(
+            description="Of the vectors that were compared; null: none were, or those of several "
+            "spaces, which `parts` has."
+        ),
+    ]
+    parts: Annotated[
+        list[SearchPartFields],
+        Field(
+            description="Versions that were compared; several while a progressive migration runs. "
+            "Each answers for the documents that those before it have no vector of."
+        ),
     ]
     results: list[FoundDocument]
     warnings: list[str]
@@ -273,6 +293,14 @@ def _found(result: SearchResults) -> dict[str, Any]:
     return {
         "mode": result.mode,
         "fingerprint": result.fingerprint,
+        "parts": [
+            {
+                **space_json(part.version.space),
+                "version": part.version.id,
+                "documents": part.n_documents,
+            }
+            for part in result.parts
+        ],
         "results": LongList(
             {
                 "id": found.document.id,

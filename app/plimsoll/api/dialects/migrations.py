@@ -38,6 +38,8 @@ from plimsoll.api.migration_fields import (
     MigrationNumber,
     MigrationReport,
     MigrationRequest,
+    ProgressiveRequest,
+    ShadowRequest,
     ValidateRequest,
     queries_json,
 )
@@ -52,6 +54,12 @@ EXAMPLES: dict[str, Example] = {
         "summary": "Move a collection",
         "value": {"collection": "ships", "model": "all-MiniLM-L6-v2"},
     },
+}
+SHARES: dict[str, Example] = {
+    "tenth": {"summary": "Compare a tenth of the searches", "value": {"share": 0.1}},
+}
+SWITCHES: dict[str, Example] = {
+    "on": {"summary": "Let searches read both versions", "value": {"on": True}},
 }
 EVENTS: Responses = {
     200: {
@@ -102,6 +110,7 @@ def router(migrations: Migrations) -> APIRouter:
             judged=queries_json(body.queries),
             hooks=body.hooks,
             starts=body.start,
+            is_progressive=body.progressive,
         )
         return json_response(migration_json(status))
 
@@ -200,6 +209,33 @@ def router(migrations: Migrations) -> APIRouter:
     @needs(Access.ADMIN)
     async def cut_over_migration(number: MigrationNumber, body: CutoverRequest) -> Response:
         status = await migrations.cut_over(number, _who(), body.why, force=body.force)
+        return json_response(migration_json(status))
+
+    @routes.post(
+        "/migrations/{number}/shadow",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Compare a share of live searches",
+    )
+    @needs(Access.ADMIN)
+    async def shadow_migration(
+        number: MigrationNumber, body: Annotated[ShadowRequest, Body(openapi_examples=SHARES)]
+    ) -> Response:
+        status = await migrations.set_shadow(number, body.share, _who(), body.why)
+        return json_response(migration_json(status))
+
+    @routes.post(
+        "/migrations/{number}/progressive",
+        response_model=MigrationFields,
+        responses=of_a_change,
+        summary="Let searches read both versions before cut-over",
+    )
+    @needs(Access.ADMIN)
+    async def progressive_migration(
+        number: MigrationNumber,
+        body: Annotated[ProgressiveRequest, Body(openapi_examples=SWITCHES)],
+    ) -> Response:
+        status = await migrations.set_progressive(number, _who(), body.why, is_on=body.on)
         return json_response(migration_json(status))
 
     return routes

@@ -1,0 +1,84 @@
+"""Progressive search: searches read the new version while it is made, and the old one for the rest.
+
+Functions over a connection that is in a transaction, which the caller holds. Which versions
+searches read is a matter of the collection (corpora/versions.py); here is when they may. It ends
+with the cut-over, which makes the new version the only one, with a verdict that is not go, and on
+request.
+"""
+
+import sqlite3
+
+from plimsoll.corpora import versions
+from plimsoll.errors import MigrationStateError
+from plimsoll.migration import journal, shadow
+from plimsoll.migration.records import Migration
+from plimsoll.migration.states import BEFORE_CUTOVER, MigrationState
+
+
+def is_progressive(connection: sqlite3.Connection, migration: Migration) -> bool:
+    """Whether searches read the new version beside the old one."""
+    return versions.is_ahead(connection, migration.target_version)
+
+
+def begin(connection: sqlite3.Connection, migration: Migration, most_open: int) -> None:
+    """Let searches read the new version where it has vectors. most_open: models at a time.
+
+    Raises MigrationStateError where they cannot, or it is no time for that.
+    """
+    _check(connection, migration, most_open)
+    _, target = journal.versions_of(connection, migration)
+    versions.set_ahead(connection, migration.collection_id, [target])
+
+
+def end(connection: sqlite3.Connection, migration: Migration) -> None:
+    """Let searches read the active version alone."""
+    versions.set_ahead(connection, migration.collection_id, [])
+
+
+def switch(
+    connection: sqlite3.Connection, number: int, who: str, why: str, most_open: int, *, is_on: bool
+) -> None:
+    """Begin or end it, and write down who did. Raises UnknownMigrationError, and as `begin`."""
+    migration = journal.find(connection, number)
+    if is_on:
+        begin(connection, migration, most_open)
+        told = "searches read the new version where it has vectors, and the old one for the rest"
+    else:
+        journal.check_there(connection, migration)
+        end(connection, migration)
+        told = "searches read one version"
+    journal.note(connection, migration, who, "; ".join(filter(None, (told, why))))
+
+
+def _check(connection: sqlite3.Connection, migration: Migration, most_open: int) -> None:
+    name = f"migration {migration.id}"
+    if migration.state not in BEFORE_CUTOVER:
+        raise MigrationStateError(
+            f"{name} is {migration.state.value}: progressive search is for the time before cut-over"
+        )
+    journal.check_there(connection, migration)
+    if migration.state is MigrationState.READY and not migration.is_go:
+        raise MigrationStateError(
+            f"the verdict of {name} is not go, so searches stay with the old version: validate it "
+            "again, or force the cut-over"
+        )
+    if migration.source.is_foreign:
+        raise MigrationStateError(
+            f"no model here embeds a query into {migration.source.fingerprint!r}, so documents "
+            "without a new vector could not be searched by meaning: leave progressive search out; "
+            "searches by words find all of them until cut-over"
+        )
+    check_both_open(migration, most_open)
+    if shadow.share_of(connection, migration.id):
+        raise MigrationStateError(
+            f"{name} compares a share of searches, which read the old version: end that first, "
+            "with a share of 0"
+        )
+
+
+def check_both_open(migration: Migration, most_open: int) -> None:
+    """Raise MigrationStateError where searches would have two models take turns."""
+    if most_open < 2 and migration.source.model != migration.target.model:
+        raise MigrationStateError(
+            "searches would open two models in turn: set PLIMSOLL_MAX_OPEN_MODELS to 2 or more"
+        )
