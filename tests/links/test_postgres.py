@@ -62,6 +62,7 @@ def test_every_row_is_read_once_whatever_its_id(application, linked, id_type):
             [(row_id, f"ship {row_id}", "[1,2,3]") for row_id in ids],
         )
     table = linked()
+    table.follow(HOME)
     assert read_all(table) == {row_id: (f"ship {row_id}", [1, 2, 3]) for row_id in ids}
     assert {row.id for row in table.rows(ids[:5]).rows} == {*ids[:5]}
 

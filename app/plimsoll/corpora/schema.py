@@ -166,6 +166,14 @@ STEPS: tuple[tuple[str, ...], ...] = (
             last_failure TEXT
         ) STRICT""",
     ),
+    (  # written by plimsoll.links: vectors outside that are of earlier texts
+        """CREATE TABLE link_stale (
+            version INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+            row INTEGER NOT NULL,
+            vector_sha256 BLOB NOT NULL,
+            PRIMARY KEY (version, row)
+        ) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

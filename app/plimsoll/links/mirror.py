@@ -1,9 +1,11 @@
 """What rows from outside change in the collection that mirrors them.
 
 Functions over a connection that is in a transaction, which the caller holds. A row's vector is
-taken as that of its text, in the space that is active outside: unless the text is another than
-before and the vector is not, since then nothing has embedded it yet. Where a vector is made here,
-and is not outside by now, what stands there is of an older text still.
+taken as that of its text, in the space that is active outside, unless it is *stale*, of an earlier
+text: the home has noted so, or the text is another than before and the vector is not. A stale one
+is none. Of a foreign space it is remembered until the row has another, or the next look would find
+text and vector as they were and take them for a pair. Where a vector is made here, and is not
+outside by now, what stands there is of an older text still.
 """
 
 import sqlite3
@@ -13,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plimsoll.corpora import documents, vectors
+from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.records import Collection, Document, StoredDocument, Version
 from plimsoll.links import state
 from plimsoll.links.records import OutsideRow
@@ -50,17 +52,18 @@ def mirror(
         known = vectors.get(connection, active.id, there)
         if not active.space.is_foreign:
             behind = state.are_waiting(connection, active.id, there) | (set(there) - known.keys())
+    _remember_stale(connection, collection, [before[each.id] for each in changed])
     put = documents.put(connection, collection.id, changed)
     rows = {document.id: document.row for document in before.values() if document is not None}
     rows |= dict(zip((document.id for document in changed), put, strict=True))
     if active is not None:
-        stale = {document.id for document in changed}
+        news = {document.id for document in changed}
         with_text = [
             row if rows[row.id] not in behind else replace(row, vector=None)
             for row in found
             if row.id in given
         ]
-        _take_vectors(connection, active, with_text, stale, known, rows)
+        _take_vectors(connection, active, with_text, news, known, rows)
     gone = {*asked, *(row.id for row in found)} - rows.keys()
     n_new = sum(document is None for document in before.values())
     return Mirrored(
@@ -83,28 +86,51 @@ def _take_vectors(
 
     changed: ids of texts that are news. known: by row, the vectors from before.
     """
-    came, lacking = dict[int, np.ndarray](), list[int]()
+    came, stale, lacking = dict[int, np.ndarray](), dict[int, np.ndarray](), list[int]()
+    remembered = state.stale_vectors(connection, active.id, rows.values())
     for row in found:
-        number = rows[row.id]
+        number, vector = rows[row.id], row.vector
         old = known.get(number)
-        if row.vector is None:
+        is_as_before = old is not None and vector is not None and np.array_equal(old, vector)
+        if is_as_before and row.id not in changed:
+            continue
+        if vector is not None and (
+            row.is_stale or is_as_before or remembered.get(number) == state.vector_sha256(vector)
+        ):
+            stale[number], vector = vector, None
+        if vector is None:
             if old is not None and row.id not in changed:
                 lacking.append(number)
-        elif not (old is not None and np.array_equal(old, row.vector)) and _fits(row, active):
-            came[number] = row.vector
+        elif _fits(vector, active):
+            came[number] = vector
     vectors.put(connection, active.id, list(came), came.values())
     state.take_out(connection, active.id, came)
     state.put(connection, active.id, lacking)
+    if active.space.is_foreign:  # else one that is lacking is made here, whatever stands outside
+        state.forget_stale(connection, active.id, came)
+        state.remember_stale(connection, active.id, stale)
+
+
+def _remember_stale(
+    connection: sqlite3.Connection,
+    collection: Collection,
+    changing: Sequence[StoredDocument | None],
+) -> None:
+    """What documents whose text changes have of foreign spaces stays outside, of the text before.
+
+    Also of a space that others do not read now: it may be read again.
+    """
+    rows = [document.row for document in changing if document is not None]
+    for version in versions.of_collection(connection, collection.id):
+        if version.space.is_foreign:
+            state.remember_stale(
+                connection, version.id, vectors.get(connection, version.id, rows)
+            )
 
 
 def _differs(document: StoredDocument | None, new: Document) -> bool:
     return document is None or document.text_sha256 != new.text_sha256
 
 
-def _fits(row: OutsideRow, version: Version) -> bool:
-    vector = row.vector
-    return (
-        vector is not None
-        and len(vector) == version.space.dimensions
-        and bool(np.isfinite(vector).all())
-    )
+def _fits(vector: np.ndarray, version: Version) -> bool:
+    return len(vector) == version.space.dimensions and bool(np.isfinite(vector).all())

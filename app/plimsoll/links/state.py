@@ -7,9 +7,12 @@ it, and none is forgotten; a place is deleted once the vector has been confirmed
 that is stored anew gets a new place, which the confirmation of the old one leaves alone.
 """
 
+import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from plimsoll.corpora.schema import documents_table, vectors_table
 
@@ -81,6 +84,12 @@ def end_pull(connection: sqlite3.Connection, collection: int) -> None:
         "UPDATE links SET is_pulling = 0, position = NULL WHERE collection = ?", (collection,)
     )
     connection.execute("DELETE FROM link_seen WHERE collection = ?", (collection,))
+    connection.execute(
+        f"""DELETE FROM link_stale
+        WHERE version IN (SELECT id FROM versions WHERE collection = ?)
+        AND row NOT IN (SELECT row FROM {documents_table(collection)})""",
+        (collection,),
+    )
 
 
 def end_following(connection: sqlite3.Connection, collection: int) -> None:
@@ -183,6 +192,37 @@ def count_waiting(connection: sqlite3.Connection, version: int) -> int:
         "SELECT count(*) FROM link_outbox WHERE version = ?", (version,)
     ).fetchone()
     return int(n)
+
+
+def vector_sha256(vector: np.ndarray) -> bytes:
+    """What a vector, float32, is known by."""
+    return hashlib.sha256(vector.astype("<f4").tobytes()).digest()
+
+
+def stale_vectors(
+    connection: sqlite3.Connection, version: int, rows: Iterable[int]
+) -> dict[int, bytes]:
+    """By row, the vector outside that is of an earlier text, where one was seen."""
+    query = "SELECT row, vector_sha256 FROM link_stale WHERE version = ? AND row = ?"
+    found = (connection.execute(query, (version, row)).fetchone() for row in rows)
+    return dict(pair for pair in found if pair is not None)
+
+
+def remember_stale(
+    connection: sqlite3.Connection, version: int, seen: Mapping[int, np.ndarray]
+) -> None:
+    """These vectors outside, by row, are of earlier texts."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO link_stale (version, row, vector_sha256) VALUES (?, ?, ?)",
+        ((version, row, vector_sha256(vector)) for row, vector in seen.items()),
+    )
+
+
+def forget_stale(connection: sqlite3.Connection, version: int, rows: Iterable[int]) -> None:
+    """Vectors of their present texts have come to these rows."""
+    connection.executemany(
+        "DELETE FROM link_stale WHERE version = ? AND row = ?", ((version, row) for row in rows)
+    )
 
 
 def _trigger(version: int) -> str:

@@ -5,7 +5,12 @@ the change: what commits is noted, and nothing else is. Plimsoll's own writes ar
 it goes again with `remove`. Functions over a connection that is in a transaction.
 
 Marks are drawn before they commit, so a lower one may come to light after a higher one: what is
-forgotten is forgotten mark by mark.
+forgotten is forgotten mark by mark. Those of one row are in the order of its changes, since each is
+drawn while the row is locked.
+
+A mark says what a change did to the row's vector: `is_stale` where the text changed and the vector
+did not, false where the vector changed or came with the row, NULL where it did neither. So the last
+one that says something tells whether the vector is of the present text.
 """
 
 from psycopg import sql
@@ -25,9 +30,10 @@ def install(connection: Connection, table: Table) -> None:
     connection.execute(
         sql.SQL(
             """CREATE TABLE IF NOT EXISTS {changes} (
-                mark bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id text)"""
+                mark bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id text, is_stale boolean)"""
         ).format(**names)
     )
+    vector_differs = _differs(table.active)
     # It writes with the rights of its owner: others need none in the table of changes.
     connection.execute(
         sql.SQL(
@@ -37,22 +43,26 @@ def install(connection: Connection, table: Table) -> None:
                 IF TG_OP = 'TRUNCATE' THEN
                     INSERT INTO {changes} (id) VALUES (NULL);
                 ELSIF TG_OP = 'INSERT' THEN
-                    INSERT INTO {changes} (id) VALUES (NEW.{id}::text);
-                ELSE
+                    INSERT INTO {changes} (id, is_stale) VALUES (NEW.{id}::text, false);
+                ELSIF TG_OP = 'DELETE' THEN
                     INSERT INTO {changes} (id) VALUES (OLD.{id}::text);
-                    IF TG_OP = 'UPDATE' AND NEW.{id} <> OLD.{id} THEN
-                        INSERT INTO {changes} (id) VALUES (NEW.{id}::text);
+                ELSE
+                    IF NEW.{id} <> OLD.{id} THEN
+                        INSERT INTO {changes} (id) VALUES (OLD.{id}::text);
                     END IF;
+                    INSERT INTO {changes} (id, is_stale) VALUES (NEW.{id}::text, CASE
+                        WHEN {vector_differs} THEN false
+                        WHEN OLD.{text} IS DISTINCT FROM NEW.{text} THEN true END);
                 END IF;
                 RETURN NULL;
             END $body$"""
-        ).format(**names)
+        ).format(**names, vector_differs=vector_differs)
     )
     is_other = sql.SQL("current_setting('plimsoll.pushing', true) IS DISTINCT FROM 'on'")
     differs = sql.SQL(
         """(OLD.{id} IS DISTINCT FROM NEW.{id} OR OLD.{text} IS DISTINCT FROM NEW.{text}
         OR {vector})"""
-    ).format(**names, vector=_differs(table.active))
+    ).format(**names, vector=vector_differs)
     events = (
         sql.SQL("AFTER INSERT OR DELETE ON {table} FOR EACH ROW WHEN ({})").format(
             is_other, **names
@@ -99,6 +109,14 @@ def forget(connection: Connection, place: Place, changes: Changes) -> None:
         sql.SQL("DELETE FROM {changes} WHERE mark = ANY(%s)").format(**_names(place)),
         (list(changes.marks),),
     )
+
+
+def last_words(place: Place) -> sql.Composed:
+    """A query for ids and `is_stale`: of each row of `%(ids)s`, text[], what its marks come to."""
+    return sql.SQL(
+        """SELECT DISTINCT ON (id) id, is_stale FROM {changes}
+        WHERE id = ANY(%(ids)s::text[]) AND is_stale IS NOT NULL ORDER BY id, mark DESC"""
+    ).format(**_names(place))
 
 
 def count(connection: Connection, place: Place) -> int:

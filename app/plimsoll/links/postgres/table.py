@@ -200,18 +200,23 @@ def _fitting(sizes: Sequence[tuple[str, int | None]]) -> list[str]:
 
 
 def _rows(connection: Connection, table: Table, ids: Sequence[str]) -> list[OutsideRow]:
-    """The rows as they are now, in the order asked for."""
+    """The rows as they are now, in the order asked for.
+
+    What is noted of their changes is read with them: of another moment it could be of other texts.
+    """
     found = connection.execute(
         sql.SQL(
-            "SELECT {id}::text, CASE WHEN octet_length({text}) <= %s THEN {text} END, {vector} "
-            "FROM {table} WHERE {id} = ANY(%s::{type}[])"
-        ).format(**_names(table)),
-        (MOST_TEXT_BYTES, list(ids)),
+            "SELECT {id}::text, CASE WHEN octet_length({text}) <= %(most)s THEN {text} END, "
+            "{vector}, coalesce(noted.is_stale, false) "
+            "FROM {table} LEFT JOIN ({last_words}) AS noted ON noted.id = {id}::text "
+            "WHERE {id} = ANY(%(ids)s::{type}[])"
+        ).format(**_names(table), last_words=changes.last_words(table.place)),
+        {"most": MOST_TEXT_BYTES, "ids": list(ids)},
         binary=True,
     )
     by_id = {
-        row_id: OutsideRow(row_id, text, None if vector is None else vector.to_numpy())
-        for row_id, text, vector in found
+        row_id: OutsideRow(row_id, text, None if vector is None else vector.to_numpy(), is_stale)
+        for row_id, text, vector, is_stale in found
     }
     return [by_id[row_id] for row_id in ids if row_id in by_id]
 
