@@ -7,29 +7,25 @@ they read the files. Vectors on their way lie in the folder too, until they are 
 where others are there, all are read once more, and others get a set of them.
 """
 
-import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from threading import Event
 from typing import Any
-
-import orjson
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideError, OutsideMismatchError, OutsideUnavailableError
 from plimsoll.links.configuration import FileLink
 from plimsoll.links.files import manifest
 from plimsoll.links.files.inspection import survey_of
+from plimsoll.links.files.ongoing import OngoingReading
 from plimsoll.links.files.parts import disk_refusals
 from plimsoll.links.files.paths import SourceFile, files_of
-from plimsoll.links.files.reading import is_in, read_rows
-from plimsoll.links.files.rows import Columns, FileRow, Place, Row
+from plimsoll.links.files.reading import read_rows
+from plimsoll.links.files.rows import Columns, FileRow, Row
 from plimsoll.links.files.seen import SeenIds
 from plimsoll.links.files.sets import SpaceFolder, folders_of_spaces, remove_space
 from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS, Having
 from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows, Pushed, Survey
-
-log = logging.getLogger(__name__)
 
 INTERRUPTED_RETRY_S = 1.0
 
@@ -41,7 +37,7 @@ class FileOutside:
         """Open nothing yet."""
         self._link = link
         self._columns = Columns(link.id, link.text, link.vector, metadata=())
-        self._reading: _Reading | None = None
+        self._reading: OngoingReading | None = None
         self._looked_at: str | None = None  # stamp of the files, when changes were asked for
         self._interrupted = Event()
         self._spaces = dict[str, SpaceFolder]()  # by fingerprint
@@ -77,7 +73,7 @@ class FileOutside:
         if reading is None or position is None or reading.position != position:
             self._end_reading()
             self._interrupted.clear()
-            reading = self._reading = _Reading(
+            reading = self._reading = OngoingReading(
                 self._files(), self._columns, position, self._uninterrupted
             )
         rows, n_bytes = list[OutsideRow](), 0
@@ -88,7 +84,7 @@ class FileOutside:
                 if rows and n_bytes > PAGE_BYTES:
                     reading.put_back(row)
                     break
-                reading.position = _written(row.place)
+                reading.passed(row)
                 if (found := self._outside_row(row)) is not None:
                     rows.append(found)
                 if len(rows) == PAGE_ROWS:
@@ -248,61 +244,6 @@ class FileOutside:
             self._reading = None
 
 
-class _Reading:
-    """Rows from a position on, each id once. Owns the open file and which ids have come."""
-
-    def __init__(
-        self,
-        files: Sequence[SourceFile],
-        columns: Columns,
-        position: str | None,
-        uninterrupted: Callable[[Iterator[Row]], Iterator[Row]],
-    ) -> None:
-        """Go on behind a position. uninterrupted: lets rows through until it is to end."""
-        self.position = position
-        self._seen = SeenIds()
-        self._back = list[Row]()
-        place = None if position is None else Place(**orjson.loads(position))
-        if place is not None and not is_in(files, place):
-            log.warning("%s or a file before it has changed: read from the first on", place.file)
-            place = None
-        if place is not None:
-            ids_alone = Columns(columns.id, columns.text, metadata=())
-            try:
-                self._see_again(uninterrupted(read_rows(files, ids_alone)), place)
-            except OutsideError:
-                self._seen.close()
-                raise
-        self._rows = self._seen.once(uninterrupted(read_rows(files, columns, place)))
-
-    def __iter__(self) -> Iterator[Row]:
-        return self
-
-    def __next__(self) -> Row:
-        return self._back.pop() if self._back else next(self._rows)
-
-    def put_back(self, row: Row) -> None:
-        """Give a row once more, next."""
-        self._back.append(row)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._rows.close()
-        self._seen.close()
-
-    def _see_again(self, rows: Iterator[Row], place: Place) -> None:
-        """Note the ids before a place."""
-        for row in rows:
-            if row.id is not None:
-                self._seen.add(row.id)
-            if row.place == place:
-                return
-
-
 def _stamp(files: Sequence[SourceFile]) -> str:
     """Tells whether all of them are as they were."""
     return files[-1].stamp
-
-
-def _written(place: Place) -> str:
-    return orjson.dumps(place).decode()
