@@ -12,6 +12,7 @@ from plimsoll.corpora.records import Space, text_sha256
 from plimsoll.links.postgres.catalog import Place
 from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow
+from plimsoll.links.server import ServerIdentity
 from tests.links.linked import VARIABLE, with_models
 from tests.migration.conftest import write_models
 from tests.postgres_server import PostgresServer, is_installed
@@ -87,12 +88,13 @@ def outgoing(row_id: str, text: str, number: float = 0) -> OutgoingRow:
 
 
 @pytest.fixture
-def linked(url: str) -> Iterator[Callable[..., PostgresTable]]:
-    """Makes a table's link, to be closed with the test."""
+def linked(url: str, tmp_path: Path) -> Iterator[Callable[..., PostgresTable]]:
+    """Makes a table's link of one server, to be closed with the test."""
+    server = ServerIdentity(tmp_path)
     with ExitStack() as opened:
 
         def link(at: str = url, **names: str) -> PostgresTable:
-            table = PostgresTable(place(**names), at)
+            table = PostgresTable(place(**names), at, server)
             opened.callback(table.close)
             return table
 

@@ -133,6 +133,11 @@ async def migrate(server: Inside, model: str = NEW) -> int:
     return number
 
 
+def grow_silent(application: psycopg.Connection) -> None:
+    """The server that follows the ships has not been heard of for an hour."""
+    application.execute("UPDATE plimsoll_server_ships SET seen_at = seen_at - interval '1 hour'")
+
+
 async def in_step(server: Inside) -> LinkStatus:
     """Wait until nothing is left to be taken in or brought out."""
     deadline = monotonic() + DEADLINE_S

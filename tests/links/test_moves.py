@@ -22,6 +22,7 @@ from tests.links.linked import (
     columns,
     content,
     embedded,
+    grow_silent,
     in_step,
     is_embedded,
     linked,
@@ -413,6 +414,7 @@ def test_a_data_folder_that_was_lost_does_not_take_the_old_vectors_along(folder,
             number = await migrate(server)
             await server.migrations.cut_over(number, "test", "", force=True)
         before = content(application, "vector_before")
+        grow_silent(application)
         other = with_models(folder / "other", folder)
         async with linked(other, space=f'model = "{NEW}"\n') as server:
             with pytest.raises(OutsideMismatchError, match="'vector_before' with vectors of"):

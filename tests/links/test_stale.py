@@ -1,4 +1,4 @@
-"""Vectors of a foreign space that are of an earlier text, and must never count as the present one's."""
+"""Vectors of a foreign space that are of an earlier text: they never count as the present one's."""
 
 import asyncio
 

@@ -16,6 +16,7 @@ from plimsoll.links.files.parquet import arrow
 from plimsoll.links.filler import Filler
 from plimsoll.links.links import Home
 from plimsoll.links.outside import Outside
+from plimsoll.links.server import ServerIdentity
 from plimsoll.links.work import LinkWork
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
@@ -29,8 +30,9 @@ def homes_of(
     environ: Mapping[str, str],
 ) -> dict[str, Home]:
     """Homes by the name of their link; see `build_links`, whose errors it raises."""
+    server = ServerIdentity(corpora.database.path.parent)
     return {
-        name: _home(name, link, corpora, core, telemetry, environ)
+        name: _home(name, link, server, corpora, core, telemetry, environ)
         for name, link in read_links(file).items()
     }
 
@@ -38,12 +40,13 @@ def homes_of(
 def _home(
     name: str,
     link: PostgresLink | FileLink,
+    server: ServerIdentity,
     corpora: Corpora,
     core: ServingCore,
     telemetry: Telemetry,
     environ: Mapping[str, str],
 ) -> Home:
-    outside = _outside(name, link, environ)
+    outside = _outside(name, link, server, environ)
     thread = ThreadPoolExecutor(1, thread_name_prefix=f"link-{name}")
     filler = Filler(corpora.database, core.service, core.gate, thread, asyncio.sleep)
     work = LinkWork(name, outside, corpora.database, filler, telemetry.corpora, thread)
@@ -59,9 +62,14 @@ def _home(
     )
 
 
-def _outside(name: str, link: PostgresLink | FileLink, environ: Mapping[str, str]) -> Outside:
+def _outside(
+    name: str,
+    link: PostgresLink | FileLink,
+    server: ServerIdentity,
+    environ: Mapping[str, str],
+) -> Outside:
     if isinstance(link, FileLink):
-        return _files(name, link)
+        return _files(name, link, server)
     url = environ.get(link.url_env)
     if not url:
         raise SettingsError(
@@ -77,13 +85,13 @@ def _outside(name: str, link: PostgresLink | FileLink, environ: Mapping[str, str
             "'.[postgres]' in a checkout"
         ) from missing
     place = Place(link.db_schema, link.table, link.id, link.text, link.vector, link.url_env)
-    return PostgresTable(place, url)
+    return PostgresTable(place, url, server)
 
 
-def _files(name: str, link: FileLink) -> Outside:
+def _files(name: str, link: FileLink, server: ServerIdentity) -> Outside:
     if link.kind == "parquet":
         try:
             arrow()
         except OutsideMismatchError as missing:
             raise SettingsError(f"PLIMSOLL_LINKS: links.{name}: {missing}") from missing
-    return FileOutside(link)
+    return FileOutside(link, server)

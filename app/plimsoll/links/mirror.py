@@ -123,9 +123,7 @@ def _remember_stale(
     rows = [document.row for document in changing if document is not None]
     for version in versions.of_collection(connection, collection.id):
         if version.space.is_foreign:
-            state.remember_stale(
-                connection, version.id, vectors.get(connection, version.id, rows)
-            )
+            state.remember_stale(connection, version.id, vectors.get(connection, version.id, rows))
 
 
 def _differs(document: StoredDocument | None, new: Document) -> bool:

@@ -1,10 +1,10 @@
 """What every kind of outside home can do: a table of PostgreSQL, JSON lines, Parquet.
 
-Everything here blocks; it is called from one thread at a time, but for `interrupt`. Each method may
-be called again after a crash in its midst, or after it has been done: it looks at what is there
-first. Texts and vectors come in parts, bounded in number and bytes. All of them raise
-OutsideUnavailableError where trying again later may help, and OutsideMismatchError where it will
-not, with what to do.
+Everything here blocks; it is called from one thread at a time, but for `interrupt` and
+`keep_claim`. Each method may be called again after a crash in its midst, or after it has been done:
+it looks at what is there first. Texts and vectors come in parts, bounded in number and bytes. All
+of them raise OutsideUnavailableError where trying again later may help, and OutsideMismatchError
+where it will not, with what to do.
 
 A home has vectors of one space or of two. What others read, such as the column that applications
 search, is of the *active* space. The home keeps a note of which of its vectors are of which space.
@@ -49,7 +49,25 @@ class Outside(Protocol):
         ...
 
     def unfollow(self) -> None:
-        """Have no changes noted any more; the note of the active space stays."""
+        """Have no changes noted any more; the note of the active space stays.
+
+        Does nothing where another server follows, as `drop_all_but` does.
+        """
+        ...
+
+    def claim(self, known: Collection[str], *, begins_anew: bool = False) -> bool:
+        """Be the one server that follows, or go on being it; called before each look.
+
+        known: fingerprints of the spaces that there are vectors of here. Returns False where
+        another server followed since this one last did, and has died: what it took in is unknown
+        here. The caller sees to it that everything is looked at anew, then claims with begins_anew.
+        Raises OutsideUnavailableError, with who follows now, and OutsideMismatchError where what
+        another has left would be lost, or was never followed.
+        """
+        ...
+
+    def keep_claim(self) -> None:
+        """Go on being it while something else takes long; in any thread, beside other calls."""
         ...
 
     def active(self) -> str | None:

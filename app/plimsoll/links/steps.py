@@ -45,6 +45,17 @@ def begin_pull(connection: Connection, name: str) -> None:
     state.begin_pull(connection, versions.find(connection, name).id)
 
 
+def begin_anew(connection: Connection, name: str, active: str | None) -> None:
+    """Another server followed: read every row once more, and bring out what others do not read.
+
+    active: fingerprint of what they read, which is at home outside.
+    """
+    begin_pull(connection, name)
+    for version in versions_of(connection, name):
+        if version.space.fingerprint != active:
+            state.put_all(connection, version.id)
+
+
 def note_position(connection: Connection, name: str, position: str, n_rows: int) -> None:
     """So far everything has been taken in."""
     state.note_position(connection, versions.find(connection, name).id, position, n_rows)

@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Version
-from plimsoll.errors import OutsideUnavailableError, PlimsollError
+from plimsoll.errors import OutsideError, OutsideUnavailableError, PlimsollError
 from plimsoll.links import steps
 from plimsoll.links.filler import Filler
 from plimsoll.links.outside import PAGE_ROWS, Outside
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 FOLLOW_EVERY_S = 1.0
 """Between two looks at a home where nothing had changed."""
+
+KEEP_EVERY_S = 5.0
+"""Between two looks at whether others have to be told that this server still follows."""
 
 FAULT_RETRY_S = 30.0
 """After a fault that waiting alone does not mend: an operator may mend it outside."""
@@ -92,6 +95,7 @@ class LinkWork:
         lock is the caller's to hold. Raises OutsideErrors and StoreError.
         """
         all_versions = await self.read(steps.versions_of)
+        await self._claim([version.space.fingerprint for version in all_versions])
         await self._prepare(all_versions)
         has_more = await self._take_in()
         return has_more, any([await self._push(version) for version in all_versions])
@@ -130,6 +134,30 @@ class LinkWork:
             return steps.having(connection, self.name, ids)
 
     async def _work(self) -> None:
+        keeping = asyncio.create_task(self._keep_claim())
+        try:
+            await self._work_on()
+        finally:
+            keeping.cancel()
+            await asyncio.wait((keeping,))
+
+    async def _keep_claim(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            with suppress(OutsideError):  # of which the work tells
+                await asyncio.to_thread(self.outside.keep_claim)
+
+    async def _claim(self, known: Sequence[str]) -> None:
+        """Be the server that follows. Raises OutsideErrors."""
+        if not await self.run(self.outside.claim, known):
+            log.warning(
+                "link %s: another server followed it until now; all is read anew", self.name
+            )
+            await self.write(steps.begin_anew, await self.run(self.outside.active))
+            self.prepare_anew()
+            await self.run(self.outside.claim, known, begins_anew=True)
+
+    async def _work_on(self) -> None:
         while True:
             self._woken.clear()
             try:

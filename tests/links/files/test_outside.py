@@ -26,6 +26,7 @@ from plimsoll.links.files.reading import read_rows
 from plimsoll.links.files.rows import Columns, FileRow
 from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS
 from plimsoll.links.records import OutgoingRow, OutsideRow
+from plimsoll.links.server import ServerIdentity
 
 N = 300
 HOME = Space.foreign("ada-002", 3)
@@ -55,6 +56,11 @@ def link_of(folder: Path, kind: str) -> FileLink:
     )
 
 
+def outside_of(link: FileLink) -> FileOutside:
+    """What a server with the same data folder, whichever its process, makes of a link."""
+    return FileOutside(link, ServerIdentity(Path(link.files[0]).parent.parent / "data"))
+
+
 @pytest.fixture(params=KINDS)
 def link(request: pytest.FixtureRequest, tmp_path: Path) -> FileLink:
     """Two files of N rows together."""
@@ -67,7 +73,7 @@ def link(request: pytest.FixtureRequest, tmp_path: Path) -> FileLink:
 
 @pytest.fixture
 def outside(link: FileLink) -> Iterator[FileOutside]:
-    with closing(FileOutside(link)) as outside:
+    with closing(outside_of(link)) as outside:
         outside.follow(HOME)
         yield outside
 
@@ -78,7 +84,7 @@ def test_a_folder_that_is_read_gets_no_vectors(link, tmp_path, folder):
     shared = link.model_copy(
         update={"files": (str(tmp_path / "source"),), "folder": tmp_path / folder}
     )
-    with closing(FileOutside(shared)) as outside:
+    with closing(outside_of(shared)) as outside:
         with pytest.raises(OutsideMismatchError, match="name another folder"):
             outside.follow(HOME)
         assert any(found.blocks for found in outside.survey().findings)
@@ -131,11 +137,11 @@ def read(folder: Path, vector: str = "embedding") -> dict[str, FileRow]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file by its name, but those of SQLite, whose pages may lie otherwise."""
+    """Every file by its name, but locks, and those of SQLite, whose pages may lie otherwise."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "sqlite" not in path.name
+        if path.is_file() and "sqlite" not in path.name and path.suffix != ".lock"
     }
 
 
@@ -156,7 +162,7 @@ def test_another_process_goes_on_at_a_position(link: FileLink, outside: FileOuts
         seen, position = seen + len(page.rows), page.position
         if position is None:
             break
-        with closing(FileOutside(link)) as other:
+        with closing(outside_of(link)) as other:
             assert [row.id for row in pulled(other, position)] == [f"r{k}" for k in range(seen, N)]
         again = outside.page(position)  # this one may ask again, too
         assert [row.id for row in again.rows][:1] == [f"r{k}" for k in range(seen, N)][:1]
@@ -168,7 +174,7 @@ def test_a_position_in_files_that_have_changed_begins_at_the_first(
     """What is there already is skipped by its text; a row that came before is not passed over."""
     position = outside.page(None).position
     write(tmp_path / "source" / f"0.{link.kind}", [record(k) for k in (900, 1, 2)])
-    with closing(FileOutside(link)) as other:
+    with closing(outside_of(link)) as other:
         rows = pulled(other, position)
 
     assert [row.id for row in rows[:4]] == ["r900", "r1", "r2", "r200"]
@@ -181,7 +187,7 @@ def test_an_id_that_comes_twice_is_taken_once(link: FileLink, outside: FileOutsi
     write(tmp_path / "source" / f"2.{link.kind}", twice)
     first = outside.page(None)
 
-    with closing(FileOutside(link)) as other:
+    with closing(outside_of(link)) as other:
         rows = [*first.rows, *pulled(other, first.position)]
 
     assert len(rows) == N
@@ -202,7 +208,7 @@ def test_a_row_without_text_is_one_without_and_a_bad_vector_is_left_out(tmp_path
         {"text": "no id"},
     ]
     write(tmp_path / "source" / "0.jsonl", rows)
-    with closing(FileOutside(link_of(tmp_path, "jsonl"))) as outside:
+    with closing(outside_of(link_of(tmp_path, "jsonl"))) as outside:
         read_rows = pulled(outside)
         survey = outside.survey()
 
@@ -221,7 +227,7 @@ def test_a_page_is_bounded_by_its_texts(tmp_path: Path):
     (tmp_path / "source").mkdir()
     sizes = [PAGE_BYTES // 2, PAGE_BYTES // 2, 1, 2 * PAGE_BYTES - 1000, 1]
     write(tmp_path / "source" / "0.jsonl", [record(k, "x" * n) for k, n in enumerate(sizes)])
-    with closing(FileOutside(link_of(tmp_path, "jsonl"))) as outside:
+    with closing(outside_of(link_of(tmp_path, "jsonl"))) as outside:
         position, found = None, []
         while not found or position is not None:
             page = outside.page(position)
@@ -236,7 +242,7 @@ def test_rows_before_the_place_of_damage_are_given_first(link: FileLink, tmp_pat
     last = tmp_path / "source" / f"1.{link.kind}"
     last.write_bytes(last.read_bytes()[:-10])
     rows, position = list[OutsideRow](), None
-    with closing(FileOutside(link)) as outside:
+    with closing(outside_of(link)) as outside:
         while position is not None or not rows:
             try:
                 page = outside.page(position)
@@ -422,7 +428,7 @@ def test_what_was_left_in_its_midst_goes_on_to_the_same_bytes(
 ):
     """At whichever write: kill -9 leaves what an error leaves, and a ".tmp" besides."""
     monkeypatch.setattr(sets, "PART_ROWS", 70)
-    with closing(FileOutside(link.model_copy(update={"folder": tmp_path / "quiet"}))) as quiet:
+    with closing(outside_of(link.model_copy(update={"folder": tmp_path / "quiet"}))) as quiet:
         quiet.follow(HOME)
         move(quiet)
     quiet_content = content(tmp_path / "quiet")
@@ -488,10 +494,10 @@ def test_a_full_disk_leaves_whole_parts_alone_and_is_gone_on_from(
 
 
 def test_vectors_that_were_pushed_outlive_the_process(link: FileLink):
-    with closing(FileOutside(link)) as outside:
+    with closing(outside_of(link)) as outside:
         outside.prepare(NEW)
         pushed(outside, outgoing())
-    with closing(FileOutside(link)) as outside:
+    with closing(outside_of(link)) as outside:
         outside.finish(NEW, everyone)
         outside.switch(NEW)
     assert all(row.vector is not None for row in read(link.folder).values())
@@ -500,7 +506,7 @@ def test_vectors_that_were_pushed_outlive_the_process(link: FileLink):
 def test_a_folder_that_cannot_be_made_blocks_and_says_so(link: FileLink, tmp_path: Path):
     (tmp_path / "file").touch()
     told = link.model_copy(update={"folder": tmp_path / "file" / "moved"})
-    with closing(FileOutside(told)) as outside:
+    with closing(outside_of(told)) as outside:
         assert any(finding.blocks for finding in outside.survey().findings)
         with pytest.raises(OutsideMismatchError, match="cannot write"):
             outside.prepare(NEW)
@@ -543,7 +549,7 @@ def test_a_disk_that_is_full_in_earnest_is_told_and_gone_on_from(link: FileLink,
         ballast.unlink()
         step()
 
-    with closing(FileOutside(link.model_copy(update={"folder": small_disk / "moved"}))) as outside:
+    with closing(outside_of(link.model_copy(update={"folder": small_disk / "moved"}))) as outside:
         outside.follow(HOME)
         outside.prepare(NEW)
         outside.push(NEW, outgoing(range(1)))
@@ -556,3 +562,25 @@ def test_a_disk_that_is_full_in_earnest_is_told_and_gone_on_from(link: FileLink,
     found = read(small_disk / "moved")
     assert list(found) == [f"r{k}" for k in range(N)]
     assert all(row.vector is not None for row in found.values())
+
+
+def test_a_folder_has_one_server_and_another_reads_all_anew(
+    outside: FileOutside, link: FileLink, tmp_path: Path
+):
+    """Both would write sets, and neither would see that the other has noted the files."""
+    other = FileOutside(link, ServerIdentity(tmp_path / "other"))
+    with closing(other):
+        assert outside.claim([HOME.fingerprint])
+        outside.prepare(NEW)
+        with pytest.raises(OutsideUnavailableError, match=f"followed by .*{tmp_path}/data"):
+            other.claim([HOME.fingerprint])
+        outside.close()
+        assert other.drop_all_but([]) == ()
+        with pytest.raises(OutsideMismatchError, match="another server has moved it"):
+            other.claim([NEW.fingerprint])
+        assert not other.claim([HOME.fingerprint])
+        assert not other.claim([HOME.fingerprint])
+        assert other.claim([HOME.fingerprint], begins_anew=True)
+        with pytest.raises(OutsideUnavailableError, match=f"followed by .*{tmp_path}/other"):
+            outside.follow(HOME)
+    assert not outside.claim([HOME.fingerprint])

@@ -3,19 +3,20 @@
 The files themselves are never changed. The folder gets a set of parts for each space, with the rows
 of the files in their order, and `current.json`, the pointer to the set that others read; without it
 they read the files. Vectors on their way lie in the folder too, until they are all there.
-`home.json` notes which space the vectors in the files are of, and which files have been looked at:
-where others are there, all are read once more, and others get a set of them.
+`home.json` notes which space the vectors in the files are of, which files have been looked at, and
+which server follows: where other files are there, all are read once more, and others get a set of
+them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from threading import Event
-from typing import Any
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideError, OutsideMismatchError, OutsideUnavailableError
 from plimsoll.links.configuration import FileLink
 from plimsoll.links.files import manifest
+from plimsoll.links.files.home import HomeNote
 from plimsoll.links.files.inspection import survey_of
 from plimsoll.links.files.ongoing import OngoingReading
 from plimsoll.links.files.parts import disk_refusals
@@ -26,6 +27,7 @@ from plimsoll.links.files.seen import SeenIds
 from plimsoll.links.files.sets import SpaceFolder, folders_of_spaces, remove_space
 from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS, Having
 from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows, Pushed, Survey
+from plimsoll.links.server import ServerIdentity
 
 INTERRUPTED_RETRY_S = 1.0
 
@@ -33,9 +35,10 @@ INTERRUPTED_RETRY_S = 1.0
 class FileOutside:
     """Owns the reading that is under way, and the vectors on their way."""
 
-    def __init__(self, link: FileLink) -> None:
+    def __init__(self, link: FileLink, server: ServerIdentity) -> None:
         """Open nothing yet."""
         self._link = link
+        self._home = HomeNote(link.folder, server)
         self._columns = Columns(link.id, link.text, link.vector, metadata=())
         self._reading: OngoingReading | None = None
         self._looked_at: str | None = None  # stamp of the files, when changes were asked for
@@ -51,25 +54,50 @@ class FileOutside:
 
         What the folder has of others was made here, and can be made again.
         """
+        files = self._files()
+        self._home.lock()
         noted = self.active()
         if noted not in (None, active.fingerprint):
             raise OutsideMismatchError(
                 f"what others read of {self._link.folder} is of {noted}, as {manifest.POINTER} and "
                 f"{manifest.HOME} there say, and not of {active.fingerprint}"
             )
-        self._note(self._home or active.fingerprint, _stamp(self._files()))
+        self._home.note(self._home.space or active.fingerprint, _stamp(files))
 
     def unfollow(self) -> None:
         """Nothing was done."""
 
+    def claim(self, known: Collection[str], *, begins_anew: bool = False) -> bool:
+        """Hold the folder's lock. See Outside."""
+        space, active = self._home.space, self.active()
+        if space is None:
+            raise OutsideMismatchError(
+                f"{self._link.folder} has no {manifest.HOME} any more: pull it again"
+            )
+        self._home.lock()
+        if not self._home.is_anothers:
+            return True
+        if active not in known:
+            raise OutsideMismatchError(
+                f"others read vectors of {active!r} in {self._link.folder}, of which there are "
+                "none here: another server has moved it. Unlink it here, and pull it under another "
+                "name"
+            )
+        if begins_anew:
+            self._home.note(space, _stamp(self._files()), takes_over=True)
+        return begins_anew
+
+    def keep_claim(self) -> None:
+        """A lock lasts by itself."""
+
     def active(self) -> str | None:
         """What `current.json` says, or else the space of the files. See Outside."""
         pointer = manifest.read(self._link.folder / manifest.POINTER)
-        return self._home if pointer is None else str(pointer["space"])
+        return self._home.space if pointer is None else str(pointer["space"])
 
     def page(self, position: str | None) -> OutsideRows:
         """Rows of the files; see Outside. Those of files that have changed begin anew."""
-        home, reading = self._home, self._reading
+        home, reading = self._home.space, self._reading
         if reading is None or position is None or reading.position != position:
             self._end_reading()
             self._interrupted.clear()
@@ -98,7 +126,7 @@ class FileOutside:
     def changes(self, most: int) -> Changes:
         """Everything, once one of the files is another than before."""
         self._looked_at = _stamp(self._files())
-        if self._looked_at == (self._noted or {}).get("files"):
+        if self._looked_at == self._home.files:
             return Changes()
         return Changes(marks=(0,), is_everything=True)
 
@@ -108,12 +136,13 @@ class FileOutside:
 
     def forget(self, changes: Changes) -> None:
         """Note the files that were looked at."""
-        if changes.is_everything and self._home is not None and self._looked_at is not None:
-            self._note(self._home, self._looked_at)
+        space = self._home.space
+        if changes.is_everything and space is not None and self._looked_at is not None:
+            self._home.note(space, self._looked_at)
 
     def prepare(self, space: Space) -> None:
         """Make the folder of a space. See Outside."""
-        if space.fingerprint != self._home:
+        if space.fingerprint != self._home.space:
             self._space(space).make()
 
     def push(self, space: Space, rows: Sequence[OutgoingRow]) -> Pushed:
@@ -121,7 +150,7 @@ class FileOutside:
 
         Those of the files' own space stay as they are there.
         """
-        if space.fingerprint != self._home:
+        if space.fingerprint != self._home.space:
             self._space(space).pushed.put(rows)
         return Pushed(frozenset(row.id for row in rows))
 
@@ -130,7 +159,7 @@ class FileOutside:
 
         A row whose text is none that a vector was pushed of has none there.
         """
-        if space.fingerprint != self._home:
+        if space.fingerprint != self._home.space:
             files = self._files()
             with closing(SeenIds()) as seen:
                 self._interrupted.clear()
@@ -140,7 +169,7 @@ class FileOutside:
     def switch(self, space: Space) -> str:
         """Change the pointer. See Outside."""
         folder = self._link.folder
-        if space.fingerprint == self._home:
+        if space.fingerprint == self._home.space:
             with disk_refusals(folder / manifest.POINTER):
                 manifest.point_to(folder, None)
             return f"{manifest.POINTER} removed from {folder}: the files themselves are read"
@@ -161,6 +190,8 @@ class FileOutside:
 
     def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
         """Remove folders of spaces; the files stay. See Outside."""
+        if self._home.is_anothers:
+            return ()
         spared, done = {*kept, self.active()}, list[str]()
         for fingerprint, folder in folders_of_spaces(self._link.folder):
             if fingerprint not in spared:
@@ -180,6 +211,7 @@ class FileOutside:
         self._end_reading()
         for space in self._spaces.values():
             space.close()
+        self._home.close()
 
     def _uninterrupted(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
@@ -189,23 +221,6 @@ class FileOutside:
                     retry_after_s=INTERRUPTED_RETRY_S,
                 )
             yield row
-
-    @property
-    def _noted(self) -> dict[str, Any] | None:
-        """What `home.json` says; None before the first `follow`."""
-        return manifest.read(self._link.folder / manifest.HOME)
-
-    @property
-    def _home(self) -> str | None:
-        """Fingerprint of the files' own space."""
-        noted = self._noted
-        return None if noted is None else str(noted["space"])
-
-    def _note(self, space: str, stamp: str) -> None:
-        home = self._link.folder / manifest.HOME
-        with disk_refusals(home):
-            home.parent.mkdir(parents=True, exist_ok=True)
-            manifest.write(home, {"space": space, "files": stamp})
 
     @property
     def _whole_columns(self) -> Columns:

@@ -38,10 +38,20 @@ def note_active(connection: Connection, table: Table, space: Space) -> None:
         _note(connection, table.place, column.name, column.commented(space.fingerprint))
 
 
-def check_alone(table: Table) -> None:
-    """Raise OutsideMismatchError where there are vectors of a migration that is not known here."""
+def check_alone(table: Table, known: Collection[str] = ()) -> None:
+    """Raise OutsideMismatchError where there are vectors of a migration that is not known here.
+
+    known: fingerprints of vectors that are; without any, only those that others read are.
+    """
+    active = table.active
+    if known and active.fingerprint not in known:
+        raise OutsideMismatchError(
+            f"others read vectors of {active.fingerprint!r} in {table.place.words}, of which there "
+            "are none here: another server has moved it. Unlink it here, and pull it under "
+            "another name"
+        )
     for column in table.vector_columns:
-        if column.name != table.place.vector and column.fingerprint is not None:
+        if column.name != active.name and column.fingerprint not in (None, *known):
             raise OutsideMismatchError(
                 f"{table.place.words} has a column {column.name!r} with vectors of "
                 f"{column.fingerprint!r} from another server, or from before a data folder was "

@@ -7,7 +7,7 @@ from psycopg import sql
 
 from plimsoll.errors import OutsideMismatchError
 from plimsoll.links.outside import MOST_TEXT_BYTES
-from plimsoll.links.postgres import changes
+from plimsoll.links.postgres import changes, follower
 from plimsoll.links.postgres.catalog import (
     BEFORE,
     ID_TYPES,
@@ -21,12 +21,13 @@ from plimsoll.links.postgres.catalog import (
 )
 from plimsoll.links.postgres.connection import Connection
 from plimsoll.links.records import Finding, Survey
+from plimsoll.links.server import ServerIdentity
 
 TIMEOUT_MS = 600_000  # a survey counts every row
 LEAST_VERSION = 140000  # of the server: CREATE OR REPLACE TRIGGER
 
 
-def survey(connection: Connection, place: Place) -> Survey:
+def survey(connection: Connection, place: Place, server: ServerIdentity) -> Survey:
     """Look at a table. Raises OutsideMismatchError where there is none of this kind."""
     table = look(connection, place)
     table.column(place.id), table.column(place.text)
@@ -43,6 +44,9 @@ def survey(connection: Connection, place: Place) -> Survey:
         )
     ).fetchone() or (0, 0, 0, 0)
     findings = _findings(connection, table)
+    other = follower.find(connection, place)
+    if other is not None and other.is_alive and other.id != server.id:
+        findings.append(Finding(str(follower.refusal(place, other)), blocks=True))
     if n_too_long:
         most = f"{MOST_TEXT_BYTES >> 20} MiB"
         findings.append(Finding(f"{n_too_long} texts are longer than {most} and taken for none"))

@@ -1,30 +1,41 @@
 """A table with a vector column as the outside home of a collection; see links/outside.py.
 
-Owns its connection, and one more for the length of a survey. Rows are read in the order of their
-ids. A vector is written only while its row is locked and has the text that was embedded; rows that
-others hold are left for later, so that no write here waits for, or is in the way of, another's.
+Owns its connection, one more for the length of a survey, and one to say that this server follows
+while the first is busy. What writes, writes for the one server that follows. Rows are read in the
+order of their ids. A vector is written only while its row is locked and has the text that was
+embedded; rows that others hold are left for later, so that no write here waits for, or is in the
+way of, another's.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
 
 from psycopg import sql
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideMismatchError
 from plimsoll.links.outside import MOST_TEXT_BYTES, PAGE_BYTES, PAGE_ROWS, Having
-from plimsoll.links.postgres import changes, columns, survey
+from plimsoll.links.postgres import changes, columns, follower, survey
 from plimsoll.links.postgres.catalog import Place, Table, look
 from plimsoll.links.postgres.connection import Connection, PostgresConnection
 from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows, Pushed, Survey
+from plimsoll.links.server import ServerIdentity
+
+RENEWAL_TIMEOUT_MS = 5_000
 
 
 class PostgresTable:
     """Reads rows, writes vectors, renames columns. url: a secret, which is never shown."""
 
-    def __init__(self, place: Place, url: str) -> None:
+    def __init__(self, place: Place, url: str, server: ServerIdentity) -> None:
         self._place = place
+        self._identity = server
         self._server = PostgresConnection(url, place.variable)
         self._surveying = PostgresConnection(url, place.variable)
+        self._renewing = PostgresConnection(url, place.variable)
+        self._has_claimed = False
+        self._renewed_s = monotonic()
 
     def survey(self) -> Survey:
         """Look, and change nothing."""
@@ -32,24 +43,56 @@ class PostgresTable:
             with self._surveying.transaction(
                 statement_timeout_ms=survey.TIMEOUT_MS, writes=False
             ) as connection:
-                return survey.survey(connection, self._place)
+                return survey.survey(connection, self._place, self._identity)
         finally:
             self._surveying.close()
 
     def follow(self, active: Space, *, is_first: bool = False) -> None:
         """Note the space of the vectors, and have triggers note changes."""
         with self._server.transaction() as connection:
+            follower.check_no_other(connection, self._place, self._identity)
             table = look(connection, self._place)
             survey.check(connection, table)
             if is_first:
                 columns.check_alone(table)
             columns.note_active(connection, table, active)
             changes.install(connection, table)
+            follower.install(connection, self._place)
+            last = follower.find(connection, self._place)
+            if last is None or last.id == self._identity.id:  # else `claim` has to begin anew
+                follower.take(connection, self._place, self._identity)
 
     def unfollow(self) -> None:
         """Remove the triggers and what they noted."""
         with self._server.transaction() as connection:
-            changes.remove(connection, self._place)
+            if not follower.is_another(connection, self._place, self._identity):
+                changes.remove(connection, self._place)
+                follower.remove(connection, self._place)
+
+    def claim(self, known: Collection[str], *, begins_anew: bool = False) -> bool:
+        """Renew this server's row, or take the place of one that is taken for dead."""
+        with self._server.transaction() as connection:
+            is_claimed = follower.claim(
+                connection,
+                look(connection, self._place),
+                self._identity,
+                known,
+                is_first=not self._has_claimed,
+                begins_anew=begins_anew,
+            )
+        if is_claimed:
+            self._has_claimed, self._renewed_s = True, monotonic()
+        return is_claimed
+
+    def keep_claim(self) -> None:
+        """Renew this server's row where that has not been done lately; on another connection."""
+        if monotonic() < self._renewed_s + follower.LEASE_S / 3:
+            return
+        try:
+            with self._renewing.transaction(statement_timeout_ms=RENEWAL_TIMEOUT_MS) as connection:
+                follower.renew_unless_held(connection, self._place, self._identity)
+        finally:
+            self._renewing.close()
 
     def active(self) -> str | None:
         """As the comment of the vector column says."""
@@ -104,7 +147,7 @@ class PostgresTable:
 
     def forget(self, changes_: Changes) -> None:
         """Delete what the triggers noted of these."""
-        with self._server.transaction() as connection:
+        with self._following() as connection:
             changes.forget(connection, self._place, changes_)
 
     def prepare(self, space: Space) -> None:
@@ -112,12 +155,12 @@ class PostgresTable:
         with self._server.transaction(writes=False) as connection:
             if look(connection, self._place).of_space(space.fingerprint) is not None:
                 return
-        with self._server.transaction() as connection:
+        with self._following() as connection:
             columns.add(connection, look(connection, self._place), space)
 
     def push(self, space: Space, rows: Sequence[OutgoingRow]) -> Pushed:
         """Write vectors into rows whose text is the one that was embedded."""
-        with self._server.transaction() as connection:
+        with self._following() as connection:
             table = look(connection, self._place)
             column = table.of_space(space.fingerprint)
             if column is None:
@@ -151,7 +194,7 @@ class PostgresTable:
 
     def switch(self, space: Space) -> str:
         """Rename columns and indexes in one transaction."""
-        with self._server.transaction() as connection:
+        with self._following() as connection:
             return columns.switch(connection, self._place, space)
 
     def settle(self, having: Having) -> str | None:
@@ -161,6 +204,8 @@ class PostgresTable:
     def drop_all_but(self, kept: Collection[str]) -> Sequence[str]:
         """Drop columns that Plimsoll made and that are needed no more."""
         with self._server.transaction() as connection:
+            if follower.is_another(connection, self._place, self._identity):
+                return ()
             return columns.drop_all_but(connection, look(connection, self._place), kept)
 
     def interrupt(self) -> None:
@@ -170,6 +215,14 @@ class PostgresTable:
     def close(self) -> None:
         """Let go of the connection."""
         self._server.close()
+
+    @contextmanager
+    def _following(self) -> Iterator[Connection]:
+        """A transaction of the one server that follows. Raises OutsideUnavailableError."""
+        with self._server.transaction() as connection:
+            follower.renew(connection, self._place, self._identity)
+            yield connection
+        self._renewed_s = monotonic()
 
 
 def _names(table: Table) -> dict[str, sql.Composable]:
