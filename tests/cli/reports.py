@@ -61,6 +61,7 @@ def report(**changed: Any) -> dict[str, Any]:
             "last_failure": "space_mismatch",
         },
         "judged_queries": 113,
+        "judged_queries_sha256": "ab" * 32,
         "verdict": {
             "decision": "no_go",
             "reasons": ["judged_queries: nDCG@10 0.3891, loses 0.0157 against 0.4048"],

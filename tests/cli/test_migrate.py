@@ -311,6 +311,11 @@ def test_a_job_file_says_what_is_moved(
     by_options = migrate(*same)
     assert by_options.exit_code == 0, by_options.output
     assert "goes on with the 1 queries" in by_options.stderr
+    others = tmp_path / "others.jsonl"
+    others.write_text('{"query": "a ship", "relevant": ["d2"]}\n', "utf-8")
+    refused = migrate(*same[:-1], str(others))
+    assert refused.exit_code == 2
+    assert "others.jsonl has as many, but not the same" in refused.output.replace("\n", " ")
     again = migrate("run", "--job", str(job), "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["id"] == found["id"]

@@ -506,7 +506,9 @@ def test_judged_queries_of_an_older_file_are_kept(tmp_path: Path, monkeypatch: p
 
     database = Database(path)
     with database.reading() as connection:
-        found = connection.execute("SELECT * FROM judged_queries").fetchall()
+        found = connection.execute(
+            "SELECT migration, n_queries, queries FROM judged_queries"
+        ).fetchall()
     database.close()
     assert found == [(1, 1, '[{"query": "ship"}]')]
 

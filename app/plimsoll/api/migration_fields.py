@@ -274,6 +274,9 @@ class MigrationFields(BaseModel):
         ShadowFields | None, Field(description="null: no share of searches was to be compared.")
     ]
     judged_queries: int
+    judged_queries_sha256: Annotated[
+        str, Field(description="Of their content: the same queries have the same.")
+    ]
     verdict: VerdictFields | None
     quarantine: Annotated[list[QuarantineFields], Field(description="The first hundred.")]
     named_hooks: Annotated[list[str], Field(description="That it began with.")]

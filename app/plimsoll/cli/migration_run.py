@@ -90,10 +90,11 @@ def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJo
     number, size = migration["id"], migration["target"]["dimensions"]
     judged = judged_queries(asked.queries)
     others = f"`plimsoll migrate validate {number} --queries {asked.queries}` judges it by others"
-    if judged and len(judged) != migration["judged_queries"]:
+    if judged and (differs := _differing(judged, migration)):
         raise StoppedError(
             f"migration {number} is open already, with {migration['judged_queries']} judged "
-            f"queries: give `run` without them, and once it has its verdict {others}"
+            f"queries, and {asked.queries} has {differs}: give `run` without them, and once it has "
+            f"its verdict {others}"
         )
     if judged:
         click.echo(f"goes on with the {len(judged)} queries that it began with; {others}", err=True)
@@ -108,6 +109,22 @@ def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJo
         client.post(f"/migrations/{number}/progressive", {"on": True, "why": asked.why})
     if migration["state"] in ("planned", "paused", "failed"):
         client.post(f"/migrations/{number}/resume", {"why": asked.why})
+
+
+def _differing(judged: list[dict[str, Any]], migration: dict[str, Any]) -> str | None:
+    """In which way queries are other ones than those that a migration began with; None: the same.
+
+    Raises StoppedError for what the server would not take.
+    """
+    from plimsoll.migration.judged import judged_sha256
+
+    if len(judged) != migration["judged_queries"]:
+        return str(len(judged))
+    try:
+        is_same = judged_sha256(judged) == migration["judged_queries_sha256"]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StoppedError(f"these are no judged queries: {error}") from error
+    return None if is_same else "as many, but not the same: a text, a grade or a vector differs"
 
 
 def _open_migration(client: "ServerClient", collection: str, model: str) -> dict[str, Any] | None:

@@ -174,6 +174,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (version, row)
         ) STRICT, WITHOUT ROWID""",
     ),
+    ("ALTER TABLE judged_queries ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''",),
 )
 
 

@@ -37,6 +37,7 @@ def migration_json(status: MigrationStatus) -> dict[str, Any]:
         "progressive": counts.is_progressive,
         "shadow": _shadow_json(counts.shadow),
         "judged_queries": migration.n_judged,
+        "judged_queries_sha256": migration.judged_sha256,
         "verdict": migration.verdict,
         "quarantine": [
             {

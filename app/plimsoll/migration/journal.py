@@ -14,7 +14,7 @@ from plimsoll.corpora import versions
 from plimsoll.corpora.records import Collection, Space, Version
 from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.errors import MigrationStateError, UnknownMigrationError
-from plimsoll.migration.judged import JudgedQuery, check_judged
+from plimsoll.migration.judged import JudgedQuery, check_judged, judged_sha256
 from plimsoll.migration.records import Checkpoint, Migration, Progress, StateChange
 from plimsoll.migration.states import ENDED, TRANSITIONS, MigrationState, check_change
 
@@ -24,7 +24,8 @@ PROGRESS_EVERY_S = 10
 _COLUMNS = """id, collection, name, source_version, source_fingerprint, source_dimensions,
     source_model, target_version, target_fingerprint, target_dimensions, target_model, state,
     position, n_embedded, n_skipped, n_tokens,
-    (SELECT n_queries FROM judged_queries WHERE migration = migrations.id), verdict, created_at"""
+    (SELECT n_queries FROM judged_queries WHERE migration = migrations.id),
+    (SELECT sha256 FROM judged_queries WHERE migration = migrations.id), verdict, created_at"""
 
 
 def create(
@@ -252,9 +253,9 @@ def _put_judged(
 ) -> None:
     check_judged(judged, source)
     connection.execute(
-        """INSERT OR REPLACE INTO judged_queries (migration, n_queries, queries)
-        VALUES (?, ?, ?)""",
-        (migration, len(judged), json.dumps(judged)),
+        """INSERT OR REPLACE INTO judged_queries (migration, n_queries, queries, sha256)
+        VALUES (?, ?, ?, ?)""",
+        (migration, len(judged), json.dumps(judged), judged_sha256(judged)),
     )
 
 
@@ -276,7 +277,7 @@ def _migration(row: tuple[Any, ...]) -> Migration:
     number, collection, name, *rest = row
     source_version, *source = rest[:4]
     target_version, *target = rest[4:8]
-    state, position, n_embedded, n_skipped, n_tokens, n_judged, verdict, created_at = rest[8:]
+    state, position, n_embedded, n_skipped, n_tokens, *judged, verdict, created_at = rest[8:]
     return Migration(
         id=number,
         collection_id=collection,
@@ -287,7 +288,8 @@ def _migration(row: tuple[Any, ...]) -> Migration:
         target=Space(*target),
         state=MigrationState(state),
         checkpoint=Checkpoint(position, n_embedded, n_skipped, n_tokens),
-        n_judged=n_judged,
+        n_judged=judged[0],
+        judged_sha256=judged[1],
         verdict=json.loads(verdict) if verdict else None,
         created_at=created_at,
     )

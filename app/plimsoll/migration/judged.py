@@ -1,5 +1,7 @@
 """Judged queries: what is asked, and which documents answer it."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,3 +44,19 @@ def check_judged(judged: Sequence[Mapping[str, Any]], source: Space) -> None:
                 f"have {source.dimensions}",
                 param="queries",
             )
+
+
+def judged_sha256(judged: Sequence[Mapping[str, Any]]) -> str:
+    """Tells whether two lists, as `of_json` takes them, ask the same; in whichever order."""
+    lines = sorted(json.dumps(_plain(given), sort_keys=True) for given in judged)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """With one way to write a number, and to leave a vector out."""
+    vector = given.get("old_vector")
+    return {
+        "query": given["query"],
+        "relevant": {name: float(grade) for name, grade in given["relevant"].items()},
+        "old_vector": None if vector is None else [float(value) for value in vector],
+    }

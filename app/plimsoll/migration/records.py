@@ -26,7 +26,8 @@ class Checkpoint:
 class Migration:
     """A collection's move from one version to another.
 
-    n_judged: queries whose answers are known. verdict: the last one, as JSON.
+    n_judged: queries whose answers are known. judged_sha256: of their content. verdict: the last
+    one, as JSON.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Migration:
     state: MigrationState
     checkpoint: Checkpoint
     n_judged: int
+    judged_sha256: str
     verdict: Mapping[str, Any] | None
     created_at: str
 

@@ -29,6 +29,7 @@ def migration(**changed: Any) -> Migration:
             state=MigrationState.VALIDATING,
             checkpoint=Checkpoint(),
             n_judged=0,
+            judged_sha256="",
             verdict=None,
             created_at="2026-01-01T00:00:00Z",
         ),
