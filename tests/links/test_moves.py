@@ -19,6 +19,7 @@ from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow, Pushed
 from plimsoll.migration.states import MigrationState as State
 from tests.links.linked import (
+    DEADLINE_S,
     columns,
     content,
     embedded,
@@ -286,6 +287,44 @@ def test_a_database_that_is_gone_for_a_while_is_waited_for(folder, application, 
                 await server.migrations.cut_over(number, "test", "", force=True)
                 await is_embedded(server, again)
             assert (await server.links.status("ships")).waits is None
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("moment", ["finish", "switch"])
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_a_move_whose_caller_has_gone_comes_to_its_end_with_the_link_held(
+    folder, application, monkeypatch, moment, way
+):
+    """A client that hangs up would let others change the link in the midst of a switch."""
+    make_ships(application, 20)
+    begun, goes_on = threading.Event(), threading.Event()
+    usual = getattr(PostgresTable, moment)
+
+    def slow(self: PostgresTable, *given: object) -> object:
+        begun.set()
+        assert goes_on.wait(DEADLINE_S)
+        return usual(self, *given)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await migrate(server)
+            migrations, wanted = server.migrations, State.CUT_OVER
+            move = migrations.cut_over(number, "test", "", force=True)
+            if way == "back":
+                await move
+                move, wanted = migrations.roll_back(number, "test", ""), State.ROLLED_BACK
+            monkeypatch.setattr(PostgresTable, moment, slow)
+            moving = asyncio.create_task(move)
+            await until(begun.is_set, "it is not moved")
+            moving.cancel()
+            await asyncio.wait((moving,), timeout=0.2)
+            assert server.links._homes["ships"].work.lock.locked()
+            goes_on.set()
+            await asyncio.wait((moving,))
+            async with server.links._homes["ships"].work.lock:
+                assert (await migrations.status(number)).state is wanted
 
     asyncio.run(play())
 

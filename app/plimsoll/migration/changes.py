@@ -97,4 +97,8 @@ class StateChanges:
         task = asyncio.create_task(in_turn())
         self._steps.add(task)
         task.add_done_callback(self._steps.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait((task,))  # what the caller holds, such as a link, is held until then
+            raise

@@ -2,15 +2,16 @@
 
 After a cut-over the hooks are asked and searches are watched; both may take it back. Where the
 collection is linked, others read the same version outside: that is changed while the transaction of
-the file waits, and what is refused there, or here, changes neither. Owns the watch and the tasks.
-Lives on the event loop.
+the file waits, and what is refused there, or here, changes neither. What was asked for comes to its
+end also for a caller that has gone. Owns the watch and the tasks. Lives on the event loop.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from sqlite3 import Connection
+from typing import Any
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import (
@@ -55,6 +56,7 @@ class Cutovers:
         self._watch = CutoverWatch(clock)
         self._after_cutover = HooksAfterCutover(hooks, self._go_back)
         self._going_back: dict[int, asyncio.Task[bool]] = {}  # one of a migration
+        self._moves = set[asyncio.Task[None]]()
 
     def start(self, ages: Iterable[tuple[Migration, float]], interrupted: Iterable[int]) -> None:
         """Go on watching those cut over so many seconds ago, and asking hooks of those numbers."""
@@ -64,11 +66,11 @@ class Cutovers:
             self._after_cutover.begin(number)
 
     async def close(self) -> None:
-        """Stop asking and going back; a server that starts again goes on."""
-        going_back = [*self._going_back.values()]
-        for task in going_back:
+        """Stop asking, moving and going back; a server that starts again goes on."""
+        tasks = [*self._going_back.values(), *self._moves]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*going_back, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._after_cutover.close()
 
     def watched(self, number: int) -> tuple[Watched, float] | None:
@@ -92,6 +94,16 @@ class Cutovers:
         HookStoppedError, ModelLoadingError where the old model takes long to open, and
         OutsideErrors and LinkStateError where what it is linked to cannot follow.
         """
+        await self._to_its_end(self._cut_over(number, who, why, force=force))
+
+    async def roll_back(self, number: int, who: str, why: str) -> None:
+        """Let searches read the old version again, and what the collection is linked to likewise.
+
+        Raises MigrationStateError, OutsideErrors and LinkStateError.
+        """
+        await self._to_its_end(self._roll_back(number, who, why))
+
+    async def _cut_over(self, number: int, who: str, why: str, *, force: bool) -> None:
         before = await self._allowed(number, MigrationState.CUT_OVER)
         keeps_old = await self._judge.can_embed_soon(before.source)
         await self._changes.read(
@@ -107,11 +119,7 @@ class Cutovers:
         async with self._links.held(before.collection) as link:
             await self.note_cut_over(before, await _moved(link, before.target, work))
 
-    async def roll_back(self, number: int, who: str, why: str) -> None:
-        """Let searches read the old version again, and what the collection is linked to likewise.
-
-        Raises MigrationStateError, OutsideErrors and LinkStateError.
-        """
+    async def _roll_back(self, number: int, who: str, why: str) -> None:
         before = await self._allowed(number, MigrationState.ROLLED_BACK)
 
         def work(connection: Connection) -> Migration:
@@ -136,6 +144,17 @@ class Cutovers:
     def end(self, number: int) -> None:
         """It is not cut over any more, or there is no way back: it is watched no longer."""
         self._watch.end(number)
+
+    async def _to_its_end(self, move: Coroutine[Any, Any, None]) -> None:
+        """Raises as the move does; a caller that is cancelled leaves it going on."""
+        task = asyncio.create_task(move)
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell_failure)
+            raise
 
     async def _allowed(self, number: int, after: MigrationState) -> Migration:
         """The migration, before a state that may follow. Raises MigrationStateError."""
@@ -172,6 +191,13 @@ class Cutovers:
         if not await self._judge.can_embed_soon(source):
             return f"{source.model!r} does not embed queries into the old version any more"
         return None
+
+
+def _tell_failure(move: asyncio.Task[None]) -> None:
+    """Log what stopped a move whose caller has gone."""
+    error = None if move.cancelled() else move.exception()
+    if error is not None:
+        log.error("a change of what searches read was refused: %s", error)
 
 
 async def _moved(link: HeldLink | None, space: Space, work: Change) -> Change:
