@@ -33,6 +33,7 @@ from plimsoll.telemetry.metrics import Telemetry
 
 NAMES = OLD, NEW, BAD = "old", "new", "bad"
 CHECK_S = 0.01
+REST_DEADLINE_S = 300.0
 TEST_HOSTS = "testserver"
 
 
@@ -118,11 +119,15 @@ class Inside:
         return begun.counts.migration.id
 
     async def until_rest(self, number: int) -> MigrationStatus:
-        """Wait until nothing is under way; returns what it came to."""
-        status = await self.migrations.status(number)
-        while status.state in UNDER_WAY and status.failure is None:
-            await asyncio.sleep(CHECK_S)
+        """Wait until nothing is under way; returns what it came to.
+
+        Raises TimeoutError where something is for as long as no test lasts.
+        """
+        async with asyncio.timeout(REST_DEADLINE_S):
             status = await self.migrations.status(number)
+            while status.state in UNDER_WAY and status.failure is None:
+                await asyncio.sleep(CHECK_S)
+                status = await self.migrations.status(number)
         return status
 
 

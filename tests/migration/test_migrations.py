@@ -232,8 +232,9 @@ def test_a_paused_migration_goes_on_where_it_was(folder: Path, monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(PatientEmbedder, "embed_documents", embed_one)
             number = await server.begin("ships", NEW)
-            while n_batches < 2:
-                await asyncio.sleep(CHECK_S)
+            async with asyncio.timeout(DEADLINE_S):
+                while n_batches < 2:
+                    await asyncio.sleep(CHECK_S)
             paused = await server.migrations.pause(number, "test", "lunch")
         await server.put("ships", ships(30, first=N))
         await server.migrations.resume(number, "test", "")
@@ -257,15 +258,15 @@ def test_a_request_that_is_cancelled_leaves_no_migration_without_its_run(folder:
     async def scene(server: Inside) -> None:
         with server.corpora.database._writing:
             asked = asyncio.create_task(server.begin("ships", NEW))
-            while not server.migrations._changes._steps:
-                await asyncio.sleep(CHECK_S)
+            async with asyncio.timeout(DEADLINE_S):
+                while not server.migrations._changes._steps:
+                    await asyncio.sleep(CHECK_S)
             await asyncio.sleep(0)  # the step hands its work to the thread, which waits
             asked.cancel()
         await asyncio.wait((asked,))
         assert asked.cancelled()
         await asyncio.gather(*server.migrations._changes._steps)
-        async with asyncio.timeout(DEADLINE_S):
-            assert (await server.until_rest(1)).state is State.READY
+        assert (await server.until_rest(1)).state is State.READY
 
     run(folder, scene)
 
@@ -280,8 +281,9 @@ def test_a_run_of_what_is_not_under_way_ends_at_once(folder: Path, monkeypatch: 
         with monkeypatch.context() as patch:
             patch.setattr(server.migrations._judge, "judge", None)
             runs.start(number)
-            while runs.progress(number) is not None:
-                await asyncio.sleep(CHECK_S)
+            async with asyncio.timeout(DEADLINE_S):
+                while runs.progress(number) is not None:
+                    await asyncio.sleep(CHECK_S)
         assert await server.migrations.status(number) == before
 
     run(folder, scene)

@@ -449,10 +449,14 @@ def test_a_server_that_is_killed_beneath_a_hook_asks_it_again(
 
     run(folder, scene)
     worker = [sys.executable, "-m", "tests.migration.worker", str(folder)]
-    begun = subprocess.run([*worker, "resume", "1"], cwd=ROOT, env=environment(), check=False)
-    assert begun.returncode == -signal.SIGKILL
-    gone_on = subprocess.run(worker, cwd=ROOT, env=environment(), check=False)
-    assert gone_on.returncode == 0
+
+    def work(*arguments: str) -> int:
+        return subprocess.run(
+            [*worker, *arguments], cwd=ROOT, env=environment(), timeout=DEADLINE_S, check=False
+        ).returncode
+
+    assert work("resume", "1") == -signal.SIGKILL
+    assert work() == 0
 
     found = told.read_text("utf-8").splitlines()
     if moment == "during":  # asked at the end of the run once more
