@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from plimsoll.errors import (
 from plimsoll.links.links import Links
 from plimsoll.migration import stages
 from plimsoll.migration.after_cutover import GO_BACK_AGAIN_S, HooksAfterCutover
+from plimsoll.migration.hooks import journal as hooks_journal
 from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import HookOutcome, Moment
 from plimsoll.migration.states import MigrationState as State
@@ -164,6 +166,44 @@ def test_a_hook_that_is_asked_while_a_run_ends_is_asked_once_more(folder: Path):
 
     run(folder, scene)
     assert noted == [False, True]
+
+
+def test_a_hook_that_goes_on_failing_is_told_once_and_again_when_it_changes(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """A broken hook that looks each second would fill the log, and write the file, for hours."""
+    answer = folder / "answer"
+    write_hooks(folder, {"watch": shell(f"cat {answer}", "during", required=False)})
+    noted, end = list[tuple[str, str]](), hooks_journal.end
+
+    def note(connection: Any, migration: int, number: int, outcome: HookOutcome) -> None:
+        noted.append((outcome.outcome, outcome.reason))
+        end(connection, migration, number, outcome)
+
+    monkeypatch.setattr(hooks_journal, "end", note)
+
+    async def scene(server: Inside) -> None:
+        answer.write_text("once", encoding="utf-8")
+        number = await server.begin("ships", NEW, hooks=["watch"], starts=False)
+        hooks = server.migrations.hooks
+        look = await hooks._first_look(hooks.catalog.find("watch"), HookedRun(number))
+        for told, n_looks in (("once", 3), ("other", 3), ('{"ok": true}', 2), ("other", 2)):
+            answer.write_text(told, encoding="utf-8")
+            for _ in range(n_looks):
+                await look(False)
+        assert hooks._metrics._hooks.labels("failed")._value.get() == 1 + 3 + 3 + 2
+
+    with caplog.at_level(logging.INFO, logger="plimsoll.migration.hooks.hooks"):
+        run(folder, scene)
+    once, other = (f"its answer is no line of JSON: b'{told}'" for told in ("once", "other"))
+    assert noted == [("failed", once), ("failed", other), ("passed", ""), ("failed", other)]
+    told = [record.getMessage() for record in caplog.records if "answer" in record.msg]
+    assert told == [
+        f"hook 'watch' gives no answer: {once}",
+        f"hook 'watch' gives no answer: {other}",
+        "hook 'watch' answers again",
+        f"hook 'watch' gives no answer: {other}",
+    ]
 
 
 def test_a_hook_after_a_run_keeps_it_from_being_ready(folder: Path):

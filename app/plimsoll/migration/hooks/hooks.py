@@ -129,7 +129,9 @@ class MigrationHooks:
             )
         moment = next(moment for moment in Moment if moment in hook.moments)
         occasion = await self._occasion(hook, moment, None if number is None else HookedRun(number))
-        return await self._outcome(hook, hook.make(), occasion)
+        outcome, fault = await self._outcome(hook, hook.make(), occasion)
+        _log_answer(outcome, fault, None)
+        return outcome
 
     async def _first_look(self, hook: Hook, run: HookedRun) -> Look:
         ask = hook.make()
@@ -137,11 +139,18 @@ class MigrationHooks:
             self._thread, journal.begin, run.number, Moment.DURING, hook.name
         )
 
+        before: HookOutcome | None = None
+
         async def look(is_noted: bool) -> None:
+            nonlocal before
             occasion = await self._occasion(hook, Moment.DURING, run, attempt)
-            outcome = await self._outcome(hook, ask, occasion)
-            if is_noted or outcome.outcome != "passed":
+            outcome, fault = await self._outcome(hook, ask, occasion)
+            is_news = before is None or not _says_the_same(before, outcome)
+            if is_news:
+                _log_answer(outcome, fault, before)
+            if is_news or (is_noted and outcome.outcome == "passed"):
                 await self._database.write(self._thread, journal.end, run.number, number, outcome)
+            before = outcome
             _raise_if_it_ends(hook, outcome)
 
         await look(True)
@@ -164,14 +173,18 @@ class MigrationHooks:
             self._thread, journal.begin, run.number, moment, hook.name
         )
         log.info("migration %d: hook %r is asked (%s)", run.number, hook.name, moment.value)
-        outcome = await self._outcome(hook, ask, await self._occasion(hook, moment, run, attempt))
+        occasion = await self._occasion(hook, moment, run, attempt)
+        outcome, fault = await self._outcome(hook, ask, occasion)
+        _log_answer(outcome, fault, None)
         await self._database.write(self._thread, journal.end, run.number, number, outcome)
         _raise_if_it_ends(hook, outcome)
 
-    async def _outcome(self, hook: Hook, ask: Ask, occasion: Occasion) -> HookOutcome:
-        """Ask a hook within its time."""
+    async def _outcome(
+        self, hook: Hook, ask: Ask, occasion: Occasion
+    ) -> tuple[HookOutcome, Exception | None]:
+        """Ask a hook within its time; with an error that was not foreseen, if there was one."""
         began_s = self._clock()
-        answer, failure = Answer(), None
+        answer, failure, fault = Answer(), None, None
         try:
             async with asyncio.timeout(hook.timeout_s):
                 answer = await ask(occasion)
@@ -179,15 +192,13 @@ class MigrationHooks:
             failure = f"no answer within {hook.timeout_s:g} s"
         except PlimsollError as error:
             failure = str(error)
-        except Exception:
-            log.exception("hook %r failed", hook.name)
-            failure = UNFORESEEN
+        except Exception as error:
+            failure, fault = UNFORESEEN, error
         outcome: AskedOutcome = "stopped" if answer.stops else "passed"
         if failure is not None:
             outcome = "failed"
-            log.warning("hook %r gives no answer: %s", hook.name, failure)
         self._metrics.asked(outcome)
-        return HookOutcome(
+        asked = HookOutcome(
             hook=hook.name,
             moment=occasion.moment,
             attempt=occasion.attempt,
@@ -197,6 +208,7 @@ class MigrationHooks:
             began_at="",  # which the journal knows
             seconds=self._clock() - began_s,
         )
+        return asked, fault
 
     async def _occasion(
         self, hook: Hook, moment: Moment, run: HookedRun | None, attempt: int = 1
@@ -230,6 +242,21 @@ class MigrationHooks:
     ) -> tuple[list[Hook], dict[str, Outcome]]:
         names = journal.names(connection, number)
         return self.catalog.of(names, moment), journal.answers(connection, number, moment)
+
+
+def _says_the_same(before: HookOutcome, outcome: HookOutcome) -> bool:
+    """Whether a hook that looks again has nothing new to say; what it measured may be other."""
+    if before.outcome != outcome.outcome:
+        return False
+    return outcome.outcome == "passed" or before.reason == outcome.reason
+
+
+def _log_answer(outcome: HookOutcome, fault: Exception | None, before: HookOutcome | None) -> None:
+    """Say that a hook gives no answer, and that it gives one again; its answers are in status."""
+    if outcome.outcome == "failed":
+        log.warning("hook %r gives no answer: %s", outcome.hook, outcome.reason, exc_info=fault)
+    elif before is not None and before.outcome == "failed":
+        log.info("hook %r answers again", outcome.hook)
 
 
 def _raise_if_it_ends(hook: Hook, outcome: HookOutcome) -> None:
