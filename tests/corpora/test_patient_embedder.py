@@ -150,19 +150,36 @@ def test_a_text_that_fails_once_has_its_vector():
 
 
 @pytest.mark.parametrize(
-    "error", [EncodeError("the engine"), EncodeMemoryError("no memory"), TooLargeError("too large")]
+    ("error", "n_attempts"),
+    [
+        (EncodeError("the engine"), MOST_ATTEMPTS),
+        (EncodeMemoryError("no memory"), MOST_ATTEMPTS),
+        (TooLargeError("too large"), 1),  # for an idle server, so that trying again is no use
+    ],
 )
-def test_a_text_that_fails_its_whole_list_is_found_among_its_neighbours(error: Exception):
+def test_a_text_that_fails_its_whole_list_is_found_among_its_neighbours(
+    error: Exception, n_attempts: int
+):
     """One text that the engine cannot do must not keep the other documents from moving."""
 
     def answer(texts: Sequence[str]) -> None:
         if "poison" in texts:
             raise error
 
-    found = Scene(answer).embed(*"abcde", "poison", *"fg")
+    scene = Scene(answer)
+    found = scene.embed(*"abcde", "poison", *"fg")
 
     assert set(found.vectors) == {1, 2, 3, 4, 5, 7, 8}
-    assert found.failures == {6: (str(error), MOST_ATTEMPTS)}
+    assert found.failures == {6: (str(error), n_attempts)}
+    alone = [task for task in scene.service.tasks if task.texts == ["poison"]]
+    assert len(alone) == n_attempts
+
+
+def test_a_text_that_is_found_too_large_when_it_is_tried_again_is_left_out_at_once():
+    scene = Scene(refusing(EncodeError("the engine"), TooLargeError("too large")))
+
+    assert scene.embed("ship").failures == {1: ("too large", 2)}
+    assert len(scene.service.tasks) == 2
 
 
 def test_a_model_that_cannot_be_used_ends_the_run():

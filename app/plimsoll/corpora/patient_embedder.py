@@ -112,6 +112,9 @@ class PatientEmbedder:
         try:
             answer = await self.embed([each.text for each in documents], "search_document")
         except (EncodeError, TooLargeError) as error:
+            if len(documents) == 1 and isinstance(error, TooLargeError):
+                found.failures[documents[0].row] = (str(error), 1)  # and would be the next time
+                return
             if len(documents) == 1:
                 await self._try_again(found, documents[0], str(error))
                 return
@@ -132,7 +135,7 @@ class PatientEmbedder:
         self, found: DocumentVectors, document: StoredDocument, reason: str
     ) -> None:
         """Try one text by itself, since its neighbours or the moment may have been at fault."""
-        for _ in range(1, MOST_ATTEMPTS):
+        for attempt in range(2, MOST_ATTEMPTS + 1):
             try:
                 answer = await self.embed([document.text], "search_document")
             except EncodeError as error:
@@ -140,8 +143,8 @@ class PatientEmbedder:
                 await self._pause(SHORT_RETRY_S)
                 continue
             except TooLargeError as error:
-                reason = str(error)
-                continue
+                found.failures[document.row] = (str(error), attempt)
+                return
             (vector,) = answer.vectors
             if vector is not None:
                 found.vectors[document.row] = vector
