@@ -50,6 +50,7 @@ def test_files_have_a_folder_for_other_vectors(tmp_path):
         (TABLE, "links.ships.postgres: write either model"),
         (TABLE + 'space = "ada"\n', "comes with its dimensions"),
         (TABLE + FOREIGN + 'model = "m"\n', "write either model"),
+        (TABLE + 'space = "ada"\ndimensions = 4097\n', "dimensions: Input should be less than"),
         (TABLE + FOREIGN + 'url = "postgresql://u:hidden@h/d"\n', "postgres.url is no key"),
         (TABLE.replace("table =", "tabel =") + FOREIGN, "tabel is no key; did you mean table?"),
         (TABLE.replace("postgres", "mysql") + FOREIGN, "mysql"),

@@ -21,7 +21,7 @@ from pydantic_core.core_schema import (
 )
 from typing_extensions import TypeAliasType
 
-from plimsoll.corpora.records import COLLECTION_NAME
+from plimsoll.corpora.records import COLLECTION_NAME, MOST_DIMENSIONS
 from plimsoll.policy.priority import INTERACTIVE_TOKENS, Priority
 
 T = TypeVar("T")
@@ -63,8 +63,6 @@ Count = Annotated[StrictInt, Field(ge=1), BeforeValidator(_as_whole)]
 OrDefault = Annotated[T, _NullIsDefault()]
 
 
-# Of a foreign space as of a model.
-MOST_DIMENSIONS = 4096
 MOST_RESULTS = 1000
 # The bounds beside each other: a `le` over a Count stands in the schema by a name that is none.
 Dimensions = Annotated[StrictInt, Field(ge=1, le=MOST_DIMENSIONS), BeforeValidator(_as_whole)]

@@ -7,7 +7,8 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, StrictBool, StrictStr
 from typing_extensions import TypeAliasType
 
-from plimsoll.api.fields import MOST_DIMENSIONS, Dimensions, OrDefault, SpaceFields
+from plimsoll.api.fields import Dimensions, OrDefault, SpaceFields
+from plimsoll.corpora.records import MOST_DIMENSIONS
 from plimsoll.migration.hooks.records import Moment
 from plimsoll.migration.hooks.records import Outcome as HookOutcome
 from plimsoll.migration.states import MigrationState

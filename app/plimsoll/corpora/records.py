@@ -9,6 +9,8 @@ from typing import Any
 
 COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 FOREIGN_PREFIX = "foreign:"
+MOST_DIMENSIONS = 4096
+"""Values of a vector, of a foreign space as of a model."""
 
 
 def text_sha256(text: str) -> bytes:

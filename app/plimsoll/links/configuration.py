@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from plimsoll.corpora.records import COLLECTION_NAME, Space
+from plimsoll.corpora.records import COLLECTION_NAME, MOST_DIMENSIONS, Space
 from plimsoll.errors import SettingsError
 from plimsoll.nearest import did_you_mean
 
@@ -47,7 +47,7 @@ class LinkSettings(BaseModel):
     vector: Name = "vector"
     model: Name | None = None
     space: Name | None = None
-    dimensions: Annotated[int, Field(ge=1, le=16_000)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] | None = None
     follow: bool = False
 
     @model_validator(mode="after")

@@ -38,12 +38,12 @@ from plimsoll.api.edge.json_body import MAX_FIELDS
 from plimsoll.api.edge.json_lines import JSONLine, json_lines
 from plimsoll.api.edge.json_rendering import LongList
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import MOST_DIMENSIONS, MOST_RESULTS, CollectionName, OrDefault
+from plimsoll.api.fields import MOST_RESULTS, CollectionName, OrDefault
 from plimsoll.api.replies import documents_response, json_response, listing_response
 from plimsoll.corpora.catalog import CollectionCatalog
 from plimsoll.corpora.ingest import DocumentIngest
 from plimsoll.corpora.listing import DocumentPage
-from plimsoll.corpora.records import Document, StoredDocument
+from plimsoll.corpora.records import MOST_DIMENSIONS, Document, StoredDocument
 from plimsoll.corpora.tasks import LineFailure, NewDocument
 from plimsoll.errors import PlimsollError
 
