@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from plimsoll.errors import SettingsError
+from plimsoll.mistakes import words_of
 from plimsoll.nearest import nearest_to
 from plimsoll.settings import PREFIX, Settings, allowed_values, is_secret
 
@@ -183,7 +184,7 @@ def _explain_unknown(field: str, place: str) -> str:
 
 def _explain_invalid(error: ErrorDetails, sources: Mapping[str, str]) -> str:
     """Say in one line which value is wrong, where it stood and what is allowed."""
-    own_words = error["msg"].removeprefix("Value error, ")
+    own_words = words_of(error)
     if not error["loc"]:
         return own_words  # a relation between fields, which names them
     name = str(error["loc"][0])

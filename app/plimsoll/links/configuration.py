@@ -25,9 +25,11 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from plimsoll.corpora.records import COLLECTION_NAME, MOST_DIMENSIONS, Space
 from plimsoll.errors import SettingsError
+from plimsoll.mistakes import mistakes_of, place_of, told
 from plimsoll.nearest import did_you_mean
 
 LinkName: TypeAlias = Annotated[str, StringConstraints(pattern=COLLECTION_NAME)]
@@ -126,21 +128,19 @@ def read_links(path: Path) -> Mapping[str, PostgresLink | FileLink]:
     try:
         return _LinksFile.model_validate(content).links
     except ValidationError as error:
-        faults = "; ".join(
-            _told(fault["loc"], fault["type"], fault["msg"])
-            for fault in error.errors(include_input=False, include_url=False)
-        )
-        raise SettingsError(f"PLIMSOLL_LINKS: {path}: {faults}") from error
+        raise SettingsError(
+            f"PLIMSOLL_LINKS: {path}: {'; '.join(map(_told, mistakes_of(error)))}"
+        ) from error
 
 
-def _told(place: tuple[str | int, ...], kind: str, message: str) -> str:
-    """A mistake in words. place: links, name of the link, its kind, key; or less of it."""
-    where = ".".join(map(str, place))
-    if kind != "extra_forbidden":
-        return f"{where}: {message.removeprefix('Value error, ')}"
+def _told(mistake: ErrorDetails) -> str:
+    """A mistake in words; its place: links, name of the link, its kind, key; or less of it."""
+    place = mistake["loc"]
+    if mistake["type"] != "extra_forbidden":
+        return told(mistake)
     if len(place) == 1:
         model: type[BaseModel] = _LinksFile
     else:
         model = PostgresLink if place[2] == "postgres" else FileLink
     keys = [field.alias or name for name, field in model.model_fields.items()]
-    return f"{where} is no key; {did_you_mean(str(place[-1]), keys)}"
+    return f"{place_of(mistake)} is no key; {did_you_mean(str(place[-1]), keys)}"

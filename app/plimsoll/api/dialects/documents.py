@@ -46,6 +46,7 @@ from plimsoll.corpora.listing import DocumentPage
 from plimsoll.corpora.records import MOST_DIMENSIONS, Document, StoredDocument
 from plimsoll.corpora.tasks import LineFailure, NewDocument
 from plimsoll.errors import PlimsollError
+from plimsoll.mistakes import first_mistake, told
 
 MOST_ID_CHARACTERS = 512
 MOST_ROW = 2**63 - 1
@@ -267,11 +268,8 @@ def _document(line: JSONLine, has_space: bool) -> NewDocument | LineFailure:
     try:
         fields = DocumentLine.model_validate(line.value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the line"
-        return LineFailure(
-            line.number, _id_of(line.value), "invalid_request", f"{place}: {first['msg']}"
-        )
+        message = told(first_mistake(error), at="the line")
+        return LineFailure(line.number, _id_of(line.value), "invalid_request", message)
     document = Document(fields.id, fields.text, fields.metadata)
     if fields.vector is None:
         return NewDocument(line.number, document, n_bytes=line.parsed_bytes)

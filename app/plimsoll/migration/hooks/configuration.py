@@ -39,6 +39,7 @@ from plimsoll.migration.hooks.commands import CommandHook
 from plimsoll.migration.hooks.occasion import Hook
 from plimsoll.migration.hooks.records import PLUGIN_FAILED, Moment
 from plimsoll.migration.hooks.written import BuiltinKind, hook_of
+from plimsoll.mistakes import first_mistake, place_of, told
 from plimsoll.nearest import did_you_mean
 
 MOST_SECONDS = 86_400.0
@@ -163,9 +164,8 @@ def _hook(name: str, table: HookTable, builtin: Mapping[str, BuiltinKind]) -> Ho
 
 def _told(error: ValidationError) -> str:
     """The first mistake, in one line."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    first = first_mistake(error)
     if first["type"] == "extra_forbidden":
         known: Any = HooksFile.model_fields if len(first["loc"]) == 1 else HookTable.model_fields
-        return f"{place} is no key; {did_you_mean(str(first['loc'][-1]), known)}"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+        return f"{place_of(first)} is no key; {did_you_mean(str(first['loc'][-1]), known)}"
+    return told(first)

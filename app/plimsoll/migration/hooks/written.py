@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from plimsoll.errors import SettingsError
 from plimsoll.migration.hooks.occasion import INTERVAL_S, TIMEOUT_S, Ask, Hook
 from plimsoll.migration.hooks.records import Moment
+from plimsoll.mistakes import first_mistake, words_of
 from plimsoll.nearest import did_you_mean
 
 
@@ -94,7 +95,6 @@ def _options(kind: BuiltinKind, name: str, words: list[str]) -> Options:
     try:
         return kind.options.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_mistake(error)
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
-        message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name} {flag}: {message}") from error
+        raise SettingsError(f"{name} {flag}: {words_of(first)}") from error
