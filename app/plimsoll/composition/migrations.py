@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.corpora.search import CollectionSearch
@@ -12,12 +13,14 @@ from plimsoll.links.links import Links
 from plimsoll.migration.hooks.builtin.table import builtin_hooks
 from plimsoll.migration.hooks.configuration import read_catalog
 from plimsoll.migration.hooks.hooks import MigrationHooks
+from plimsoll.migration.hooks.records import Answered
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.runs import MigrationRuns
 from plimsoll.migration.shadow_searches import ShadowSearches
 from plimsoll.migration.states import MigrationState
 from plimsoll.migration.survey import CollectionSurvey
 from plimsoll.migration.validation import MigrationJudge
+from plimsoll.migration.verdict import Decision
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
 
@@ -42,7 +45,8 @@ def build_migrations(
     scans = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="migration")
     changes = ThreadPoolExecutor(1, thread_name_prefix="migration-changes")
     database, metrics = corpora.database, telemetry.migrations
-    metrics.expect(state.value for state in MigrationState)
+    states = [state.value for state in MigrationState]
+    metrics.expect(states, get_args(Decision), get_args(Answered))
     judge = MigrationJudge(database, core.models, core.service, core.gate, scans, _now)
     builtin = builtin_hooks(judge, database, scans, database.path.parent / EXPORTS, _now)
     catalog = read_catalog(hooks_file, builtin)

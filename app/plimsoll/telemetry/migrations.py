@@ -8,11 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 RowOutcome: TypeAlias = Literal["embedded", "skipped", "quarantined"]
 """What became of a document; skipped: it changed or went while it was embedded."""
 
-Decision: TypeAlias = Literal["go", "no_go", "inconclusive"]
-
-HookOutcome: TypeAlias = Literal["passed", "stopped", "failed"]
-"""What became of a hook that was asked; failed: it gave no answer."""
-
 
 ShadowOutcome: TypeAlias = Literal["compared", "failed", "dropped"]
 """What became of a live search that was to be compared; failed: the new version gave no answer."""
@@ -71,17 +66,22 @@ class MigrationMetrics:
         )
         for shadow_outcome in get_args(ShadowOutcome):
             self._shadowed.labels(shadow_outcome)
-        for decision in get_args(Decision):
-            self._verdicts.labels(decision)
         for outcome in get_args(RowOutcome):
             self._rows.labels(outcome)
-        for outcome in get_args(HookOutcome):
-            self._hooks.labels(outcome)
 
-    def expect(self, states: Iterable[str]) -> None:
-        """Begin a series for each state: a rate does not see the first event of a new one."""
+    def expect(
+        self, states: Iterable[str], decisions: Iterable[str], answers: Iterable[str]
+    ) -> None:
+        """Begin a series for each: a rate does not see the first event of a new one.
+
+        states: of migrations; decisions: of verdicts; answers: what becomes of hooks.
+        """
         for state in states:
             self._changes.labels(state)
+        for decision in decisions:
+            self._verdicts.labels(decision)
+        for answer in answers:
+            self._hooks.labels(answer)
 
     def rows(self, outcome: RowOutcome, n: int) -> None:
         """Count documents."""
@@ -96,7 +96,7 @@ class MigrationMetrics:
         """So many of them need nothing more."""
         self.set_left(migration, self._left.get(migration, 0) - n)
 
-    def judged(self, decision: Decision) -> None:
+    def judged(self, decision: str) -> None:
         """A verdict was drawn."""
         self._verdicts.labels(decision).inc()
 
@@ -108,7 +108,7 @@ class MigrationMetrics:
         """A migration stands back."""
         self._yields.inc()
 
-    def asked(self, outcome: HookOutcome) -> None:
+    def asked(self, outcome: str) -> None:
         """A hook was asked."""
         self._hooks.labels(outcome).inc()
 

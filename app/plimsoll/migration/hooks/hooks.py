@@ -26,13 +26,12 @@ from plimsoll.migration import journal as migrations_journal
 from plimsoll.migration.hooks import journal
 from plimsoll.migration.hooks.catalog import HookCatalog
 from plimsoll.migration.hooks.occasion import Ask, Hook, Occasion
-from plimsoll.migration.hooks.records import Answer, HookOutcome, Moment, Outcome
+from plimsoll.migration.hooks.records import Answer, Answered, HookOutcome, Moment, Outcome
 from plimsoll.migration.pace import RunPace
 from plimsoll.migration.progress import ProgressMonitor
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.lines import BREAKER_STEP
-from plimsoll.telemetry.migrations import HookOutcome as AskedOutcome
 from plimsoll.telemetry.migrations import MigrationMetrics
 
 log = logging.getLogger(__name__)
@@ -194,7 +193,7 @@ class MigrationHooks:
             failure = str(error)
         except Exception as error:
             failure, fault = UNFORESEEN, error
-        outcome: AskedOutcome = "stopped" if answer.stops else "passed"
+        outcome: Answered = "stopped" if answer.stops else "passed"
         if failure is not None:
             outcome = "failed"
         self._metrics.asked(outcome)

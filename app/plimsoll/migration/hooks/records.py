@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeAlias
 
-Outcome: TypeAlias = Literal["under_way", "passed", "stopped", "failed"]
-"""stopped: it said no; failed: it gave no answer."""
+Answered: TypeAlias = Literal["passed", "stopped", "failed"]
+"""What became of a hook that was asked. stopped: it said no; failed: it gave no answer."""
+
+Outcome: TypeAlias = Literal["under_way", Answered]
 
 PLUGIN_FAILED = 3
 """Exit code of a plug-in that could not be loaded or raised: no answer, rather than a no."""
