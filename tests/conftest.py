@@ -31,6 +31,7 @@ TEST_CACHE = Path(given) if (given := os.environ.pop("PLIMSOLL_TEST_CACHE", ""))
 
 def pytest_configure(config: pytest.Config) -> None:
     """Heed SIGINT, which a shell has its background jobs ignore, and what is started here would."""
+    os.umask(0o022)  # or files of hooks that tests write would be refused, as the group's too
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -224,3 +225,28 @@ class TestWrite:
         (tmp_path / "a").write_bytes(b"data")
         with pytest.raises(ModelDownloadError, match=r"the file is damaged.*or pray"):
             files.check_sha256(tmp_path / "a", "0" * 64, "the file", remedy="pray")
+
+
+@pytest.mark.parametrize(
+    ("mode", "user", "fault"),
+    [
+        (0o640, None, None),
+        (0o600, 0, None),
+        (0o620, None, "the group .* may write it: chmod g-w"),
+        (0o602, None, "everyone may write it: chmod go-w"),
+        (0o600, 65534, "it belongs to user 65534"),
+    ],
+)
+def test_a_file_is_ours_alone_where_no_other_user_but_root_may_write_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, user: int | None, fault: str | None
+):
+    path = tmp_path / "hooks.toml"
+    path.touch()
+    path.chmod(mode)
+    if user is not None:
+        found = [*path.stat()]
+        found[stat.ST_UID] = user
+        monkeypatch.setattr(Path, "stat", lambda self: os.stat_result(found))
+    told = files.who_else_may_write(path)
+    assert (told is None) is (fault is None)
+    assert fault is None or re.match(fault, told or "")

@@ -62,6 +62,24 @@ def private_folder(path: Path, *, allow_memory_backed: bool = False) -> Path:
     raise CacheUnsafeError(f"the cache folder {path} {fault}; set PLIMSOLL_CACHE_DIR to another")
 
 
+def who_else_may_write(path: Path) -> str | None:
+    """Who but we and root may write a file, and what mends that; None where no other user may.
+
+    As sshd's StrictModes asks of its own. Raises OSError.
+    """
+    found = path.stat()
+    if found.st_uid not in (os.geteuid(), 0):
+        return (
+            f"it belongs to user {found.st_uid}, and we are user {os.geteuid()}: chown it to that "
+            "user or to root"
+        )
+    if found.st_mode & stat.S_IWOTH:
+        return "everyone may write it: chmod go-w it"
+    if found.st_mode & stat.S_IWGRP:
+        return f"the group {found.st_gid} may write it: chmod g-w it"
+    return None
+
+
 def memory_file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
     """Name of the file system that holds `path` where that one is memory, else None."""
     kind = file_system(path, mounts)

@@ -78,6 +78,14 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         read_links(tmp_path / "none.toml")
 
 
+def test_a_file_that_others_may_write_is_refused(tmp_path):
+    """Who writes it has the server send texts to a table, or a folder, of their own."""
+    file = written(tmp_path, TABLE + FOREIGN)
+    file.chmod(0o664)
+    with pytest.raises(SettingsError, match=r"links\.toml .*chmod g-w"):
+        read_links(file)
+
+
 def test_a_variable_that_is_not_set_is_told_before_the_server_listens(tmp_path):
     """Not at the first pull, by an error of the database's library."""
     pytest.importorskip("psycopg")

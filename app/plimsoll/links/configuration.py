@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from plimsoll.corpora.records import COLLECTION_NAME, MOST_DIMENSIONS, Space
 from plimsoll.errors import SettingsError
+from plimsoll.files import who_else_may_write
 from plimsoll.mistakes import mistakes_of, place_of, told
 from plimsoll.nearest import did_you_mean
 
@@ -120,6 +121,10 @@ class _LinksFile(BaseModel):
 def read_links(path: Path) -> Mapping[str, PostgresLink | FileLink]:
     """The links of a file, by name. Raises SettingsError, with the key that is wrong."""
     try:
+        if fault := who_else_may_write(path):
+            raise SettingsError(
+                f"PLIMSOLL_LINKS: {path} says where this server reads and writes, and {fault}"
+            )
         content = tomllib.loads(path.read_text())
     except OSError as error:
         raise SettingsError(f"PLIMSOLL_LINKS: {path}: {error.strerror or error}") from error

@@ -16,7 +16,6 @@ plugin = "acme_plimsoll.audit"        # a module that implements plimsoll_hook, 
 when = "before-cutover"
 """
 
-import stat
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ from pydantic import (
 )
 
 from plimsoll.errors import SettingsError
+from plimsoll.files import who_else_may_write
 from plimsoll.migration.hooks.catalog import HookCatalog
 from plimsoll.migration.hooks.commands import CommandHook
 from plimsoll.migration.hooks.occasion import Hook
@@ -112,11 +112,8 @@ def read_catalog(path: Path | None, builtin: Mapping[str, BuiltinKind]) -> HookC
     if path is None:
         return HookCatalog(hooks, ())
     try:
-        if path.stat().st_mode & stat.S_IWOTH:
-            raise SettingsError(
-                f"PLIMSOLL_HOOKS: {path} says what this server runs, and everyone may write it: "
-                "chmod o-w it"
-            )
+        if fault := who_else_may_write(path):
+            raise SettingsError(f"PLIMSOLL_HOOKS: {path} says what this server runs, and {fault}")
         written = HooksFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise SettingsError(f"PLIMSOLL_HOOKS: {path}: {error.strerror}") from error
