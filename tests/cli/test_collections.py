@@ -295,6 +295,21 @@ def test_a_part_that_was_stopped_in_its_midst_is_written_again(
         assert (Path("killed") / name).read_bytes() == (Path("quiet") / name).read_bytes()
 
 
+def test_a_file_that_is_there_is_written_over_only_when_asked(
+    collections: Collections, ships: Path
+):
+    """It may be what the collection was filled from."""
+    collections("import", str(ships), "--collection", "ships", *OPENAI)
+    mine = Path("mine.jsonl")
+    mine.write_text("mine", encoding="utf-8")
+    refused = collections("export", "ships", "mine.jsonl")
+    assert refused.exit_code == 2
+    assert "mine.jsonl is there already: --force writes over it" in refused.output
+    assert mine.read_text(encoding="utf-8") == "mine"
+    assert collections("export", "ships", "mine.jsonl", "--force").exit_code == 0
+    assert mine.read_text(encoding="utf-8") != "mine"
+
+
 def test_a_folder_of_another_export_is_not_written_to(collections: Collections, ships: Path):
     collections("import", str(ships), "--collection", "ships", *OPENAI)
     Path("other").mkdir()

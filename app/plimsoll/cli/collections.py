@@ -98,6 +98,7 @@ def import_files(
     default="parquet",
     help="Of the parts in a folder.",
 )
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
 @asks_server
 def export(
     collection: str,
@@ -109,13 +110,14 @@ def export(
     no_vectors: bool,
     version: int | None,
     kind: str,
+    force: bool,
     **given: Any,
 ) -> None:
     """Write a collection to TARGET: x.jsonl, x.jsonl.gz, x.parquet, a folder or "-".
 
     A folder gets parts of 10,000 documents, each whole once it has its name, and manifest.json when
     all are there; a command that was stopped goes on behind the last part. "-" is JSON lines to
-    standard output.
+    standard output. A file that is there is written over with --force alone, a folder never.
     """
     from plimsoll.cli.file_export import export_collection
     from plimsoll.links.files.rows import Columns
@@ -128,6 +130,7 @@ def export(
         version=version,
         has_text=not no_text,
         kind=kind,
+        writes_over=force,
         tells_json=given["as_json"],
     )
 

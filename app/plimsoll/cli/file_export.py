@@ -32,16 +32,22 @@ def export_collection(
     version: int | None,
     has_text: bool,
     kind: str,
+    writes_over: bool,
     tells_json: bool,
 ) -> None:
-    """Write every document to `target`, and say how many there were. Raises ClickException."""
+    """Write every document to `target`, and say how many there were.
+
+    writes_over: also a file that is there. Raises ClickException.
+    """
+    path = Path(target)
+    if path.is_file() and not writes_over and target != STANDARD_OUTPUT:
+        raise click.UsageError(f"{target} is there already: --force writes over it")
     state = client.get(path_of(collection))
     chosen = _version_of(state, version)
     dimensions = None if columns.vector is None else chosen["dimensions"]
     layout = Layout(columns, dimensions, has_text, has_text)
     with progress_of(collection, "documents") as progress:
         documents = _Documents(client, state, chosen, progress, has_vectors=dimensions is not None)
-        path = Path(target)
         if target == STANDARD_OUTPUT:
             _write_output(documents, layout)
         elif kind_of(path) is not None and not path.is_dir():
