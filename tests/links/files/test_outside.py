@@ -584,3 +584,16 @@ def test_a_folder_has_one_server_and_another_reads_all_anew(
         with pytest.raises(OutsideUnavailableError, match=f"followed by .*{tmp_path}/other"):
             outside.follow(HOME)
     assert not outside.claim([HOME.fingerprint])
+
+
+@pytest.mark.parametrize("name", ["../source/0.jsonl", "/etc/passwd", ".", "link/x.jsonl", 7, None])
+@pytest.mark.parametrize("file", ["current.json", "manifest.json"])
+def test_what_a_folder_names_lies_in_it(tmp_path: Path, file: str, name: object):
+    """A folder that was fetched from elsewhere could have any file of this machine imported."""
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    content = {"set": name} if file == "current.json" else {"parts": [name]}
+    (folder / file).write_bytes(orjson.dumps(content))
+    with pytest.raises(OutsideMismatchError, match=f"{file} names .* not lie in its folder"):
+        files_of(str(folder))

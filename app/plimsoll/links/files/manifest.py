@@ -24,14 +24,16 @@ HOME = "home.json"
 def whole_parts(folder: Path) -> list[Path] | None:
     """The parts in a folder that Plimsoll wrote, or in the set that it points to.
 
-    None for any other folder. Raises OutsideMismatchError for a set that is not whole.
+    None for any other folder. Raises OutsideMismatchError for a set that is not whole, and where
+    one of these files names what does not lie in its folder: the folder may be another's work.
     """
-    pointed = current(folder)
+    pointed = read(folder / POINTER)
     if pointed is not None:
-        return whole_parts(folder / pointed)
+        (below,) = _inside(folder, [pointed.get("set")], POINTER)
+        return whole_parts(below)
     manifest = read(folder / MANIFEST)
     if manifest is not None:
-        return [folder / name for name in manifest["parts"]]
+        return _inside(folder, manifest.get("parts"), MANIFEST)
     if read(folder / DESCRIPTION) is not None:
         raise OutsideMismatchError(
             f"{folder} is not whole: what wrote it has not come to its end; let it go on first"
@@ -91,3 +93,17 @@ def point_to(folder: Path, name: str | None) -> None:
 
 def _below(name: str, parts: Sequence[str]) -> list[str]:
     return [f"{name}/{part}" for part in parts]
+
+
+def _inside(folder: Path, names: object, told_in: str) -> list[Path]:
+    """The places of names below a folder. Raises OutsideMismatchError for any other."""
+    home, places = folder.resolve(), list[Path]()
+    for name in names if isinstance(names, list) else [names]:
+        place = folder / name if isinstance(name, str) else home
+        if home not in place.resolve().parents:
+            raise OutsideMismatchError(
+                f"{folder / told_in} names {name!r}, which does not lie in its folder: Plimsoll "
+                "did not write that"
+            )
+        places.append(place)
+    return places
