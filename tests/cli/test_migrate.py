@@ -4,14 +4,17 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import httpx
 import pytest
 from click.testing import Result
 
+from plimsoll.cli.migration_run import next_step
 from plimsoll.cli.migration_tables import duration
 from tests.cli.conftest import Commands
 from tests.fakes import DEADLINE_S
+from tests.cli.reports import report
 from tests.migration.conftest import write_models
 from tests.migration.models import BAD, NAMES, NEW, OLD, texts
 from tests.running_server import RunningServer
@@ -81,6 +84,37 @@ def fingerprint(client: httpx.Client) -> str:
     return str(found.json()["fingerprint"])
 
 
+def failed_of(migration: dict[str, Any]) -> str:
+    """Names of the checks that have failed."""
+    checks = migration["verdict"]["checks"]
+    return ", ".join(check["name"] for check in checks if check["outcome"] == "failed")
+
+
+@pytest.mark.parametrize(
+    ("decision", "state", "told"),
+    [
+        ("go", "ready", ["`plimsoll migrate cutover 7`"]),
+        (
+            "no_go",
+            "ready",
+            ["what is failed: judged_queries;", "migrate validate 7`", "migrate cancel 7`"],
+        ),
+        ("no_go", "rolled_back", ["migrate report 7 --html", "migrate purge 7`"]),
+        (
+            "inconclusive",
+            "ready",
+            ["what is undecided: neighbours;", "validate 7 --queries FILE`", "cutover 7 --force`"],
+        ),
+    ],
+)
+def test_a_verdict_says_what_to_do_next(decision: str, state: str, told: list[str]):
+    """The last line of a run of hours is what its reader goes on from."""
+    migration = report(state=state)["migration"]
+    migration["verdict"]["decision"] = decision
+    step = next_step(migration)
+    assert [each for each in told if each not in step] == []
+
+
 def test_a_collection_goes_there_and_back_by_commands(
     migrate: Migrate, client: httpx.Client, ships: str
 ):
@@ -95,6 +129,7 @@ def test_a_collection_goes_there_and_back_by_commands(
     assert "verdict: go" in done.output
     assert fingerprint(client) == before
     number = str(json.loads(migrate("status", "--json").output)[0]["id"])
+    assert done.stderr.endswith(f"next: `plimsoll migrate cutover {number}`\n")
 
     assert migrate("cutover", number).exit_code == 0
     assert fingerprint(client) != before
@@ -173,6 +208,7 @@ def test_a_bad_model_is_no_go_and_exit_code_1(
     assert done.exit_code == 1, done.output
     answer = json.loads(done.stdout)
     assert answer["verdict"]["decision"] == "no_go"
+    assert f"next: look at what is failed: {failed_of(answer)}; " in done.stderr
     assert answer["judged_queries"] == 12
     number = str(answer["id"])
     refused = migrate("cutover", number)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +65,33 @@ def watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
         why = migration["failure"] or "something has changed its state, or the server stops"
         raise StoppedError(f"migration {number} is {migration['state']}: {why}")
     show(migration, given, print_migration)
+    if migration["state"] != "cut_over":  # by another, meanwhile
+        click.echo(f"\nnext: {next_step(migration)}", err=True)
     if migration["verdict"]["decision"] != "go":
         sys.exit(NOT_GO)
+
+
+def next_step(migration: Mapping[str, Any]) -> str:
+    """What to do about the verdict of a migration that is ready or rolled back."""
+    number, verdict = migration["id"], migration["verdict"]
+    if verdict["decision"] == "go":
+        return f"`plimsoll migrate cutover {number}`"
+    outcome = "undecided" if verdict["decision"] == "inconclusive" else "failed"
+    names = [check["name"] for check in verdict["checks"] if check["outcome"] == outcome]
+    look = (
+        f"look at what is {outcome}: {', '.join(names)}; `plimsoll migrate report {number} --html "
+        "FILE` has all figures."
+    )
+    if outcome == "undecided":
+        return (
+            f"{look} Judged queries of your own decide: `plimsoll migrate validate {number} "
+            f"--queries FILE`; `plimsoll migrate cutover {number} --force` goes without"
+        )
+    end = "cancel" if migration["state"] == "ready" else "purge"
+    return (
+        f"{look} Once that is mended, `plimsoll migrate validate {number}`; "
+        f"`plimsoll migrate {end} {number}` gives it up"
+    )
 
 
 def judged_queries(file: Path | None) -> list[dict[str, Any]]:
