@@ -18,9 +18,9 @@ from plimsoll.corpora.records import Collection, Space, StoredDocument, Version
 from plimsoll.errors import InvalidRequestError
 from plimsoll.migration import journal
 from plimsoll.migration.checks import MOST_DISTANCE, cosine
+from plimsoll.migration.facts import SEED
 from plimsoll.migration.measures import standard_error
 from plimsoll.migration.scans import VectorHealth, sample_rows, vector_health
-from plimsoll.migration.validation import SEED
 from plimsoll.models.pool import ModelPool
 from plimsoll.policy.costs import vector_search_demand
 from plimsoll.policy.priority import Priority

@@ -9,15 +9,12 @@ queries where the user has them, else how far both versions agree on the neighbo
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from sqlite3 import Connection
 
 import numpy as np
 
-from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.patient_embedder import PatientEmbedder, Pause, Yielding
-from plimsoll.corpora.records import Space, StoredDocument, Version
+from plimsoll.corpora.records import Space, Version
 from plimsoll.encoder.model import Traits
 from plimsoll.errors import (
     CacheError,
@@ -28,13 +25,18 @@ from plimsoll.errors import (
     TooLargeError,
     UnknownModelError,
 )
-from plimsoll.migration import checks, journal, quarantine, shadow
+from plimsoll.migration import checks, shadow
+from plimsoll.migration.facts import (
+    SAMPLE_DOCUMENTS,
+    SEED,
+    Facts,
+    facts_of,
+    facts_of_old,
+    with_vectors,
+)
 from plimsoll.migration.held_memory import HeldMemory
-from plimsoll.migration.judged import JudgedQuery
-from plimsoll.migration.quality import TIMED_CHARACTERS, TIMED_QUERIES, QualityJudge
+from plimsoll.migration.quality import QualityJudge
 from plimsoll.migration.records import Migration
-from plimsoll.migration.scans import VectorHealth, sample_rows, vector_health
-from plimsoll.migration.shadow import Shadow
 from plimsoll.migration.stages import TEXT_COPIES, first_batch
 from plimsoll.migration.verdict import Check, Verdict, decide
 from plimsoll.models.pool import ModelPool
@@ -43,35 +45,8 @@ from plimsoll.policy.costs import vector_search_demand
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.gate import AdmissionGate
 
-SAMPLE_DOCUMENTS = 200
-SEED = 7
 # For the old model to open, before the pointer changes.
 MOST_MODEL_WAIT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the file says of a migration's two versions.
-
-    sample: rows that have a new vector, with the bytes of their documents. openings: short texts.
-    old_vectors: None where a row has none. shadow: what live searches say, if any were compared.
-    """
-
-    old: Version
-    new: Version
-    n_documents: int
-    n_changed_texts: int
-    n_lacking: int
-    n_new_vectors: int
-    n_quarantined: int
-    n_lost: int
-    health: VectorHealth
-    sample: list[tuple[int, int]]
-    openings: list[str]
-    new_vectors: np.ndarray
-    old_vectors: list[np.ndarray | None]
-    judged: list[JudgedQuery]
-    shadow: Shadow | None
 
 
 class MigrationJudge:
@@ -101,7 +76,7 @@ class MigrationJudge:
         try:
             widest = max(migration.source.dimensions, migration.target.dimensions)
             await memory.hold(vector_search_demand(widest).held_bytes)
-            facts = await self._database.read(self._thread, _facts, migration)
+            facts = await self._database.read(self._thread, facts_of, migration)
             new = self.embedder(migration, migration.target, yielding)
             old = None
             if await self.can_embed(migration.source):
@@ -135,7 +110,7 @@ class MigrationJudge:
         try:
             await memory.hold(vector_search_demand(migration.source.dimensions).held_bytes)
             version, sample, openings, judged = await self._database.read(
-                self._thread, _facts_of_old, migration
+                self._thread, facts_of_old, migration
             )
             old = self.embedder(migration, migration.source)
             quality = QualityJudge(self._database, self._thread, version, version)
@@ -206,7 +181,7 @@ class MigrationJudge:
             except TooLargeError:
                 continue
             rows = [row for row, _ in batch]
-            read, stored = await self._database.read(self._thread, _with_vectors, version, rows)
+            read, stored = await self._database.read(self._thread, with_vectors, version, rows)
             found = (await embedder.embed_documents(read)).vectors
             n_sampled += len(read)
             pairs += [(found[row], vector) for row, vector in stored.items() if row in found]
@@ -263,63 +238,5 @@ class MigrationJudge:
         )
 
 
-def _facts_of_old(
-    connection: Connection, migration: Migration
-) -> tuple[Version, list[tuple[int, int]], list[str], list[JudgedQuery]]:
-    journal.check_there(connection, migration)
-    old, _ = journal.versions_of(connection, migration)
-    rows = sample_rows(connection, old, SAMPLE_DOCUMENTS, SEED)
-    sample, openings = _sampled(connection, migration, rows)
-    return old, sample, openings, journal.judged_queries(connection, migration.id)
-
-
-def _facts(connection: Connection, migration: Migration) -> Facts:
-    journal.check_there(connection, migration)
-    old, new = journal.versions_of(connection, migration)
-    rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)
-    after = vectors.get(connection, new.id, rows)
-    before = vectors.get(connection, old.id, rows)
-    n_quarantined, n_lost = quarantine.count(connection, migration)
-    sample, openings = _sampled(connection, migration, rows)
-    return Facts(
-        old=old,
-        new=new,
-        n_documents=documents.count(connection, migration.collection_id),
-        n_changed_texts=documents.n_changed_texts(connection, migration.collection_id),
-        n_lacking=sum(1 for _ in journal.lacking(connection, migration, 0)),
-        n_new_vectors=vectors.count(connection, new.id),
-        n_quarantined=n_quarantined,
-        n_lost=n_lost,
-        health=vector_health(connection, new),
-        sample=sample,
-        openings=openings,
-        new_vectors=_stacked([after[row] for row in rows], new),
-        old_vectors=[before.get(row) for row in rows],
-        judged=journal.judged_queries(connection, migration.id),
-        shadow=shadow.find(connection, migration.id),
-    )
-
-
-def _with_vectors(
-    connection: Connection, version: Version, rows: Sequence[int]
-) -> tuple[list[StoredDocument], dict[int, np.ndarray]]:
-    """Documents in these rows that have a vector, as both are now."""
-    stored = vectors.get(connection, version.id, rows)
-    return documents.of_rows(connection, version.collection_id, list(stored)), stored
-
-
-def _sampled(
-    connection: Connection, migration: Migration, rows: Sequence[int]
-) -> tuple[list[tuple[int, int]], list[str]]:
-    """Rows with the bytes of their documents, and short texts of the first of them."""
-    collection = migration.collection_id
-    openings = documents.openings(connection, collection, rows[:TIMED_QUERIES], TIMED_CHARACTERS)
-    return [(row, documents.n_bytes(connection, collection, [row])) for row in rows], openings
-
-
 def _is_settled(found: Sequence[Check]) -> bool:
     return any(check.outcome in ("passed", "failed") for check in found)
-
-
-def _stacked(found: Sequence[np.ndarray], version: Version) -> np.ndarray:
-    return np.array(found, np.float32).reshape(len(found), version.space.dimensions)
