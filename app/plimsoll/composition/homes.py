@@ -11,13 +11,13 @@ from pathlib import Path
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.errors import OutsideMismatchError, SettingsError
 from plimsoll.links.configuration import FileLink, PostgresLink, read_links
-from plimsoll.links.files.outside import FileOutside
+from plimsoll.links.files.outside import MOST_IDLE_S, FileOutside
 from plimsoll.links.files.parquet import arrow
 from plimsoll.links.filler import Filler
 from plimsoll.links.links import Home
 from plimsoll.links.outside import Outside
 from plimsoll.links.server import ServerIdentity
-from plimsoll.links.work import LinkWork
+from plimsoll.links.work import FOLLOW_EVERY_S, LinkWork
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
 
@@ -49,7 +49,8 @@ def _home(
     outside = _outside(name, link, server, environ)
     thread = ThreadPoolExecutor(1, thread_name_prefix=f"link-{name}")
     filler = Filler(corpora.database, core.service, core.gate, thread, asyncio.sleep)
-    work = LinkWork(name, outside, corpora.database, filler, telemetry.corpora, thread)
+    most_idle_s = MOST_IDLE_S if isinstance(link, FileLink) else FOLLOW_EVERY_S
+    work = LinkWork(name, outside, corpora.database, filler, telemetry.corpora, thread, most_idle_s)
     return Home(
         kind=link.kind,
         outside=outside,

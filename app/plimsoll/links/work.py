@@ -32,7 +32,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FOLLOW_EVERY_S = 1.0
-"""Between two looks at a home where nothing had changed."""
+"""Between two looks at a home where nothing had changed, at first."""
 
 KEEP_EVERY_S = 5.0
 """Between two looks at whether others have to be told that this server still follows."""
@@ -42,7 +42,11 @@ FAULT_RETRY_S = 30.0
 
 
 class LinkWork:
-    """Owns a link's task, and why it waits. thread: for what blocks; one at a time."""
+    """Owns a link's task, and why it waits. thread: for what blocks; one at a time.
+
+    most_idle_s: between two looks at a home where nothing has changed for long; each look that
+    finds nothing doubles the time to the next, up to that.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class LinkWork:
         filler: Filler,
         metrics: CorpusMetrics,
         thread: Executor,
+        most_idle_s: float,
     ) -> None:
         self.name = name
         self.outside = outside
@@ -61,6 +66,7 @@ class LinkWork:
         self._filler = filler
         self._metrics = metrics
         self._thread = thread
+        self._most_idle_s = most_idle_s
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._prepared = frozenset[int]()  # versions that have a place outside
@@ -158,6 +164,7 @@ class LinkWork:
             await self.run(self.outside.claim, known, begins_anew=True)
 
     async def _work_on(self) -> None:
+        idle_s = FOLLOW_EVERY_S
         while True:
             self._woken.clear()
             try:
@@ -169,7 +176,8 @@ class LinkWork:
                     if not did_something:
                         await self._settle()
                 self._note(None)
-                wait_s = 0.0 if did_something else FOLLOW_EVERY_S
+                wait_s = 0.0 if did_something else idle_s
+                idle_s = FOLLOW_EVERY_S if did_something else min(2 * idle_s, self._most_idle_s)
             except OutsideUnavailableError as error:
                 self._note(str(error))
                 wait_s = error.retry_after_s
@@ -181,9 +189,14 @@ class LinkWork:
                 log.exception("link %s", self.name)
                 self._note("an unforeseen error, which stands in the server's log")
                 wait_s = FAULT_RETRY_S
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._woken.wait()
+            if await self._is_woken_within(wait_s):
+                idle_s = FOLLOW_EVERY_S
+
+    async def _is_woken_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._woken.wait()
+        return False
 
     async def _settle(self) -> None:
         done = await self.run(self.outside.settle, self.having)

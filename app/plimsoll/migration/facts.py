@@ -50,7 +50,7 @@ class Facts:
 def facts_of_old(
     connection: Connection, migration: Migration
 ) -> tuple[Version, list[tuple[int, int]], list[str], list[JudgedQuery]]:
-    """The old version alone: itself, a sample of it, short texts, judged queries."""
+    """Of the old version alone: sample and openings as Facts has them, and judged queries."""
     journal.check_there(connection, migration)
     old, _ = journal.versions_of(connection, migration)
     rows = sample_rows(connection, old, SAMPLE_DOCUMENTS, SEED)
@@ -59,7 +59,7 @@ def facts_of_old(
 
 
 def facts_of(connection: Connection, migration: Migration) -> Facts:
-    """All of them. Raises MigrationStateError where the new version is gone."""
+    """Of both versions as they are now. Raises MigrationStateError where one is gone."""
     journal.check_there(connection, migration)
     old, new = journal.versions_of(connection, migration)
     rows = sample_rows(connection, new, SAMPLE_DOCUMENTS, SEED)

@@ -11,6 +11,7 @@ from plimsoll.links.files.manifest import POINTER
 from plimsoll.links.files.paths import files_of
 from plimsoll.links.files.reading import read_rows
 from plimsoll.links.files.rows import Columns, FileRow
+from plimsoll.links.work import LinkWork
 from plimsoll.migration.states import MigrationState as State
 from tests.links.files.ships import DEADLINE_S, copy_of, linked, make_ships, pulled, write
 from tests.links.linked import embedded, until
@@ -80,6 +81,31 @@ def test_others_read_what_searches_read_and_what_comes_into_the_files(folder: Pa
             await are_of(server, OLD, {row.id: row for row in list(read(source).values())[1:20]})
             await server.migrations.cut_over(number, "test", "", force=True)
             await are_of(server, NEW, read(moved))
+
+    asyncio.run(play())
+
+
+def test_files_are_looked_at_less_often_where_nothing_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each look asks for every file, of which there may be thousands, for weeks."""
+    waits = list[float]()
+
+    async def wait(self: LinkWork, seconds: float) -> bool:
+        waits.append(seconds)
+        await asyncio.sleep(CHECK_S)
+        return False
+
+    monkeypatch.setattr(LinkWork, "_is_woken_within", wait)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pulled(server)
+            await until(lambda: waits[-6:] == [1, 2, 4, 8, 10, 10], "it looks as often")
+            path = folder / "source" / "part-1.parquet"
+            write(path, parquet.read_table(path).to_pylist())  # at another time
+            await until(lambda: waits[-1] < 10, "it looks no more often")
+            await until(lambda: waits[-6:] == [1, 2, 4, 8, 10, 10], "it looks as often")
 
     asyncio.run(play())
 

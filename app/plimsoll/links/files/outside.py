@@ -30,6 +30,8 @@ from plimsoll.links.records import Changes, OutgoingRow, OutsideRow, OutsideRows
 from plimsoll.links.server import ServerIdentity
 
 INTERRUPTED_RETRY_S = 1.0
+MOST_IDLE_S = 10.0
+"""Between two looks where nothing changes: each asks for every file."""
 
 
 class FileOutside:
