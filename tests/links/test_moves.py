@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from sqlite3 import Connection
 
 import psycopg
 import pytest
@@ -12,11 +13,16 @@ from plimsoll.errors import (
     LinkStateError,
     OutsideMismatchError,
     OutsideUnavailableError,
+    StoreError,
     UnknownLinkError,
 )
+from plimsoll.links import held
+from plimsoll.links.filler import Filler
 from plimsoll.links.outside import PAGE_ROWS
 from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow, Pushed
+from plimsoll.migration.changes import Change, StateChanges
+from plimsoll.migration.records import Migration
 from plimsoll.migration.states import MigrationState as State
 from tests.links.linked import (
     DEADLINE_S,
@@ -325,6 +331,80 @@ def test_a_move_whose_caller_has_gone_comes_to_its_end_with_the_link_held(
             await asyncio.wait((moving,))
             async with server.links._homes["ships"].work.lock:
                 assert (await migrations.status(number)).state is wanted
+
+    asyncio.run(play())
+
+
+def test_a_move_that_the_file_does_not_take_is_taken_back_outside(folder, application, monkeypatch):
+    """Applications would read the new vectors, and searches the old ones, until a restart."""
+    make_ships(application, 20)
+    usual = StateChanges._commit
+
+    async def full(self: StateChanges, work: Change) -> Migration:
+        def do_and_fail(connection: Connection) -> Migration:
+            work(connection)
+            raise StoreError("the disk is full")
+
+        return await usual(self, do_and_fail)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await migrate(server)
+            with monkeypatch.context() as patched, pytest.raises(StoreError, match="is full"):
+                patched.setattr(StateChanges, "_commit", full)
+                await server.migrations.cut_over(number, "test", "", force=True)
+            assert (await server.migrations.status(number)).state is State.READY
+            assert "vector_next" in columns(application)
+            assert "vector_before" not in columns(application)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            with monkeypatch.context() as patched, pytest.raises(StoreError, match="is full"):
+                patched.setattr(StateChanges, "_commit", full)
+                await server.migrations.roll_back(number, "test", "")
+            assert (await server.migrations.status(number)).state is State.CUT_OVER
+            await is_embedded(server, application)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [("before it is held", "is busy"), ("while it is held", "brought up to date within")],
+)
+def test_a_move_does_not_wait_for_ever_for_a_link_that_waits(
+    folder, application, monkeypatch, moment, told
+):
+    """A rollback is wanted most when memory is short, which is what the link may wait for."""
+    make_ships(application, 20)
+    waiting, goes_on = asyncio.Event(), asyncio.Event()
+    usual = Filler.fill
+
+    async def fill(self: Filler, *given: object) -> None:
+        waiting.set()
+        await goes_on.wait()
+        await usual(self, *given)
+
+    async def play() -> None:
+        async with linked(folder) as server, asyncio.timeout(DEADLINE_S):
+            await pull(server)
+            number = await migrate(server)
+            work = server.links._homes["ships"].work
+            monkeypatch.setattr(Filler, "fill", fill)
+            monkeypatch.setattr(held, "HOLD_WAIT_S", 0.2)
+            monkeypatch.setattr(held, "STEP_S", 0.2)
+            if moment == "while it is held":
+                await work.stop()
+            application.execute("UPDATE ships SET text = 'changed' WHERE id = 1")
+            if moment == "before it is held":
+                await waiting.wait()
+            with pytest.raises(OutsideUnavailableError, match=told):
+                await server.migrations.cut_over(number, "test", "", force=True)
+            assert (await server.migrations.status(number)).state is State.READY
+            work.start()
+            goes_on.set()
+            await in_step(server)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            await is_embedded(server, application)
 
     asyncio.run(play())
 

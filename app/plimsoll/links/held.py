@@ -1,12 +1,22 @@
 """A link in the hands of a migration: brought up to date and switched, alone."""
 
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from plimsoll.corpora.patient_embedder import Yielding
 from plimsoll.corpora.records import Space
-from plimsoll.errors import LinkStateError, OutsideUnavailableError
+from plimsoll.errors import LinkStateError, OutsideError, OutsideUnavailableError
 from plimsoll.links import steps
 from plimsoll.links.work import LinkWork
 
+log = logging.getLogger(__name__)
+
+HOLD_WAIT_S = 30.0
 HELD_RETRY_S = 2.0
+STEP_S = 300.0
+"""For a part to be taken in and brought out while something waits for the link to be moved."""
 
 
 def _tell_nobody(what: str | None) -> None:
@@ -17,7 +27,13 @@ class HeldLink:
     """A link whose lock is held. Raises OutsideErrors, LinkStateError and StoreError throughout."""
 
     def __init__(self, work: LinkWork) -> None:
+        """Everything is waited for as long as it takes, until `be_quick`."""
         self._work = work
+        self._step_s: float | None = None
+
+    def be_quick(self) -> None:
+        """Give up where a part takes long, as it does while a model waits for memory."""
+        self._step_s = STEP_S
 
     async def check_followed(self) -> None:
         """Raise LinkStateError where rows may have changed unseen."""
@@ -36,7 +52,7 @@ class HeldLink:
         """
         await self.check_followed()
         while True:
-            has_more, was_pushed = await self._work.step()
+            has_more, was_pushed = await self._step()
             n_waiting = await self._work.read(steps.n_waiting, space.fingerprint)
             if not has_more and not n_waiting:
                 return
@@ -62,6 +78,48 @@ class HeldLink:
         """Fingerprint of the space that others read."""
         return await self._work.run(self._work.outside.active)
 
+    async def put_back(self, space: Space) -> None:
+        """Let others read a space again after a switch that came to nothing here.
+
+        Where that is refused, a server that starts finds the outside ahead, and follows it.
+        """
+        try:
+            log.warning("link %s: %s", self._work.name, await self._work.run(self.switch, space))
+        except OutsideError as error:
+            log.error("link %s is ahead of its collection: %s", self._work.name, error)
+
     def switch(self, space: Space) -> str:
         """Let others read a space; returns what was done. Blocks, in any thread."""
         return self._work.outside.switch(space)
+
+    async def _step(self) -> tuple[bool, bool]:
+        try:
+            async with asyncio.timeout(self._step_s):
+                return await self._work.step()
+        except TimeoutError:
+            why = self._work.waits or "what it is linked to is slow"
+            raise OutsideUnavailableError(
+                f"{self._work.name!r} could not be brought up to date within {self._step_s:.0f} s: "
+                f"{why}",
+                retry_after_s=HELD_RETRY_S,
+            ) from None
+
+
+@asynccontextmanager
+async def hold(work: LinkWork) -> AsyncIterator[HeldLink]:
+    """A link whose lock is held for the block.
+
+    Raises OutsideUnavailableError where it is worked on for long: it may wait for memory.
+    """
+    try:
+        async with asyncio.timeout(HOLD_WAIT_S):
+            await work.lock.acquire()
+    except TimeoutError:
+        why = work.waits or "a part of it is being taken in"
+        raise OutsideUnavailableError(
+            f"the link {work.name} is busy: {why}", retry_after_s=HELD_RETRY_S
+        ) from None
+    try:
+        yield HeldLink(work)
+    finally:
+        work.lock.release()

@@ -20,7 +20,7 @@ from plimsoll.errors import (
     UnknownLinkError,
 )
 from plimsoll.links import state, steps
-from plimsoll.links.held import HeldLink
+from plimsoll.links.held import HeldLink, hold
 from plimsoll.links.outside import Outside
 from plimsoll.links.records import Survey
 from plimsoll.links.state import LinkState
@@ -197,7 +197,8 @@ class Links:
     async def held(self, collection: str) -> AsyncIterator[HeldLink | None]:
         """The link of a collection, which nothing else changes for the block; None without one.
 
-        Raises LinkStateError where the operator has it no more.
+        Raises LinkStateError where the operator has it no more, and OutsideUnavailableError where
+        it is worked on for long: it may wait for memory, or for a model.
         """
         if not _is_linked(await self._find(collection)):
             yield None
@@ -209,8 +210,8 @@ class Links:
                 "more: write it there again",
                 param="collection",
             )
-        async with home.work.lock:
-            yield HeldLink(home.work)
+        async with hold(home.work) as link:
+            yield link
 
     def end_following(self, connection: Connection, collection: str) -> None:
         """A migration ends in the transaction that is open: follow no more, unless asked to.

@@ -8,10 +8,12 @@ end also for a caller that has gone. Owns the watch and the tasks. Lives on the 
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from contextvars import Context
+from functools import partial
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, TypeAlias
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import (
@@ -36,6 +38,10 @@ from plimsoll.migration.validation import MigrationJudge
 from plimsoll.migration.watch import CutoverWatch, Watched
 
 log = logging.getLogger(__name__)
+
+
+Switch: TypeAlias = Callable[[], str]
+"""Changes what others read outside; returns what was done, in words."""
 
 
 class Cutovers:
@@ -116,8 +122,8 @@ class Cutovers:
         def work(connection: Connection) -> Migration:
             return pointer.cut_over(connection, number, who, why, force=force, keeps_old=keeps_old)
 
-        async with self._links.held(before.collection) as link:
-            await self.note_cut_over(before, await _moved(link, before.target, work))
+        async with self._links.held(before.collection) as link, _put_back(link, before.source):
+            await self.note_cut_over(before, work, await _up_to_date(link, before.target))
 
     async def _roll_back(self, number: int, who: str, why: str) -> None:
         before = await self._allowed(number, MigrationState.ROLLED_BACK)
@@ -125,21 +131,23 @@ class Cutovers:
         def work(connection: Connection) -> Migration:
             return pointer.roll_back(connection, number, who, why)
 
-        async with self._links.held(before.collection) as link:
-            await self.note_way_back(await _moved(link, before.source, work))
+        async with self._links.held(before.collection) as link, _put_back(link, before.target):
+            await self.note_way_back(work, await _up_to_date(link, before.source))
 
-    async def note_cut_over(self, before: Migration, work: Change) -> None:
+    async def note_cut_over(
+        self, before: Migration, work: Change, switch: Switch | None = None
+    ) -> None:
         """Do the pointer's change to the new version, and what follows from it."""
 
         def follow(number: int) -> None:
             self._watch.begin(number, before.collection)
             self._after_cutover.begin(number)
 
-        await self._changes.change(self._after_cutover.noted(work), follow)
+        await self._changes.change(_outside_too(self._after_cutover.noted(work), switch), follow)
 
-    async def note_way_back(self, work: Change) -> None:
+    async def note_way_back(self, work: Change, switch: Switch | None = None) -> None:
         """Do the pointer's change to the old version."""
-        await self._changes.change(work, self.end)
+        await self._changes.change(_outside_too(work, switch), self.end)
 
     def end(self, number: int) -> None:
         """It is not cut over any more, or there is no way back: it is watched no longer."""
@@ -200,18 +208,37 @@ def _tell_failure(move: asyncio.Task[None]) -> None:
         log.error("a change of what searches read was refused: %s", error)
 
 
-async def _moved(link: HeldLink | None, space: Space, work: Change) -> Change:
-    """The same change, and with it the outside's, which gets all of a space first.
+async def _up_to_date(link: HeldLink | None, space: Space) -> Switch | None:
+    """Bring all of a space outside; returns what lets others read it there.
 
     Raises OutsideErrors, LinkStateError and StoreError; what was done until then stays.
     """
     if link is None:
-        return work
+        return None
+    link.be_quick()
     await link.finish(space)
+    return partial(link.switch, space)
+
+
+def _outside_too(work: Change, switch: Switch | None) -> Change:
+    """The same change, and with it the outside's: last of all, for it cannot be taken back."""
+    if switch is None:
+        return work
 
     def work_outside_too(connection: Connection) -> Migration:
         changed = work(connection)
-        journal.add_to_why(connection, changed.id, link.switch(space))
+        journal.add_to_why(connection, changed.id, switch())
         return changed
 
     return work_outside_too
+
+
+@asynccontextmanager
+async def _put_back(link: HeldLink | None, space: Space) -> AsyncIterator[None]:
+    """Let others read a space again where the file did not take the change, as on a full disk."""
+    try:
+        yield
+    except StoreError:
+        if link is not None:
+            await link.put_back(space)
+        raise
