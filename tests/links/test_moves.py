@@ -351,16 +351,18 @@ def test_a_move_that_the_file_does_not_take_is_taken_back_outside(folder, applic
         async with linked(folder) as server:
             await pull(server)
             number = await migrate(server)
-            with monkeypatch.context() as patched, pytest.raises(StoreError, match="is full"):
+            with monkeypatch.context() as patched:
                 patched.setattr(StateChanges, "_commit", full)
-                await server.migrations.cut_over(number, "test", "", force=True)
+                with pytest.raises(StoreError, match="is full"):
+                    await server.migrations.cut_over(number, "test", "", force=True)
             assert (await server.migrations.status(number)).state is State.READY
             assert "vector_next" in columns(application)
             assert "vector_before" not in columns(application)
             await server.migrations.cut_over(number, "test", "", force=True)
-            with monkeypatch.context() as patched, pytest.raises(StoreError, match="is full"):
+            with monkeypatch.context() as patched:
                 patched.setattr(StateChanges, "_commit", full)
-                await server.migrations.roll_back(number, "test", "")
+                with pytest.raises(StoreError, match="is full"):
+                    await server.migrations.roll_back(number, "test", "")
             assert (await server.migrations.status(number)).state is State.CUT_OVER
             await is_embedded(server, application)
 

@@ -32,7 +32,7 @@ def vectors_of(server: Inside) -> dict[str, bytes | None]:
 
 def test_of_changes_between_two_looks_the_last_says_whose_text_a_vector_is(folder, application):
     """Only what noted them can tell: both times text and vector are others than they were."""
-    make_table(application, 6)
+    make_table(application, 10)
 
     def change_text(number: int, text: str) -> None:
         application.execute("UPDATE ships SET text = %s WHERE id = %s", (text, number))
@@ -51,9 +51,12 @@ def test_of_changes_between_two_looks_the_last_says_whose_text_a_vector_is(folde
                 )
                 application.execute("DELETE FROM ships WHERE id = 4")
                 write(application, 4, "anew", old_vector(94))
-                write(application, 7, "it is new", old_vector(97))
-                change_text(7, "and then the text changed alone")
-                write(application, 8, "it is new", old_vector(98))
+                write(application, 17, "it is new", old_vector(97))
+                change_text(17, "and then the text changed alone")
+                write(application, 18, "it is new", old_vector(98))
+                write(application, 9, "", old_vector(9))
+                write(application, 9, "for which it is the same vector", None)
+                write(application, 9, "for which it is the same vector", old_vector(9))
             await in_step(server)
             found = vectors_of(server)
             assert found["1"] is None
@@ -61,8 +64,9 @@ def test_of_changes_between_two_looks_the_last_says_whose_text_a_vector_is(folde
             assert found["3"] == old_vector(93).tobytes()
             assert found["4"] == old_vector(94).tobytes()
             assert found["5"] == old_vector(5).tobytes()
-            assert found["7"] is None
-            assert found["8"] == old_vector(98).tobytes()
+            assert found["17"] is None
+            assert found["18"] == old_vector(98).tobytes()
+            assert found["9"] == old_vector(9).tobytes()
 
     asyncio.run(play())
 

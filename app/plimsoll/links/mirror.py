@@ -94,9 +94,7 @@ def _take_vectors(
         is_as_before = old is not None and vector is not None and np.array_equal(old, vector)
         if is_as_before and row.id not in changed:
             continue
-        if vector is not None and (
-            row.is_stale or is_as_before or remembered.get(number) == state.vector_sha256(vector)
-        ):
+        if vector is not None and _is_stale(row, is_as_before, remembered.get(number)):
             stale[number], vector = vector, None
         if vector is None:
             if old is not None and row.id not in changed:
@@ -109,6 +107,16 @@ def _take_vectors(
     if active.space.is_foreign:  # else one that is lacking is made here, whatever stands outside
         state.forget_stale(connection, active.id, came)
         state.remember_stale(connection, active.id, stale)
+
+
+def _is_stale(row: OutsideRow, is_as_before: bool, remembered: bytes | None) -> bool:
+    """Whether a vector is of an earlier text than its row's: what the home noted goes first.
+
+    is_as_before: the text is another than it was, and the vector is not.
+    """
+    if row.is_stale is not None or row.vector is None:
+        return bool(row.is_stale)
+    return is_as_before or remembered == state.vector_sha256(row.vector)
 
 
 def _remember_stale(

@@ -10,14 +10,15 @@ import numpy as np
 class OutsideRow:
     """A row as it is outside. text: None where there is none, or more than a document may have.
 
-    vector: float32 (dimensions,), None where there is none of the right size. is_stale: it is of an
-    earlier text, as the home has noted; False where it notes nothing of the kind.
+    vector: float32 (dimensions,), None where there is none of the right size. is_stale: whether it
+    is of an earlier text, as the home has noted since the row was last looked at; None where
+    nothing was noted.
     """
 
     id: str
     text: str | None
     vector: np.ndarray | None
-    is_stale: bool = False
+    is_stale: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def _rows(connection: Connection, table: Table, ids: Sequence[str]) -> list[Outs
     found = connection.execute(
         sql.SQL(
             "SELECT {id}::text, CASE WHEN octet_length({text}) <= %(most)s THEN {text} END, "
-            "{vector}, coalesce(noted.is_stale, false) "
+            "{vector}, noted.is_stale "
             "FROM {table} LEFT JOIN ({last_words}) AS noted ON noted.id = {id}::text "
             "WHERE {id} = ANY(%(ids)s::{type}[])"
         ).format(**_names(table), last_words=changes.last_words(table.place)),
