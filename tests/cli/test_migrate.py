@@ -13,8 +13,8 @@ from click.testing import Result
 from plimsoll.cli.migration_run import next_step
 from plimsoll.cli.migration_tables import duration
 from tests.cli.conftest import Commands
-from tests.fakes import DEADLINE_S
 from tests.cli.reports import report
+from tests.fakes import DEADLINE_S
 from tests.migration.conftest import write_models
 from tests.migration.models import BAD, NAMES, NEW, OLD, texts
 from tests.running_server import RunningServer

@@ -28,13 +28,22 @@ OPERATORS = st.dictionaries(
 ) | st.fixed_dictionaries(
     {}, optional={"$eq": SCALARS, "$ne": SCALARS, "$in": st.lists(SCALARS, min_size=1, max_size=4)}
 ).filter(bool)
+
+
+def n_scalars(filter_: object) -> int:
+    """Of a filter, an empty one counted too: no fewer than its comparisons."""
+    if isinstance(filter_, dict):
+        return max(1, sum(map(n_scalars, filter_.values())))
+    return sum(map(n_scalars, filter_)) if isinstance(filter_, list) else 1
+
+
 FILTERS = st.recursive(
     st.dictionaries(KEYS, SCALARS | OPERATORS, max_size=3),
     lambda inner: st.dictionaries(
         st.sampled_from(["$and", "$or"]), st.lists(inner, min_size=1, max_size=3), min_size=1
     ),
     max_leaves=6,
-)
+).filter(lambda filter_: n_scalars(filter_) <= MOST_COMPARISONS)
 
 
 @pytest.fixture(scope="module")
