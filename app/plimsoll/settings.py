@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     )
     links: Path | None = Field(
         None,
-        description="TOML file of links: tables and files elsewhere that collections mirror.",
+        description="TOML file of links: tables, points or files that collections mirror.",
     )
     hooks: Path | None = Field(
         None,

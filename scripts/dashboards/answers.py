@@ -8,7 +8,20 @@ from collections.abc import Sequence
 from plimsoll.policy.breaker import DEFAULT_LIMITS
 from plimsoll.policy.lines import HALVE_ABOVE_RATIO, HIGH_RATIO
 
-from .colours import BREAKER, CLEAR, GREEN, KIND, LATENCY, ORANGE, RED, REFUSAL, STATUS, YELLOW
+from .colours import (
+    BLUE,
+    BREAKER,
+    CLEAR,
+    GREEN,
+    GREY,
+    KIND,
+    LATENCY,
+    ORANGE,
+    RED,
+    REFUSAL,
+    STATUS,
+    YELLOW,
+)
 from .expressions import (
     FAILED,
     OBJECTIVE_RATIO,
@@ -23,10 +36,11 @@ from .expressions import (
     share,
     within_objective,
 )
-from .panels import SHARE, WHOLE, Panel, Query, heat, lines, number, states
+from .panels import HALF, HEIGHT, SHARE, WHOLE, Panel, Query, heat, lines, number, states
 
 PERCENTILES = (0.5, 0.9, 0.99)
 ALERT = 'alertname=~"Plimsoll.+"'
+LINK_STATES = ('state="following"', 'state="pulling"', 'state="waiting"')
 PENDING, FIRING = 'alertstate="pending"', 'alertstate="firing"'
 
 
@@ -160,6 +174,47 @@ def collections() -> Sequence[Panel]:
         lines(
             "Latency of searches, p99", "Embedding of the query included.", "s",
             Query(quantile(0.99, duration, by="mode"), "{{mode}}"),
+        ),
+    )  # fmt: skip
+
+
+def links() -> Sequence[Panel]:
+    """Whether collections keep in step with what they are linked to."""
+    return (
+        states(
+            "Links", "waiting: `plimsoll links list` says for what.",
+            Query(
+                " + ".join(
+                    f"{number} * max by (instance, link) ({select('plimsoll_link_state', state)})"
+                    for number, state in enumerate(LINK_STATES, start=1)
+                ),
+                "{{link}} {{instance}}",
+            ),
+            (("at rest", GREY), ("following", GREEN), ("pulling", BLUE), ("waiting", RED)),
+            height=HEIGHT, if_empty="no links", alert="PlimsollLinkWaits",
+        ),
+        lines(
+            "Vectors to be brought out",
+            "read: of the space that others read outside; other: of the one beside it.", "short",
+            Query(
+                f"sum by (link, space) ({select('plimsoll_link_vectors_waiting')})",
+                "{{link}}, {{space}}",
+            ),
+            span=HALF,
+        ),
+        lines(
+            "Since the last change was taken in", "Of links that had one since the start.", "s",
+            Query(
+                "time() - max by (link) "
+                f"({select('plimsoll_link_last_change_timestamp_seconds')} > 0)",
+                "{{link}}",
+            ),
+            span=HALF,
+        ),
+        lines(
+            "Faults of links", "It does not answer, or is not as it should be.", "short",
+            Query(f"sum by (link) ({growth('plimsoll_link_faults_total')})", "{{link}}"),
+            span=HALF,
         ),
     )  # fmt: skip
 

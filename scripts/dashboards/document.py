@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as sdk
 
-from .answers import collections, degradation, glance, migrations, models, requests, stages
+from .answers import collections, degradation, glance, links, migrations, models, requests, stages
 from .expressions import ALL, OBJECTIVE, OBJECTIVES, select
 from .machine import engine, memory, process
 from .panels import DATASOURCE, RUNBOOKS_ID, RUNBOOKS_URL, Panel, page
@@ -36,6 +36,7 @@ ROWS = (
     Row("Requests", requests),
     Row("Degraded and failed", degradation),
     Row("Collections", collections, folded=True),
+    Row("Links", links, folded=True),
     Row("Migrations", migrations, folded=True),
     Row("Models", models, folded=True),
     Row("Stages of a request", stages, folded=True),

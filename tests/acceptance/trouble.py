@@ -1,5 +1,5 @@
 """A server's hour of trouble in a minute, watched by a real Prometheus: load, refusals, a full
-group, an open breaker, a kill, a migration that fails, an end.
+group, an open breaker, a kill, a migration that fails, a link whose files are gone, an end.
 
 Windows are ten scrapes of a second instead of minutes (prometheus.py).
 """
@@ -38,6 +38,14 @@ N_CLIENTS, LOAD_S = 8, 10.0
 N_LONG_LISTS, N_LISTED = 8, 600
 # A hook that keeps every migration that names it from running.
 HOOKS = '[hooks.never]\ncommand = ["false"]\nwhen = "before"\n'
+# Files that a collection mirrors.
+LINK = """[links.papers]
+kind = "jsonl"
+files = ["{folder}/papers.jsonl"]
+folder = "{folder}/papers-moved"
+model = "all-MiniLM-L6-v2"
+"""
+PAPER = '{"id": "line", "text": "a mark on a hull"}\n'
 N_PROVOCATIONS, NOTICED_S = 3, 30.0
 FLOOD_S = 600.0  # for its last answer, however busy the machine is
 FULL_RATIO = 0.94  # of the limit: above the line at which the breaker opens
@@ -72,6 +80,7 @@ MAY_BE_ZERO = (
     "plimsoll_recoveries_total",
     "plimsoll_bottleneck",
     "plimsoll_vector_cache_bytes",  # off by default
+    "plimsoll_link_vectors_waiting",  # they go out within moments
     # There is one model, and the one migration to it is kept from beginning.
     "plimsoll_migration_rows_total",
     "plimsoll_migration_tokens_total",
@@ -107,7 +116,7 @@ def watched_trouble(tools: Path, built: Path, folder: Path) -> Iterator[Watched]
     ):
         assert until(prometheus.is_up)
         with AlertWatch(prometheus) as watch:
-            page = _trouble(server.url, group, watch)
+            page = _trouble(server.url, group, watch, folder)
             until(lambda: not _unseen(prometheus), lambda: asyncio.run(_press(server.url)))
             _wait_for_quiet(prometheus, server.url)
             server.terminate()
@@ -118,13 +127,18 @@ def watched_trouble(tools: Path, built: Path, folder: Path) -> Iterator[Watched]
                 yield Watched(prometheus, page, watch.seen)
 
 
-def _trouble(url: str, group: LimitedGroup, watch: AlertWatch) -> str:
+def _trouble(url: str, group: LimitedGroup, watch: AlertWatch, folder: Path) -> str:
     """Everything that a server survives; returns its page after the load."""
     send(url)  # while the model loads
     assert until(lambda: _answers_dense(url))
     _provoke(lambda: asyncio.run(_flood(url)), watch, url, "PlimsollQueueFull", "PlimsollSlow")
     asyncio.run(_press(url))
     _provoke(lambda: _fail_migration(url), watch, url, "PlimsollMigrationFailed")
+    assert patient.post(f"{url}/links/papers/pull", {}).status_code == 200
+    assert until(lambda: patient.get(f"{url}/links/papers").json()["documents"] == 1)
+    (folder / "papers.jsonl").unlink()
+    _wait_for(watch, url, "PlimsollLinkWaits")
+    (folder / "papers.jsonl").write_text(PAPER, encoding="utf-8")
     page = patient.get(f"{url}/metrics").text
     _provoke(lambda: _be_killed(group), watch, url, "PlimsollOOMKilled")
     with _filled(group, url):
@@ -185,6 +199,9 @@ def _wait_for_quiet(prometheus: RunningPrometheus, url: str) -> None:
 def _server(folder: Path, cache: Path, group: LimitedGroup, port: str) -> RunningServer:
     hooks = folder / "hooks.toml"
     hooks.write_text(HOOKS, encoding="utf-8")
+    links = folder / "links.toml"
+    links.write_text(LINK.format(folder=folder), encoding="utf-8")
+    (folder / "papers.jsonl").write_text(PAPER, encoding="utf-8")
     return RunningServer(
         folder, "--port", port, "--cache-dir", str(cache), "--log-format", "text",
         prefix=group.prefix,
@@ -194,6 +211,7 @@ def _server(folder: Path, cache: Path, group: LimitedGroup, port: str) -> Runnin
         PLIMSOLL_RECOVERY_TIMEOUT_S="5",
         PLIMSOLL_BODY_LIMIT="1M",
         PLIMSOLL_HOOKS=str(hooks),
+        PLIMSOLL_LINKS=str(links),
     )  # fmt: skip
 
 

@@ -246,3 +246,78 @@ def test_a_folder_of_collections_that_cannot_be_written_to_fails(
     monkeypatch.setattr(os, "access", lambda *_: False)
 
     assert collection_checks.collections(tmp_path / "data").state is State.FAIL
+
+
+# --- links and hooks --------------------------------------------------------------------------
+
+
+def linked(folder: Path, text: str) -> dict[str, str]:
+    """The setting that names a file of links."""
+    file = folder / "links.toml"
+    file.write_text(text)
+    return {"PLIMSOLL_LINKS": str(file)}
+
+
+def test_links_that_answer_and_that_do_not_are_told_apart(run: Commands, tmp_path: Path):
+    """One that waits keeps no server from starting; a variable that is not set does."""
+    pytest.importorskip("qdrant_client")
+    (tmp_path / "ships.jsonl").write_text('{"id": "a", "text": "t"}\n')
+    variables = linked(
+        tmp_path,
+        f"""
+[links.ships]
+kind = "jsonl"
+files = ["{tmp_path}/ships.jsonl"]
+folder = "{tmp_path}/moved"
+model = "m"
+[links.gone]
+kind = "jsonl"
+files = ["{tmp_path}/gone.jsonl"]
+folder = "{tmp_path}/moved-too"
+model = "m"
+[links.silent]
+kind = "qdrant"
+url_env = "SILENT_URL"
+alias = "silent"
+model = "m"
+[links.unset]
+kind = "qdrant"
+url_env = "UNSET_URL"
+alias = "unset"
+model = "m"
+""",
+    )
+    _, found = findings(run, SILENT_URL="http://127.0.0.1:9", **variables)
+
+    told = {name: found[f"link {name}"] for name in ("ships", "gone", "silent", "unset")}
+    assert found["links"]["state"] == "ok"
+    assert {name: one["state"] for name, one in told.items()} == {
+        "ships": "ok",
+        "gone": "fail",
+        "silent": "warn",
+        "unset": "fail",
+    }
+    assert told["ships"]["found"] == "jsonl: it answers; not pulled yet"
+    assert "gone.jsonl" in told["gone"]["found"]
+    assert "SILENT_URL does not answer" in told["silent"]["found"]
+    assert "UNSET_URL is not set" in told["unset"]["found"]
+    assert "127.0.0.1" not in json.dumps(told)
+
+
+def test_a_file_of_links_or_hooks_that_keeps_the_server_from_starting_fails(
+    run: Commands, tmp_path: Path
+):
+    """With the reason that the server would give."""
+    hooks = tmp_path / "hooks.toml"
+    hooks.write_text('[hooks.ticket]\nwhen = "before"\ncommand = ["/bin/true"]\n')
+    _, sound = findings(run, PLIMSOLL_HOOKS=str(hooks))
+    hooks.write_text('[hooks.ticket]\nbuiltin = "validate-memori"\n')
+    code, found = findings(run, PLIMSOLL_HOOKS=str(hooks), **linked(tmp_path, "[link.a]\n"))
+    _, none = findings(run)
+
+    assert sound["hooks"]["found"] == f"{hooks}: ticket; always: none"
+    assert code == 1
+    assert (found["links"]["state"], found["hooks"]["state"]) == ("fail", "fail")
+    assert "did you mean links?" in found["links"]["found"]
+    assert "validate-memory" in found["hooks"]["found"]
+    assert (none["links"]["state"], none["hooks"]["state"]) == ("ok", "ok")

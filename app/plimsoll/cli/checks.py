@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plimsoll import __version__, files
-from plimsoll.cli import collection_checks, model_checks
+from plimsoll.cli import collection_checks, model_checks, operator_files
 from plimsoll.cli.findings import Finding, State, finding_of, mib, nearest
 from plimsoll.composition.application import make_access
 from plimsoll.encoder.backends.onnx_runtime import runtime_version
@@ -54,6 +54,12 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         collection_checks.CHECK,
         collection_checks.REMEDY,
         partial(collection_checks.collections, settings.data_dir),
+    )
+    yield from operator_files.links(settings.links, settings.data_dir)
+    yield finding_of(
+        operator_files.HOOKS,
+        operator_files.TO_HOOK,
+        partial(operator_files.hooks, settings.hooks),
     )
     sought = model_checks.look_for_model(settings)
     yield from model_checks.memory(settings, sought.listed)

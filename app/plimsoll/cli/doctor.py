@@ -17,7 +17,16 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 @click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @setting_options(
-    "model", "host", "port", "threads", "memory_budget", "cache_dir", "cache_on_tmpfs", "data_dir"
+    "model",
+    "host",
+    "port",
+    "threads",
+    "memory_budget",
+    "cache_dir",
+    "cache_on_tmpfs",
+    "data_dir",
+    "links",
+    "hooks",
 )
 def doctor(as_json: bool, **overrides: Any) -> None:
     """Check this machine and these settings; exit code 1 where something fails."""

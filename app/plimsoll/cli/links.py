@@ -1,4 +1,4 @@
-"""`plimsoll links`: tables and files elsewhere that collections of a running server mirror."""
+"""`plimsoll links`: tables, points and files elsewhere that a server's collections mirror."""
 
 from collections.abc import Mapping
 from time import sleep
@@ -17,7 +17,7 @@ _NAME = click.argument("name")
 
 @click.group(cls=Group)
 def links() -> None:
-    """Mirror a table or files elsewhere in a collection, and follow them.
+    """Mirror a table, points or files elsewhere in a collection, and follow them.
 
     \b
       plimsoll links doctor ships

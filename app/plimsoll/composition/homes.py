@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.errors import OutsideMismatchError, SettingsError
-from plimsoll.links.configuration import FileLink, PostgresLink, read_links
+from plimsoll.links.configuration import AnyLink, FileLink, QdrantLink, read_links
 from plimsoll.links.files.outside import MOST_IDLE_S, FileOutside
 from plimsoll.links.files.parquet import arrow
 from plimsoll.links.filler import Filler
@@ -39,18 +39,26 @@ def homes_of(
 
 def _home(
     name: str,
-    link: PostgresLink | FileLink,
+    link: AnyLink,
     server: ServerIdentity,
     corpora: Corpora,
     core: ServingCore,
     telemetry: Telemetry,
     environ: Mapping[str, str],
 ) -> Home:
-    outside = _outside(name, link, server, environ)
+    outside = outside_of(name, link, server, environ)
     thread = ThreadPoolExecutor(1, thread_name_prefix=f"link-{name}")
     filler = Filler(corpora.database, core.service, core.gate, thread, asyncio.sleep)
-    most_idle_s = MOST_IDLE_S if isinstance(link, FileLink) else FOLLOW_EVERY_S
-    work = LinkWork(name, outside, corpora.database, filler, telemetry.corpora, thread, most_idle_s)
+    work = LinkWork(
+        name,
+        outside,
+        corpora.database,
+        filler,
+        telemetry.corpora,
+        telemetry.links,
+        thread,
+        MOST_IDLE_S if isinstance(link, FileLink) else FOLLOW_EVERY_S,
+    )
     return Home(
         kind=link.kind,
         outside=outside,
@@ -63,28 +71,25 @@ def _home(
     )
 
 
-def _outside(
-    name: str,
-    link: PostgresLink | FileLink,
-    server: ServerIdentity,
-    environ: Mapping[str, str],
+def outside_of(
+    name: str, link: AnyLink, server: ServerIdentity, environ: Mapping[str, str]
 ) -> Outside:
+    """What a link leads to, not opened yet. Raises SettingsError as `build_links` does."""
     if isinstance(link, FileLink):
         return _files(name, link, server)
-    url = environ.get(link.url_env)
-    if not url:
-        raise SettingsError(
-            f"PLIMSOLL_LINKS: links.{name}.url_env: the variable {link.url_env} is not set; it "
-            "takes the connection string, such as postgresql://USER:PASSWORD@HOST/DATABASE"
-        )
+    if isinstance(link, QdrantLink):
+        return _qdrant(name, link, environ)
+    url = _secret(
+        environ,
+        link.url_env,
+        f"links.{name}.url_env",
+        "the connection string, such as postgresql://USER:PASSWORD@HOST/DATABASE",
+    )
     try:
         from plimsoll.links.postgres.catalog import Place
         from plimsoll.links.postgres.table import PostgresTable
     except ImportError as missing:
-        raise SettingsError(
-            f"PLIMSOLL_LINKS: links.{name}: {missing.name} is not installed: pip install "
-            "'.[postgres]' in a checkout"
-        ) from missing
+        raise _not_installed(name, missing, "postgres") from missing
     place = Place(link.db_schema, link.table, link.id, link.text, link.vector, link.url_env)
     return PostgresTable(place, url, server)
 
@@ -96,3 +101,40 @@ def _files(name: str, link: FileLink, server: ServerIdentity) -> Outside:
         except OutsideMismatchError as missing:
             raise SettingsError(f"PLIMSOLL_LINKS: links.{name}: {missing}") from missing
     return FileOutside(link, server)
+
+
+def _qdrant(name: str, link: QdrantLink, environ: Mapping[str, str]) -> Outside:
+    where = f"links.{name}.url_env"
+    url = _secret(environ, link.url_env, where, "the address, such as http://HOST:6333")
+    if not url.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"PLIMSOLL_LINKS: {where}: what {link.url_env} says is no address that begins with "
+            "http:// or https://"
+        )
+    api_key = None
+    if link.api_key_env is not None:
+        api_key = _secret(environ, link.api_key_env, f"links.{name}.api_key_env", "the key")
+    try:
+        from plimsoll.links.qdrant.catalog import UNNAMED, Place
+        from plimsoll.links.qdrant.outside import QdrantOutside
+    except ImportError as missing:
+        raise _not_installed(name, missing, "qdrant") from missing
+    place = Place(link.alias, link.text, link.vector or UNNAMED, link.url_env)
+    return QdrantOutside(place, url, api_key, link.read_again_s)
+
+
+def _secret(environ: Mapping[str, str], variable: str, where: str, what: str) -> str:
+    """What a variable says. Raises SettingsError where it is not set."""
+    value = environ.get(variable)
+    if not value:
+        raise SettingsError(
+            f"PLIMSOLL_LINKS: {where}: the variable {variable} is not set; it takes {what}"
+        )
+    return value
+
+
+def _not_installed(name: str, missing: ImportError, extra: str) -> SettingsError:
+    return SettingsError(
+        f"PLIMSOLL_LINKS: links.{name}: {missing.name} is not installed: pip install "
+        f"'.[{extra}]' in a checkout"
+    )

@@ -4,13 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import get_args
+from typing import Any, get_args
 
 from plimsoll.corpora.corpora import Corpora
 from plimsoll.corpora.search import CollectionSearch
 from plimsoll.corpora.search_reading import SearchReading
 from plimsoll.links.links import Links
 from plimsoll.migration.hooks.builtin.table import builtin_hooks
+from plimsoll.migration.hooks.catalog import HookCatalog
 from plimsoll.migration.hooks.configuration import read_catalog
 from plimsoll.migration.hooks.hooks import MigrationHooks
 from plimsoll.migration.hooks.records import Answered
@@ -83,6 +84,15 @@ def build_migrations(
     corpora.search.listen(migrations.searched)
     corpora.search.listen_to_answers(shadows.answered)
     return migrations, CollectionSurvey(database, core.models, core.service, scans)
+
+
+def check_hooks(file: Path) -> HookCatalog:
+    """Read the operator's hooks as a server does, which is not there; none of them can be asked.
+
+    Raises SettingsError where the file is wrong.
+    """
+    nothing: Any = None
+    return read_catalog(file, builtin_hooks(nothing, nothing, nothing, Path(EXPORTS), _now))
 
 
 def _now() -> str:

@@ -38,16 +38,14 @@ Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=255)
 
 
 class LinkSettings(BaseModel):
-    """What every kind has: where a row's id, text and vector are, and what its vectors are of.
+    """What every kind has: where a row's text is, and what its vectors are of.
 
     Either `model`, which is served, or `space`, the name of a foreign one, with its dimensions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: Name = "id"
     text: Name = "text"
-    vector: Name = "vector"
     model: Name | None = None
     space: Name | None = None
     dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] | None = None
@@ -76,6 +74,8 @@ class PostgresLink(LinkSettings):
     url_env: Name
     db_schema: Annotated[Name, Field(alias="schema")] = "public"
     table: Name
+    id: Name = "id"
+    vector: Name = "vector"
 
     @property
     def home(self) -> str:
@@ -92,6 +92,8 @@ class FileLink(LinkSettings):
     kind: Literal["jsonl", "parquet"]
     files: Annotated[tuple[Name, ...], Field(min_length=1)]
     folder: Path
+    id: Name = "id"
+    vector: Name = "vector"
 
     @property
     def home(self) -> str:
@@ -99,7 +101,36 @@ class FileLink(LinkSettings):
         return f"the folder {self.folder.resolve()}"
 
 
-Link: TypeAlias = Annotated[PostgresLink | FileLink, Field(discriminator="kind")]
+class QdrantLink(LinkSettings):
+    """Points of the collection that an alias of Qdrant leads to. text: key of the payload.
+
+    url_env and api_key_env: variables of the address, and of the key if there is one. vector: of a
+    point with several; None is the one without a name. read_again_s: between two readings of all
+    points, which notice what has changed.
+    """
+
+    kind: Literal["qdrant"]
+    url_env: Name
+    api_key_env: Name | None = None
+    alias: Name
+    vector: Name | None = None
+    read_again_s: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+
+    @property
+    def home(self) -> str:
+        """What no other link may lead to."""
+        return f"the alias {self.alias} of {self.url_env}"
+
+
+AnyLink: TypeAlias = PostgresLink | FileLink | QdrantLink
+Link: TypeAlias = Annotated[AnyLink, Field(discriminator="kind")]
+
+KINDS: Mapping[str, type[LinkSettings]] = {
+    "postgres": PostgresLink,
+    "jsonl": FileLink,
+    "parquet": FileLink,
+    "qdrant": QdrantLink,
+}
 
 
 class _LinksFile(BaseModel):
@@ -118,7 +149,7 @@ class _LinksFile(BaseModel):
         return self
 
 
-def read_links(path: Path) -> Mapping[str, PostgresLink | FileLink]:
+def read_links(path: Path) -> Mapping[str, AnyLink]:
     """The links of a file, by name. Raises SettingsError, with the key that is wrong."""
     try:
         if fault := who_else_may_write(path):
@@ -146,6 +177,6 @@ def _told(mistake: ErrorDetails) -> str:
     if len(place) == 1:
         model: type[BaseModel] = _LinksFile
     else:
-        model = PostgresLink if place[2] == "postgres" else FileLink
+        model = KINDS[str(place[2])]
     keys = [field.alias or name for name, field in model.model_fields.items()]
     return f"{place_of(mistake)} is no key; {did_you_mean(str(place[-1]), keys)}"

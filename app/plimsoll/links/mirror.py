@@ -37,10 +37,12 @@ def mirror(
     active: Version | None,
     found: Sequence[OutsideRow],
     asked: Sequence[str],
+    rounding: float = 0.0,
 ) -> Mirrored:
     """Make documents like the rows that were found; what else was asked for is gone.
 
     active: the version that the rows' vectors are of; None where the collection has none of it.
+    rounding: see OutsideRows.
     A row without text is no document. A row without a vector gets the one that is here.
     """
     given = {row.id: Document(row.id, row.text) for row in found if row.text is not None}
@@ -63,7 +65,7 @@ def mirror(
             for row in found
             if row.id in given
         ]
-        _take_vectors(connection, active, with_text, news, known, rows)
+        _take_vectors(connection, active, with_text, news, known, rows, rounding)
     gone = {*asked, *(row.id for row in found)} - rows.keys()
     n_new = sum(document is None for document in before.values())
     return Mirrored(
@@ -81,6 +83,7 @@ def _take_vectors(
     changed: AbstractSet[str],
     known: Mapping[int, np.ndarray],
     rows: Mapping[str, int],
+    rounding: float,
 ) -> None:
     """Store the vectors that came along and are news; bring out those that are lacking outside.
 
@@ -91,7 +94,7 @@ def _take_vectors(
     for row in found:
         number, vector = rows[row.id], row.vector
         old = known.get(number)
-        is_as_before = old is not None and vector is not None and np.array_equal(old, vector)
+        is_as_before = old is not None and vector is not None and _is_same(old, vector, rounding)
         if is_as_before and row.id not in changed:
             continue
         if vector is not None and _is_stale(row, is_as_before, remembered.get(number)):
@@ -136,6 +139,12 @@ def _remember_stale(
 
 def _differs(document: StoredDocument | None, new: Document) -> bool:
     return document is None or document.text_sha256 != new.text_sha256
+
+
+def _is_same(old: np.ndarray, new: np.ndarray, rounding: float) -> bool:
+    if rounding == 0.0 or old.shape != new.shape:
+        return np.array_equal(old, new)
+    return bool(np.abs(old - new).max() <= rounding * np.abs(old).max())
 
 
 def _fits(vector: np.ndarray, version: Version) -> bool:

@@ -1,4 +1,4 @@
-"""What every kind of outside home can do: a table of PostgreSQL, JSON lines, Parquet.
+"""What every kind of outside home can do: a table of PostgreSQL, files, points of Qdrant.
 
 Everything here blocks; it is called from one thread at a time, but for `interrupt` and
 `keep_claim`. Each method may be called again after a crash in its midst, or after it has been done:

@@ -27,13 +27,15 @@ class OutsideRows:
 
     active: fingerprint of the space that their vectors are of; None before it is noted. position:
     what `page` takes to go on behind the last of them; None where nothing is behind it. left: ids
-    that were asked for and not looked at, for want of room.
+    that were asked for and not looked at, for want of room. rounding: up to which part of its
+    largest value a vector may come back otherwise than it was stored.
     """
 
     rows: Sequence[OutsideRow]
     active: str | None
     position: str | None = None
     left: Sequence[str] = ()
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)

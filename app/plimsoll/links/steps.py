@@ -40,6 +40,17 @@ def n_waiting(connection: Connection, name: str, fingerprint: str) -> int:
     )
 
 
+def n_waiting_by_use(connection: Connection, name: str) -> tuple[int, int]:
+    """Vectors to be brought out: of the version that searches read, and of the other."""
+    active = versions.find(connection, name).active.id
+    counts = {
+        version.id: state.count_waiting(connection, version.id)
+        for version in versions_of(connection, name)
+    }
+    n_read = counts.pop(active, 0)
+    return n_read, sum(counts.values())
+
+
 def begin_pull(connection: Connection, name: str) -> None:
     """Read every row once more."""
     state.begin_pull(connection, versions.find(connection, name).id)
@@ -80,7 +91,7 @@ def mirror_page(
         (each for each in versions_of(connection, name) if each.space.fingerprint == page.active),
         None,
     )
-    done = mirror(connection, collection, active, page.rows, asked)
+    done = mirror(connection, collection, active, page.rows, asked, page.rounding)
     if now.is_pulling:  # also what changes while a pass is under way is there
         state.note_seen(connection, collection.id, done.rows)
     return done

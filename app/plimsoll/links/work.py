@@ -7,12 +7,14 @@ took in is forgotten outside, and what it brought out leaves the outbox, only wh
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from sqlite3 import Connection
+from time import monotonic
 from typing import Concatenate, ParamSpec, TypeVar
 
 from plimsoll.corpora.database import Database
@@ -20,11 +22,13 @@ from plimsoll.corpora.records import Version
 from plimsoll.errors import OutsideError, OutsideUnavailableError, PlimsollError
 from plimsoll.links import steps
 from plimsoll.links.filler import Filler
+from plimsoll.links.mirror import Mirrored
 from plimsoll.links.outside import PAGE_ROWS, Outside
 from plimsoll.links.records import OutsideRows
 from plimsoll.links.state import LinkState
 from plimsoll.serving.threads import run_until_dropped
 from plimsoll.telemetry.corpora import CorpusMetrics
+from plimsoll.telemetry.links import LinkCondition, LinkMetrics
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +40,9 @@ FOLLOW_EVERY_S = 1.0
 
 KEEP_EVERY_S = 5.0
 """Between two looks at whether others have to be told that this server still follows."""
+
+SHOW_EVERY_S = 5.0
+"""Between two counts of what waits while there is work: as often as a scrape comes."""
 
 FAULT_RETRY_S = 30.0
 """After a fault that waiting alone does not mend: an operator may mend it outside."""
@@ -55,6 +62,7 @@ class LinkWork:
         database: Database,
         filler: Filler,
         metrics: CorpusMetrics,
+        link_metrics: LinkMetrics,
         thread: Executor,
         most_idle_s: float,
     ) -> None:
@@ -65,11 +73,15 @@ class LinkWork:
         self._database = database
         self._filler = filler
         self._metrics = metrics
+        self._link_metrics = link_metrics
+        self._condition: LinkCondition = "at_rest"
+        self._counted_s = -math.inf  # when the outbox was counted
         self._thread = thread
         self._most_idle_s = most_idle_s
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._prepared = frozenset[int]()  # versions that have a place outside
+        link_metrics.expect(name)
 
     def start(self) -> None:
         """Work until the link is followed no more, unless that is done already."""
@@ -113,7 +125,9 @@ class LinkWork:
         await self.run(self.outside.close)
         await self.write(steps.unwatch)
         self._prepared = frozenset()
+        self._condition = "at_rest"
         self._note(None)
+        await self._show()
         log.info("link %s is followed no more", self.name)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -169,25 +183,29 @@ class LinkWork:
             self._woken.clear()
             try:
                 async with self.lock:
-                    if not (await self.read(steps.linked))[1].follows:
+                    _, now = await self.read(steps.linked)
+                    if not now.follows:
                         await self.finish()
                         return
+                    self._condition = "pulling" if now.is_pulling else "following"
                     did_something = any(await self.step())
                     if not did_something:
                         await self._settle()
                 self._note(None)
+                if not did_something or monotonic() - self._counted_s >= SHOW_EVERY_S:
+                    await self._show()
                 wait_s = 0.0 if did_something else idle_s
                 idle_s = FOLLOW_EVERY_S if did_something else min(2 * idle_s, self._most_idle_s)
             except OutsideUnavailableError as error:
-                self._note(str(error))
+                self._note_fault(str(error))
                 wait_s = error.retry_after_s
             except PlimsollError as error:
-                self._note(str(error))
+                self._note_fault(str(error))
                 self.prepare_anew()
                 wait_s = FAULT_RETRY_S
             except Exception:
                 log.exception("link %s", self.name)
-                self._note("an unforeseen error, which stands in the server's log")
+                self._note_fault("an unforeseen error, which stands in the server's log")
                 wait_s = FAULT_RETRY_S
             if await self._is_woken_within(wait_s):
                 idle_s = FOLLOW_EVERY_S
@@ -203,8 +221,20 @@ class LinkWork:
         if done is not None:
             log.info("link %s: %s", self.name, done)
 
+    async def _show(self) -> None:
+        """Have the metrics say what is still to be brought out."""
+        self._counted_s = monotonic()
+        n_read, n_other = await self.read(steps.n_waiting_by_use)
+        self._link_metrics.waiting(self.name, "read", n_read)
+        self._link_metrics.waiting(self.name, "other", n_other)
+
+    def _note_fault(self, waits: str) -> None:
+        self._link_metrics.failed(self.name)
+        self._note(waits)
+
     def _note(self, waits: str | None) -> None:
         """Say once why it waits, and once that it goes on."""
+        self._link_metrics.show(self.name, self._condition if waits is None else "waiting")
         if waits != self.waits:
             if waits is not None:
                 log.warning("link %s waits: %s", self.name, waits)
@@ -229,7 +259,7 @@ class LinkWork:
         page = await self.run(self.outside.page, now.position)
         if page.position is None:
             n_gone = await self.write(steps.delete_unseen, PAGE_ROWS)
-            self._metrics.documents("deleted", n_gone)
+            self._count(Mirrored((), 0, 0, n_gone))
             return True
         await self._mirror(page, [row.id for row in page.rows])
         await self.write(steps.note_position, page.position, len(page.rows))
@@ -245,10 +275,15 @@ class LinkWork:
 
     async def _mirror(self, page: OutsideRows, asked: Sequence[str]) -> None:
         done = await self.write(steps.mirror_page, page, asked)
+        self._count(done)
+        await self._filler.fill(self.name, done.rows, self._note)
+
+    def _count(self, done: Mirrored) -> None:
         self._metrics.documents("added", done.n_added)
         self._metrics.documents("updated", done.n_updated)
         self._metrics.documents("deleted", done.n_deleted)
-        await self._filler.fill(self.name, done.rows, self._note)
+        if done.n_added or done.n_updated or done.n_deleted:
+            self._link_metrics.took_in(self.name)
 
     async def _prepare(self, all_versions: Sequence[Version]) -> None:
         """Have a place outside for every version, an outbox for each, and no place for others."""

@@ -5,6 +5,7 @@ import: `Telemetry` owns a registry of its own. Each family of metrics stands in
 this one; Prometheus is known in telemetry/ alone.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from plimsoll.telemetry.bottleneck import BottleneckMetrics
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.engine import EngineMetrics
+from plimsoll.telemetry.links import LinkMetrics
 from plimsoll.telemetry.machine import MachineMetrics
 from plimsoll.telemetry.migrations import MigrationMetrics
 from plimsoll.telemetry.models import ModelMetrics, WeightMetrics
@@ -56,6 +58,7 @@ class Telemetry:
         self.engine = EngineMetrics(self.registry)
         self.pressure = PressureMetrics(self.registry)
         self.corpora = CorpusMetrics(self.registry)
+        self.links = LinkMetrics(self.registry, time.time)
         self.migrations = MigrationMetrics(self.registry)
         self.models = ModelMetrics(self.registry)
         self.machine = MachineMetrics(self.registry)
@@ -78,6 +81,7 @@ class Telemetry:
             self.engine,
             self.pressure,
             self.corpora,
+            self.links,
             self.migrations,
             self.models,
             self.machine,

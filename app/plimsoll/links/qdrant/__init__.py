@@ -1,0 +1,1 @@
+"""Points of a Qdrant collection that applications ask for by an alias."""
