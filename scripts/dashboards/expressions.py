@@ -13,10 +13,10 @@ OBJECTIVES = tuple(str(float(bucket_s)) for bucket_s in BUCKETS_S if bucket_s >=
 OBJECTIVE = "10.0"  # that of the alert PlimsollSlow
 OBJECTIVE_RATIO = 0.99  # of the requests, likewise
 # Requests that only look: pages, probes, scrapes, listings, and paths that are no route; lists of
-# documents, which last as long as their clients send; and migrations, which are watched.
+# documents, which last as long as their clients send; and links and migrations, which are watched.
 LOOKING = (
     "/|/collections|/collections/.name.|/collections/.name./documents.*|/collections/.name./doctor"
-    "|/collections/.name./plan|/migrations.*|/hooks.*|/health.*|/metrics|/status|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
+    "|/collections/.name./plan|/links.*|/migrations.*|/hooks.*|/health.*|/metrics|/status|/bottleneck|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
 )
 WORK = f'route!~"{LOOKING}"'
 REJECTED = 'status=~"4..",status!="429"'
