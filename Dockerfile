@@ -11,10 +11,16 @@
 #   docker build --secret id=pip_conf,src=$HOME/.config/pip/pip.conf \
 #       --secret id=ca_bundle,src=/etc/ssl/certs/ca-certificates.crt --tag plimsoll .
 
+# What links to databases need is in it; what else may be is named by the build (locks/ has them all;
+# parquet takes 170 MB):
+#
+#   docker build --build-arg EXTRAS="postgres qdrant parquet tracing" --tag plimsoll .
+
 ARG BASE=python:3.12-slim
 
 
 FROM ${BASE} AS builder
+ARG EXTRAS="postgres qdrant"
 ENV PATH=/opt/plimsoll/bin:$PATH \
     ORT_DISABLE_TELEMETRY=1 \
     PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
@@ -23,9 +29,12 @@ WORKDIR /src
 RUN python -m venv /opt/plimsoll
 # Apart from the code, so that a change of the code does not install them again.
 COPY requirements.lock ./
+COPY locks locks
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/etc/ssl/certs/ca-certificates.crt \
-    pip install --no-cache-dir --require-hashes --only-binary :all: --requirement requirements.lock
+    for extra in ${EXTRAS}; do cat "locks/${extra}.lock" || exit 1; done >extras.lock \
+    && pip install --no-cache-dir --require-hashes --only-binary :all: \
+        --requirement requirements.lock --requirement extras.lock
 COPY LICENSE NOTICE README.md pyproject.toml ./
 COPY app app
 COPY grafana grafana

@@ -53,32 +53,64 @@ def dependencies(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
+LOCK = "requirements.lock"
+EXTRAS = ("parquet", "postgres", "qdrant", "tracing")  # that a build may ask for
+
+
+def lock_of(extra: str) -> str:
+    """What an extra brings beside LOCK."""
+    return f"locks/{extra}.lock"
+
+
+def usual_extras() -> list[str]:
+    """Those that are in the image where the build says nothing."""
+    [written] = re.findall(r'^ARG EXTRAS="(.*)"$', (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return written.split()
+
+
 @pytest.mark.parametrize(
-    ("file_name", "extras"), [("requirements.txt", ("dev", "oracles")), ("requirements.lock", ())]
+    ("files", "extras"),
+    [
+        (["requirements.txt"], ["dev", "oracles", *EXTRAS]),
+        ([LOCK], []),
+        *(([LOCK, lock_of(extra)], [extra]) for extra in EXTRAS),
+    ],
+    ids=lambda given: "+".join(given),
 )
-def test_every_dependency_of_the_project_is_pinned_to_a_version_it_allows(file_name, extras):
+def test_every_dependency_of_the_project_is_pinned_to_a_version_it_allows(files, extras):
     """A dependency that is added or raised without a pin would differ from day to day."""
-    pinned = pins(file_name)
+    pinned = {name: version for file in files for name, version in pins(file).items()}
     missing = [
         str(wanted)
         for wanted in dependencies(*extras)
         if not wanted.specifier.contains(pinned.get(canonicalize_name(wanted.name), "0"))
     ]
-    assert not missing, f"renew {file_name} as its first lines say"
+    assert not missing, f"renew {files[-1]} as its first lines say"
 
 
-def test_the_image_gets_the_versions_that_the_tests_ran_with():
+@pytest.mark.parametrize("file", [LOCK, *map(lock_of, EXTRAS)])
+def test_the_image_gets_the_versions_that_the_tests_ran_with(file):
     """Otherwise what is shipped is not what was tested."""
-    assert pins("requirements.lock").items() <= pins("requirements.txt").items()
+    assert pins(file).items() <= pins("requirements.txt").items()
+    assert file == LOCK or not pins(file).keys() & pins(LOCK).keys()
 
 
-def test_every_package_of_the_image_has_hashes_and_no_address():
+@pytest.mark.parametrize("file", [LOCK, *map(lock_of, EXTRAS)])
+def test_every_package_of_the_image_has_hashes_and_no_address(file):
     """A pin without a hash trusts the registry; an address takes the choice of one away."""
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text = (ROOT / file).read_text(encoding="utf-8")
     packages = re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]
-    assert len(packages) == len(pins("requirements.lock"))
+    assert len(packages) == len(pins(file))
     assert all("--hash=sha256:" in package for package in packages)
     assert "://" not in text
+
+
+def test_an_image_can_link_collections_to_databases_unless_its_build_says_otherwise():
+    """An operator finds that out when the server does not start."""
+    assert {"postgres", "qdrant"} <= {*usual_extras()} <= {*EXTRAS}
+    assert sorted(file.name for file in (ROOT / "locks").iterdir()) == [
+        f"{extra}.lock" for extra in EXTRAS
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +199,16 @@ def test_the_packages_in_the_image_are_those_of_the_lock(server):
     listed = json.loads(server.inside("python", "-m", "pip", "list", "--format", "json"))
     installed = {canonicalize_name(package["name"]): package["version"] for package in listed}
     del installed["pip"], installed["plimsoll"]
-    locked = pins("requirements.lock")
+    files = [LOCK, *map(lock_of, usual_extras())]
+    locked = {name: version for file in files for name, version in pins(file).items()}
     del locked["setuptools"]  # built the project, and was left behind
     assert installed == locked
+
+
+def test_the_image_has_what_links_to_databases_need(server):
+    """Their libraries load on the image's own system, whose own libpq is none."""
+    loaded = "import pgvector.psycopg, psycopg, qdrant_client; print(psycopg.pq.__impl__)"
+    assert server.inside("python", "-c", loaded) == "binary"
 
 
 def test_serving_leaves_nothing_of_a_usage_report_behind(server):

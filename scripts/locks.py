@@ -1,0 +1,61 @@
+"""Write locks/EXTRA.lock: what each extra of the image brings beside requirements.lock, by hash.
+
+`python -m scripts.locks` after a change of requirements.txt and requirements.lock; pip-compile, of
+pip-tools, has to be on the PATH.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LOCK = ROOT / "requirements.lock"
+EXTRAS = ("parquet", "postgres", "qdrant", "tracing")
+COMMENT = """\
+# What the extra {extra} brings to the Docker image beside requirements.lock, by hash, for CPython
+# 3.11 and 3.12 on x86-64 and aarch64. After a change of requirements.txt: python -m scripts.locks
+"""
+OPTIONS = (
+    "--constraint=requirements.txt",
+    "--generate-hashes",
+    "--strip-extras",
+    "--allow-unsafe",
+    "--no-annotate",
+    "--no-header",
+    "--no-emit-index-url",
+    "--no-emit-find-links",
+    "--quiet",
+)
+
+
+def entries(text: str) -> dict[str, str]:
+    """Each package's lines, its hashes among them, by its name."""
+    found = re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]
+    return {entry.split("==")[0]: entry for entry in found}
+
+
+def locked(extra: str) -> str:
+    """What an extra and the project itself bring together."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "lock"
+        output.write_bytes(LOCK.read_bytes())  # whose hashes are taken over
+        command = ["pip-compile", *OPTIONS, f"--extra={extra}", f"--output-file={output}"]
+        subprocess.run([*command, "pyproject.toml"], cwd=ROOT, check=True)
+        return output.read_text(encoding="utf-8")
+
+
+def main() -> None:
+    """Write all of them."""
+    base = entries(LOCK.read_text(encoding="utf-8"))
+    for extra in EXTRAS:
+        further = {
+            name: entry for name, entry in entries(locked(extra)).items() if name not in base
+        }
+        text = COMMENT.format(extra=extra) + "".join(further.values())
+        (ROOT / "locks" / f"{extra}.lock").write_text(text, encoding="utf-8")
+        print(f"{extra}: {', '.join(further)}")
+
+
+if __name__ == "__main__":
+    main()
