@@ -75,6 +75,7 @@ class Inside:
     links: Links
     migrations: Migrations
     survey: CollectionSurvey
+    telemetry: Telemetry
 
     async def put(
         self,
@@ -151,7 +152,7 @@ async def inside(settings: Settings) -> AsyncIterator[Inside]:
             await migrations.start()
             await links.start()
             try:
-                yield Inside(core, corpora, links, migrations, survey)
+                yield Inside(core, corpora, links, migrations, survey, telemetry)
             finally:
                 await migrations.close()
                 await links.close()

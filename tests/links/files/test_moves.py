@@ -1,12 +1,14 @@
 """A collection whose home is files: moved, kept in step with them, and moved back."""
 
 import asyncio
+import re
 from pathlib import Path
 from time import monotonic
 
 import pytest
 from pyarrow import parquet
 
+from plimsoll.links import steps
 from plimsoll.links.files.manifest import POINTER
 from plimsoll.links.files.paths import files_of
 from plimsoll.links.files.reading import read_rows
@@ -128,5 +130,46 @@ def test_files_that_cannot_be_read_are_waited_for_and_say_why(folder: Path):
             assert "part-1.parquet" in waits
             assert "cannot be read as Parquet" in waits
             assert (await server.corpora.catalog.state("ships")).n_documents == N
+
+    asyncio.run(play())
+
+
+def shown(server: Inside) -> dict[str, float]:
+    """What a scrape says of the link, by the rest of the name and the labels behind the link's."""
+    page = server.telemetry.render().decode()
+    found = re.findall(r'^plimsoll_link_(\w+){link="ships",?([^}]*)} (\S+)$', page, re.MULTILINE)
+    return {f"{name} {labels}".rstrip(): float(value) for name, labels, value in found}
+
+
+def test_metrics_say_where_a_link_stands(folder: Path):
+    """An operator is called where it waits for long, and sees since when nothing came in."""
+    source = folder / "source"
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            assert shown(server)['state state="at_rest"'] == 1
+            await pulled(server)
+            await until(lambda: shown(server)['state state="following"'] == 1, "not followed")
+            assert shown(server)["last_change_timestamp_seconds"] > 0
+            assert shown(server)["faults_total"] == 0
+
+            async with server.links.held("ships") as link:  # nothing is brought out meanwhile
+                assert link is not None
+                work = server.links._homes["ships"].work
+                await work.write(steps.put_all)
+                await work._show()
+                assert shown(server)['vectors_waiting space="read"'] == N
+                assert shown(server)['vectors_waiting space="other"'] == 0
+            await until(lambda: shown(server)['vectors_waiting space="read"'] == 0, "they stay")
+
+            away = source.rename(folder / "away")
+            await until(lambda: shown(server)['state state="waiting"'] == 1, "it does not wait")
+            assert shown(server)["faults_total"] >= 1
+            assert shown(server)['state state="following"'] == 0
+            away.rename(source)
+            server.links.wake("ships")
+            await until(lambda: shown(server)['state state="waiting"'] == 0, "it waits on")
+            await server.links.unlink("ships")
+            await until(lambda: shown(server)['state state="at_rest"'] == 1, "it does not rest")
 
     asyncio.run(play())
