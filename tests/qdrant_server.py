@@ -6,6 +6,7 @@ here as the documentation says.
 """
 
 import json
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -53,8 +54,7 @@ class QdrantServer:
 
     def start(self) -> None:
         """Listen, where it did before."""
-        server = ThreadingHTTPServer(("127.0.0.1", self._port), _handler_of(self))
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", self._port), _handler_of(self))
         self._server, self._port = server, server.server_address[1]
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -234,6 +234,15 @@ def _jsonable(result: Any) -> Any:
     if isinstance(result, dict):
         return {key: _jsonable(value) for key, value in result.items()}
     return result
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that are killed or give up."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler_of(owner: QdrantServer) -> type[BaseHTTPRequestHandler]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from plimsoll.composition.homes import outside_of
 from plimsoll.composition.links import build_links
 from plimsoll.errors import SettingsError
-from plimsoll.links.configuration import FileLink, PostgresLink, read_links
+from plimsoll.links.configuration import FileLink, PostgresLink, QdrantLink, read_links
 from tests.fakes import FakeOpener, FakeServer
 from tests.running_server import DEADLINE_S, ROOT, environment
 
@@ -103,6 +104,43 @@ def test_a_variable_that_is_not_set_is_told_before_the_server_listens(tmp_path):
         server.close()
 
 
+QDRANT = (
+    '[links.ships]\nkind = "qdrant"\nurl_env = "SHIPS_URL"\napi_key_env = "SHIPS_KEY"\n'
+    'alias = "ships"\nmodel = "m"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({}, "links.ships.url_env: the variable SHIPS_URL is not set"),
+        ({"SHIPS_URL": "hidden:6333"}, "no address that begins with http"),
+        ({"SHIPS_URL": "http://hidden:6333"}, "api_key_env: the variable SHIPS_KEY is not set"),
+    ],
+)
+def test_an_address_or_key_of_qdrant_that_is_wanting_is_told_and_not_shown(tmp_path, environ, told):
+    """Before the server listens; what a variable holds may be a secret."""
+    [(name, link)] = read_links(written(tmp_path, QDRANT)).items()
+    with pytest.raises(SettingsError) as refused:
+        outside_of(name, link, environ)
+    assert told in str(refused.value)
+    assert "hidden" not in str(refused.value)
+
+
+def test_points_are_read_again_each_minute_and_have_one_vector_unless_the_link_says_otherwise(
+    tmp_path,
+):
+    """A vector without a name is what most collections have."""
+    link = read_links(written(tmp_path, QDRANT))["ships"]
+    assert isinstance(link, QdrantLink)
+    assert (link.text, link.vector, link.read_again_s) == ("text", None, 60)
+    with pytest.raises(SettingsError, match=r"qdrant\.read_again is no key; did you mean read_ag"):
+        read_links(written(tmp_path, QDRANT + "read_again = 5\n"))
+    twice = QDRANT + QDRANT.replace("links.ships", "links.boats")
+    with pytest.raises(SettingsError, match="both lead to the alias ships of SHIPS_URL"):
+        read_links(written(tmp_path, twice))
+
+
 def test_two_links_do_not_share_a_folder(tmp_path):
     """One would remove the other's vectors, and point its readers to other rows."""
     link = '[links.{}]\nkind = "jsonl"\nfiles = ["/data/{}.jsonl"]\nfolder = "{}"\nmodel = "m"\n'
@@ -113,7 +151,13 @@ def test_two_links_do_not_share_a_folder(tmp_path):
 
 def test_a_server_without_links_imports_nothing_that_reads_files_or_tables():
     """Its start would take longer, and more memory, for what most servers never use."""
-    names = ("plimsoll.links.configuration", "plimsoll.links.files", "pyarrow", "psycopg")
+    names = (
+        "plimsoll.links.configuration",
+        "plimsoll.links.files",
+        "pyarrow",
+        "psycopg",
+        "qdrant_client",
+    )
     code = f"""
 import sys
 import plimsoll.server
