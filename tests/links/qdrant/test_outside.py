@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient, models
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideMismatchError, OutsideUnavailableError
 from plimsoll.links.outside import MOST_TEXT_BYTES, PAGE_ROWS
-from plimsoll.links.qdrant import connection
+from plimsoll.links.qdrant import connection, switching
 from plimsoll.links.qdrant.catalog import UNNAMED, Place
 from plimsoll.links.qdrant.looks import Looks
 from plimsoll.links.qdrant.outside import QdrantOutside
@@ -440,6 +440,23 @@ def test_a_first_pull_does_not_take_over_another_servers_collection(ships, linke
     linked().follow(HOME)
     with pytest.raises(OutsideMismatchError, match="are of 'foreign:ada'"):
         linked().follow(Space.foreign("other", 3))
+
+
+def test_what_a_server_has_to_do_and_does_not_begin_is_not_waited_for(ships, qdrant, monkeypatch):
+    """One that was started again begins with the next write, which may never come."""
+    qdrant.status = models.CollectionStatus.GREY
+    monkeypatch.setattr(switching, "MOST_GREY_S", 0.4)
+    qdrant.requests.clear()
+    ships.finish(NEW, everyone)
+    assert qdrant.requests[-2:] == [qdrant.requests[-1]] * 2  # it was looked at again
+
+
+def test_indexing_that_takes_too_long_is_told(ships, qdrant, monkeypatch):
+    """A cut-over says so, instead of keeping its client waiting."""
+    qdrant.status = models.CollectionStatus.YELLOW
+    monkeypatch.setattr(switching, "MOST_INDEXING_S", 0.4)
+    with pytest.raises(OutsideUnavailableError, match="still being indexed"):
+        ships.finish(NEW, everyone)
 
 
 def test_finishing_waits_until_it_is_indexed(ships, application, qdrant):

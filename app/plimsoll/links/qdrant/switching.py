@@ -18,6 +18,7 @@ T = TypeVar("T", bound=BaseModel)
 
 MOST_INDEXING_S = 600.0
 INDEXING_LOOK_S = 0.5
+MOST_GREY_S = 5.0
 INDEXING_RETRY_S = 10.0
 
 
@@ -95,19 +96,24 @@ def wait_until_indexed(
 ) -> None:
     """Return once the server has no more to do for a collection.
 
+    Grey says that there is something to do which has not begun. A server that has just been written
+    to begins with it within moments; one that was started again waits for the next write.
     Raises OutsideUnavailableError where that takes longer than MOST_INDEXING_S, and
     OutsideMismatchError where it cannot be done.
     """
-    until_s = clock() + MOST_INDEXING_S
+    began_s = grey_since_s = clock()
     while True:
         info = client.get_collection(name)
         if info.status is models.CollectionStatus.RED:
             raise OutsideMismatchError(
                 f"the collection {name!r} cannot be indexed: {info.optimizer_status}"
             )
-        if info.status is not models.CollectionStatus.YELLOW:  # grey: until the next write
+        now_s = clock()
+        if info.status is models.CollectionStatus.YELLOW:
+            grey_since_s = now_s
+        elif info.status is models.CollectionStatus.GREEN or now_s - grey_since_s > MOST_GREY_S:
             return
-        if clock() > until_s:
+        if now_s - began_s > MOST_INDEXING_S:
             raise OutsideUnavailableError(
                 f"the collection {name!r} is still being indexed, {info.indexed_vectors_count} of "
                 f"{info.points_count} so far",
