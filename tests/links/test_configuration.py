@@ -10,6 +10,7 @@ from plimsoll.composition.homes import outside_of
 from plimsoll.composition.links import build_links
 from plimsoll.errors import SettingsError
 from plimsoll.links.configuration import FileLink, PostgresLink, QdrantLink, read_links
+from plimsoll.links.server import ServerIdentity
 from tests.fakes import FakeOpener, FakeServer
 from tests.running_server import DEADLINE_S, ROOT, environment
 
@@ -122,7 +123,7 @@ def test_an_address_or_key_of_qdrant_that_is_wanting_is_told_and_not_shown(tmp_p
     """Before the server listens; what a variable holds may be a secret."""
     [(name, link)] = read_links(written(tmp_path, QDRANT)).items()
     with pytest.raises(SettingsError) as refused:
-        outside_of(name, link, environ)
+        outside_of(name, link, ServerIdentity(tmp_path), environ)
     assert told in str(refused.value)
     assert "hidden" not in str(refused.value)
 
