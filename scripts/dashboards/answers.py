@@ -242,8 +242,10 @@ def migrations() -> Sequence[Panel]:
             alert="PlimsollMigrationFailed",
         ),
         lines(
-            "Documents left", "That lack a new vector.", "short",
+            "Documents left", "That lack a new vector; bridged: that have one from a bridge.",
+            "short",
             Query(f"sum({select('plimsoll_migration_documents_left')})", "left"),
+            Query(f"sum({select('plimsoll_migration_documents_bridged')})", "bridged"),
         ),
         lines(
             "Time left", "At the speed of the last minutes; weeks where nothing is moved.", "s",

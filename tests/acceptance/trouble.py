@@ -86,6 +86,7 @@ MAY_BE_ZERO = (
     "plimsoll_migration_tokens_total",
     "plimsoll_migration_yields_total",
     "plimsoll_migration_documents_left",
+    "plimsoll_migration_documents_bridged",
     "plimsoll_migration_verdicts_total",
     "plimsoll_shadow_searches_total",
     "plimsoll_progressive_searches_total",

@@ -18,9 +18,11 @@ def test_a_job_names_what_is_there(job: Path):
     queries = job.with_name("q.jsonl")
     queries.touch()
     job.write_text(GOOD + 'dimensions = 64\nqueries = "q.jsonl"\nhooks = ["notify"]', "utf-8")
-    assert read_job(job) == MigrationJob("ships", "new", ["notify"], 64, queries, "", job)
+    assert read_job(job) == MigrationJob("ships", "new", ["notify"], 64, queries, file=job)
     job.write_text(GOOD + "progressive = true", "utf-8")
     assert read_job(job) == MigrationJob("ships", "new", [], file=job, progressive=True)
+    job.write_text(GOOD + 'bridge = "gated"', "utf-8")
+    assert read_job(job) == MigrationJob("ships", "new", [], bridge="gated", file=job)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ def test_a_job_defines_nothing_that_is_the_operators(job: Path, line: str):
         (GOOD + "progressive = 1", "progressive is true or false"),
         (GOOD + 'hooks = "notify"', "hooks is a list of names"),
         (GOOD + "hooks = [1]", "hooks is a list of names"),
+        (GOOD + 'bridge = "golden"', "bridge is one of none, gated and forced"),
+        (GOOD + "bridge = true", "bridge is one of none, gated and forced"),
         (GOOD + 'queries = "none.jsonl"', "there is no file"),
         (GOOD + f'queries = "{"q" * 5000}"', "there is no file"),
         ("collection =", "is no TOML"),

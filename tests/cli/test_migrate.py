@@ -192,6 +192,23 @@ def test_a_run_that_goes_on_takes_no_option_in_silence(
     client.post(f"/migrations/{number}/cancel", json={}).raise_for_status()
 
 
+def test_a_bridge_is_planned_and_asked_for_by_an_option(
+    migrate: Migrate, client: httpx.Client, ships: str
+):
+    """Here it is refused: half of so few documents say nothing. The migration goes on."""
+    planned = migrate("plan", ships, "--model", NEW, "--bridge")
+    assert "bridge: would be refused: it would be fitted on 30 documents" in planned.output
+    done = migrate("run", ships, "--model", NEW, "--bridge")
+    assert done.exit_code == 0, done.output
+    assert "bridge: refused: it would be fitted on 30 documents" in done.output
+    assert "there was no bridge: it would be fitted" in done.output.replace("\n", " ")
+    assert migrate("run", ships, "--model", NEW, "--bridge").exit_code == 0
+    other = migrate("run", ships, "--model", NEW, "--force-bridge")
+    assert (other.exit_code, "with the bridge 'gated'" in other.output) == (2, True)
+    number = client.get("/migrations").json()["migrations"][0]["id"]
+    client.post(f"/migrations/{number}/cancel", json={}).raise_for_status()
+
+
 def test_a_bad_model_is_no_go_and_exit_code_1(
     migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
 ):

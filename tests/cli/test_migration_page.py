@@ -47,6 +47,8 @@ def test_the_page_has_everything_that_the_report_has():
         "opened",
         "Live searches, compared", "83.4%", "3, the last with space_mismatch",
         "foreign:ada-002",
+        "dropped, forced: its retention is 0.713",
+        "nDCG@10 among them 0.4712 in place of 0.5121",
     ):  # fmt: skip
         assert told in text, told
 

@@ -12,6 +12,7 @@ from plimsoll.corpora.database import FILE_NAME, Database
 from plimsoll.corpora.parts import SearchPart, merged
 from plimsoll.corpora.records import Document, Space, Version, VersionState
 from plimsoll.corpora.vector_copies import VectorCopies
+from plimsoll.migration.bridge_figures import fitted, neighbour_recalls, why_refused
 from plimsoll.settings import Settings
 from tests.evaluation_data import evaluation_file
 from tests.models.test_builtin_quality import ndcg
@@ -25,6 +26,8 @@ ALONE = {MPNET: 0.4048, BUILTIN: 0.3891}
 SEEDS = range(5)
 # Of nDCG@10 in the midst of a move, below the lesser of both versions.
 MOST_LOST = 0.002
+# Documents that a bridge is fitted on; a run takes 699, half of them.
+SAMPLES = (100, 200, 350, 699, 1000)
 
 
 class Cranfield:
@@ -83,6 +86,18 @@ class Cranfield:
             gains.append(ndcg([self.texts[n]["id"] for n in best], relevant))
         return float(np.mean(gains))
 
+    def ndcg_of(self, stored: np.ndarray, asked: np.ndarray) -> float:
+        """Mean nDCG@10 of the questions' vectors among the documents', as arrays."""
+        nearest = np.argsort(-(asked @ stored.T), axis=1, kind="stable")[:, :10]
+        return float(
+            np.mean(
+                [
+                    ndcg([self.texts[place]["id"] for place in places], relevant)
+                    for places, (_, relevant) in zip(nearest.tolist(), self.questions, strict=True)
+                ]
+            )
+        )
+
 
 def embedded(embedder: Embedder, texts: list[str], input_type: str) -> np.ndarray:
     """Vectors of texts, float32 (n, dimensions)."""
@@ -135,3 +150,32 @@ def test_searches_are_about_as_good_all_the_way(cranfield: Cranfield, old: str, 
     for share in (0.25, 0.5, 0.75):
         assert min(ALONE.values()) - MOST_LOST <= figures[share] <= max(ALONE.values()) + MOST_LOST
         assert figures[share] > by_size[share]
+
+
+def test_a_bridge_between_two_models_is_told_to_lose_what_it_loses(cranfield: Cranfield):
+    """It is refused whatever the sample, and what is said of it is no more than is found.
+
+    Found: recall@10 of bridged vectors among the documents that are not in the sample. Searched:
+    by bridged vectors alone, and with the sample's real ones beside them, as a run has it.
+    """
+    old, _ = cranfield.by_model[MPNET]
+    new, questions = cranfield.by_model[BUILTIN]
+    for size in SAMPLES:
+        told, real, alone, beside = list[float](), list[float](), list[float](), list[float]()
+        for seed in SEEDS:
+            drawn = np.random.default_rng(seed).permutation(len(old))
+            sampled, others = np.sort(drawn[:size]), np.sort(drawn[size:])
+            found, figures = fitted(old[sampled], new[sampled], len(old))
+            bridged = found.map(old)
+            assert why_refused(figures) is not None
+            told.append(figures.retention)
+            real.append(float(np.mean(neighbour_recalls(bridged[others], new[others]))))
+            alone.append(cranfield.ndcg_of(bridged, questions))
+            bridged[sampled] = new[sampled]
+            beside.append(cranfield.ndcg_of(bridged, questions))
+        print(
+            f"{size} documents: retention {np.mean(told):.3f}, found {np.mean(real):.3f}, nDCG@10 "
+            f"{np.mean(alone):.4f}, with the sample's own vectors {np.mean(beside):.4f}"
+        )
+        assert np.mean(told) < np.mean(real) + 0.02
+        assert np.mean(alone) < max(ALONE.values())

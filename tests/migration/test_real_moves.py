@@ -70,11 +70,10 @@ def judged(
 def move(
     client: TestClient, collection: str, model: str, queries: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Begin a migration and wait for its verdict; returns its status."""
+    """Begin a migration with a bridge and wait for its verdict; returns its status."""
     name = collection.removeprefix("/collections/")
-    answer = client.post(
-        "/migrations", json={"collection": name, "model": model, "queries": queries}
-    )
+    asked = {"collection": name, "model": model, "queries": queries, "bridge": "gated"}
+    answer = client.post("/migrations", json=asked)
     assert answer.status_code == 200, answer.text
     migration: dict[str, Any] = answer.json()
     deadline_s = monotonic() + DEADLINE_S
@@ -124,11 +123,19 @@ def test_cranfield_goes_from_a_foreign_model_to_the_built_in_one_and_on(moving: 
     assert found["old_ndcg_at_10"] == pytest.approx(MPNET_NDCG, abs=0.002)
     assert found["new_ndcg_at_10"] == pytest.approx(BUILTIN_NDCG, abs=0.002)
     assert any("nDCG" in warning for warning in away["verdict"]["warnings"])
+    bridge = away["bridge"]["figures"]
+    print(f"{MPNET} to {BUILTIN}: {bridge}")
+    assert away["bridge"]["state"] == "refused"
+    assert (690 <= bridge["documents"] <= 699, bridge["depth"]) == (True, 5)
+    assert 0.6 <= bridge["retention"] <= 0.8
+    assert bridge["bridged_ndcg_at_10"] <= bridge["real_ndcg_at_10"] + 0.02
     take(moving, away, "cutover", "purge")
     assert mean_ndcg(moving, CRANFIELD, "dense") == pytest.approx(BUILTIN_NDCG, abs=0.002)
 
     lesser = move(moving, CRANFIELD, IN_Q8, judged(cranfield_queries()))
     assert lesser["verdict"]["decision"] == "go"
+    assert lesser["bridge"]["state"] == "dropped"
+    assert lesser["bridge"]["figures"]["retention"] >= 0.98
     assert figures(lesser, "same_model")["least_cosine"] >= 0.99
     take(moving, lesser, "cutover")
     assert mean_ndcg(moving, CRANFIELD, "dense") == pytest.approx(BUILTIN_NDCG, abs=0.002)
@@ -136,6 +143,8 @@ def test_cranfield_goes_from_a_foreign_model_to_the_built_in_one_and_on(moving: 
 
     lost = move(moving, CRANFIELD, RANDOM, judged(cranfield_queries()))
     assert lost["verdict"]["decision"] == "no_go"
+    assert lost["bridge"]["state"] == "refused"
+    assert lost["bridge"]["figures"]["retention"] < 0.2
 
 
 def test_scifact_goes_to_a_lesser_quantization(moving: TestClient, request: pytest.FixtureRequest):

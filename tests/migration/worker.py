@@ -11,12 +11,24 @@ import signal
 import sys
 from pathlib import Path
 
-from plimsoll.migration import stages
+from plimsoll.migration import bridge_builder, bridges, stages
+from tests import killing
 from tests.migration.models import inside, settings_of
+
+# Of a bridge: all of these are within their transactions.
+OF_A_BRIDGE = {
+    "sampler": (bridge_builder, "store"),
+    "fitter": (bridges, "begin"),
+    "bridger": (bridges, "put"),
+    "dropper": (bridges, "drop"),
+}
 
 
 def kill_at(stage: str, number: int) -> None:
     """Have a stage end the process as a power cut does."""
+    if stage in OF_A_BRIDGE:
+        killing.kill_at(*OF_A_BRIDGE[stage], number)
+        return
     n_calls = 0
 
     def count() -> None:

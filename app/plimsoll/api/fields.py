@@ -105,7 +105,9 @@ class TextError(BaseModel):
 class SpaceFields(BaseModel):
     """A vector space."""
 
-    model: Annotated[str | None, Field(description="null: a foreign space.")]
+    model: Annotated[
+        str | None, Field(description="null: a foreign space, or that of bridged vectors.")
+    ]
     fingerprint: str
     dimensions: int
 

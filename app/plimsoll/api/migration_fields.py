@@ -9,6 +9,8 @@ from typing_extensions import TypeAliasType
 
 from plimsoll.api.fields import Dimensions, OrDefault, SpaceFields
 from plimsoll.corpora.records import MOST_DIMENSIONS
+from plimsoll.migration.bridge_map import KindName
+from plimsoll.migration.bridges import BridgeState, BridgeWish
 from plimsoll.migration.hooks.records import Moment
 from plimsoll.migration.hooks.records import Outcome as HookOutcome
 from plimsoll.migration.states import MigrationState
@@ -80,6 +82,13 @@ class MigrationRequest(BaseModel):
         OrDefault[HookNames],
         Field(description="Names of hooks, as GET /hooks lists them, behind those always asked."),
     ] = []
+    bridge: Annotated[
+        OrDefault[BridgeWish],
+        Field(
+            description="Whether searches find documents by bridged vectors until they are "
+            "embedded: gated refuses a bridge of little worth, forced does not."
+        ),
+    ] = "none"
     start: Annotated[
         OrDefault[StrictBool], Field(description="false: plan only; resume begins it.")
     ] = True
@@ -236,6 +245,37 @@ class ShadowFields(BaseModel):
     last_failure: Annotated[str | None, Field(description="The code of its last error.")]
 
 
+class BridgeFiguresFields(BaseModel):
+    """What a bridge is worth, by documents that it was not fitted on."""
+
+    documents: Annotated[int, Field(description="That it was fitted and measured on.")]
+    depth: Annotated[int, Field(description="Nearest of these that stand for 10 among all.")]
+    kind: KindName
+    strength: Annotated[float | None, Field(description="Of a regression.")]
+    retention: Annotated[
+        float, Field(description="Share of the new vectors' nearest that bridged ones find.")
+    ]
+    standard_error: float
+    least: Annotated[float, Field(description="Of the retention's 95 % interval.")]
+    most: float
+    cosine: Annotated[float, Field(description="Mean, of bridged vectors and the real ones.")]
+    fit_s: float
+    row_s: Annotated[float, Field(description="Seconds to bridge a vector.")]
+    queries: Annotated[int, Field(description="Judged ones that these documents answer.")]
+    real_ndcg_at_10: Annotated[float | None, Field(description="Among these documents.")]
+    bridged_ndcg_at_10: float | None
+
+
+class BridgeFields(BaseModel):
+    """What became of the bridge that a migration was to have."""
+
+    state: BridgeState
+    forced: bool
+    vectors: Annotated[int, Field(description="Documents that are found by a bridged one now.")]
+    reason: Annotated[str | None, Field(description="Why it was refused, or had to be forced.")]
+    figures: BridgeFiguresFields | None
+
+
 class MigrationFields(BaseModel):
     """A migration as it is now; counts are 0 once a version of it is gone."""
 
@@ -274,6 +314,7 @@ class MigrationFields(BaseModel):
     shadow: Annotated[
         ShadowFields | None, Field(description="null: no share of searches was to be compared.")
     ]
+    bridge: Annotated[BridgeFields | None, Field(description="null: it was to have none.")]
     judged_queries: int
     judged_queries_sha256: Annotated[
         str, Field(description="Of their content: the same queries have the same.")

@@ -40,6 +40,7 @@ class MigrationJob:
     hooks: list[str]
     dimensions: int | None = None
     queries: Path | None = None
+    bridge: str = "none"
     why: str = ""
     file: Path | None = None
     progressive: bool = False
@@ -52,8 +53,10 @@ _KINDS: dict[str, tuple[type, str]] = {
     "queries": (str, "the path of a file, from this one"),
     "hooks": (list, "a list of names"),
     "progressive": (bool, "true or false"),
+    "bridge": (str, "one of none, gated and forced"),
     "why": (str, "a string"),
 }
+_BRIDGES = ("none", "gated", "forced")
 
 
 def read_job(path: Path) -> MigrationJob:
@@ -94,6 +97,8 @@ def _check(path: Path, key: str, value: Any) -> None:
     if any(isinstance(word, dict) for word in words):
         raise JobFileError(f"{path}: {key} is refused: {WHOSE}")
     if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+        raise JobFileError(f"{path}: {key} is {told}")
+    if key == "bridge" and value not in _BRIDGES:
         raise JobFileError(f"{path}: {key} is {told}")
     for word in words:
         if isinstance(value, list) and not isinstance(word, str):

@@ -64,12 +64,17 @@ def doctor(collection: str, **given: Any) -> None:
 @click.argument("collection")
 @_MODEL
 @_DIMENSIONS
+@click.option(
+    "--bridge",
+    is_flag=True,
+    help="Fit a bridge on up to 2000 documents, and say what it is worth; takes minutes.",
+)
 @asks_server
-def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> None:
+def plan(collection: str, model: str, dimensions: int | None, bridge: bool, **given: Any) -> None:
     """Say what a move would take: tokens, time, disk."""
     from plimsoll.cli.migration_tables import print_plan
 
-    asked = {"model": model, "dimensions": dimensions}
+    asked = {"model": model, "dimensions": dimensions, "bridge": bridge}
     show(client_of(given).post(_path(collection, "plan"), asked), given, print_plan)
 
 
@@ -86,6 +91,12 @@ def plan(collection: str, model: str, dimensions: int | None, **given: Any) -> N
     is_flag=True,
     help="Searches read both versions meanwhile, each document by its newest vector.",
 )
+@click.option(
+    "--bridge",
+    is_flag=True,
+    help="Let searches find documents by bridged vectors until they are embedded.",
+)
+@click.option("--force-bridge", is_flag=True, help="Likewise, whatever the bridge is worth.")
 @click.option("--job", type=GIVEN, metavar="JOB.toml", help="A file that says all of this.")
 @_WHY
 @asks_server
@@ -96,6 +107,8 @@ def run(
     queries: Path | None,
     hooks: tuple[str, ...],
     progressive: bool,
+    bridge: bool,
+    force_bridge: bool,
     job: Path | None,
     why: str,
     **given: Any,
@@ -109,6 +122,7 @@ def run(
       model = "nomic-embed-text-v1.5"
       queries = "queries.jsonl"     # beside this file
       hooks = ["validate-memory", "notify"]
+      bridge = "gated"              # or "forced"
     """
     is_job = collection is not None and model is None and collection.endswith(".toml")
     if is_job and job is None:
@@ -120,6 +134,7 @@ def run(
         "queries": queries,
         "hooks": hooks,
         "progressive": progressive,
+        "bridge": "forced" if force_bridge else "gated" if bridge else None,
         "why": why,
     }
     asked = _asked(job, options)
@@ -266,7 +281,8 @@ def _asked(job: Path | None, options: dict[str, Any]) -> MigrationJob:
         for name, told in missing.items():
             if options[name] is None:
                 raise click.UsageError(f"{told} is missing; or give a job file")
-        return MigrationJob(**{**options, "hooks": [*options["hooks"]]})
+        given = {**options, "hooks": [*options["hooks"]], "bridge": options["bridge"] or "none"}
+        return MigrationJob(**given)
     if beside := [name for name, value in options.items() if value and name != "why"]:
         raise click.UsageError(f"the job file says all of it; leave out {' and '.join(beside)}")
     found = read_job(job)

@@ -9,7 +9,7 @@ from typing import Any
 from plimsoll.charts.lines import line_chart
 from plimsoll.charts.page import html_page, section, table
 from plimsoll.charts.svg import LEFT, PLOT_WIDTH, RIGHT, WIDTH, svg
-from plimsoll.cli.migration_tables import duration, shadow_figures, space_name
+from plimsoll.cli.migration_tables import bridge_told, duration, shadow_figures, space_name
 
 Answer = Mapping[str, Any]
 
@@ -98,6 +98,8 @@ def _facts(migration: Answer) -> str:
         "Rollback": migration["rollback"],
         "Judged queries": f"{migration['judged_queries']:,}",
     }
+    if migration["bridge"]:
+        facts["Bridge"] = bridge_told(migration["bridge"])
     items = (f"<dt>{name}</dt><dd>{escape(str(told))}</dd>" for name, told in facts.items())
     return f"<dl>{''.join(items)}</dl>"
 

@@ -43,6 +43,7 @@ def begin(client: "ServerClient", asked: MigrationJob) -> int:
             "queries": judged_queries(asked.queries),
             "hooks": asked.hooks,
             "progressive": asked.progressive,
+            "bridge": asked.bridge,
             "why": asked.why,
         },
     )
@@ -133,6 +134,11 @@ def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJo
         )
     if asked.progressive and not migration["progressive"]:
         client.post(f"/migrations/{number}/progressive", {"on": True, "why": asked.why})
+    if asked.bridge != "none" and asked.bridge != _bridge(migration):
+        raise StoppedError(
+            f"migration {number} is open already, with the bridge {_bridge(migration)!r}; cancel "
+            f"it to begin with {asked.bridge!r}"
+        )
     if migration["state"] in ("planned", "paused", "failed"):
         client.post(f"/migrations/{number}/resume", {"why": asked.why})
 
@@ -151,6 +157,13 @@ def _differing(judged: list[dict[str, Any]], migration: dict[str, Any]) -> str |
     except (ValueError, TypeError, AttributeError) as error:
         raise StoppedError(f"these are no judged queries: {error}") from error
     return None if is_same else "as many, but not the same: a text, a grade or a vector differs"
+
+
+def _bridge(migration: dict[str, Any]) -> str:
+    """As it was asked for."""
+    if migration["bridge"] is None:
+        return "none"
+    return "forced" if migration["bridge"]["forced"] else "gated"
 
 
 def _open_migration(client: "ServerClient", collection: str, model: str) -> dict[str, Any] | None:

@@ -57,6 +57,8 @@ def print_migration(migration: Answer) -> None:
         )
         if watch["stays"]:
             click.echo(f"not taken back: {watch['stays']}")
+    if migration["bridge"]:
+        click.echo(f"\nbridge: {bridge_told(migration['bridge'])}")
     if migration["verdict"]:
         click.echo()
         print_verdict(migration["verdict"])
@@ -215,8 +217,51 @@ def print_plan(plan: Answer) -> None:
         ("disk", rounded(plan["disk_bytes"])),
     ]
     print_table((plan["collection"], ""), rows)
+    if plan["bridge"]:
+        click.echo(f"\nbridge: {_trial_told(plan['bridge'])}")
     for told in plan["warnings"]:
         click.echo(f"\nwarning: {told}")
+
+
+def bridge_told(bridge: Answer) -> str:
+    """What became of a migration's bridge, and what it is worth."""
+    words = bridge["state"].replace("_", " ")
+    if bridge["reason"]:
+        words += f", forced: {bridge['reason']}" if bridge["forced"] else f": {bridge['reason']}"
+    told = [words]
+    if bridge["vectors"]:
+        told.append(f"{bridge['vectors']} documents are found by a bridged vector")
+    if bridge["figures"]:
+        told.append(_retention(bridge["figures"]))
+    return "; ".join(told)
+
+
+def _trial_told(trial: Answer) -> str:
+    if trial["figures"] is None:
+        return f"would be refused: {trial['reason']}"
+    takes_s = trial["embed_s"] + trial["figures"]["fit_s"] + trial["apply_s"]
+    advice = (
+        "run with --bridge"
+        if trial["reason"] is None
+        else (f"would be refused: {trial['reason']}; --force-bridge has it all the same")
+    )
+    return (
+        f"{_retention(trial['figures'])}; {trial['documents']} documents would have bridged "
+        f"vectors after {duration(takes_s)}; {advice}"
+    )
+
+
+def _retention(figures: Answer) -> str:
+    told = (
+        f"retention {figures['retention']:.3f} ({figures['least']:.3f} to {figures['most']:.3f}) "
+        f"by {figures['kind']} on {figures['documents']} documents"
+    )
+    if figures["queries"]:
+        told += (
+            f", nDCG@10 among them {figures['bridged_ndcg_at_10']:.4f} in place of "
+            f"{figures['real_ndcg_at_10']:.4f}"
+        )
+    return told
 
 
 def duration(seconds: float) -> str:

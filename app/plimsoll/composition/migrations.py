@@ -52,7 +52,9 @@ def build_migrations(
     builtin = builtin_hooks(judge, database, scans, database.path.parent / EXPORTS, _now)
     catalog = read_catalog(hooks_file, builtin)
     hooks = MigrationHooks(catalog, database, core.memory, core.governor, metrics, scans)
-    runs = MigrationRuns(database, core.service, core.gate, judge, links, metrics, scans, hooks)
+    runs = MigrationRuns(
+        database, core.service, core.gate, judge, links, metrics, scans, hooks, corpora.reclaim
+    )
     shadow_thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
     shadows = ShadowSearches(
         database,

@@ -5,6 +5,9 @@ rest by the old one, which mostly has vectors of all. Cosines of two spaces do n
 are merged: the last part ranks what it has, and each part before it puts its own documents, in its
 order, into the places that they hold there. So no guess is needed of where the best of a small part
 stands in the whole, and both ends are exact: the old order with nothing done, the new one with all.
+
+Bridged vectors lie near the new ones and are asked by the same query: those two parts are merged by
+their cosines.
 """
 
 import sqlite3
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plimsoll.corpora import vectors
-from plimsoll.corpora.ranking import Ranked, fused, in_places
+from plimsoll.corpora.ranking import Ranked, best, fused, in_places
 from plimsoll.corpora.records import Version
 
 
@@ -44,11 +47,13 @@ class PartFound:
 def merged(connection: sqlite3.Connection, found: Sequence[PartFound], most: int) -> Ranked:
     """The `most` best rows of all parts, given in order of their precedence.
 
-    A lone part's scores are its cosines; of several a score is as reciprocal rank fusion has it.
+    Where all were asked by one query, scores are cosines; else a score is as reciprocal rank fusion
+    has it.
     """
     *ahead, last = found
-    if not ahead:
-        return last.near
+    if len({part.version.space.query_fingerprint for part in found}) == 1:
+        rows = np.concatenate([part.near.rows for part in found])
+        return best(rows, np.concatenate([part.near.scores for part in found]), most)
     order, behind = last.near.rows.tolist(), [last.version]
     for part in reversed(ahead):
         own = part.near.rows.tolist()

@@ -1,13 +1,16 @@
 """A search's query in the space of each version that the search reads.
 
 It is embedded once a space. A version whose model does not answer now is left out where another one
-behind it answers for its documents too: all but the active one may be.
+behind it answers for its documents too: all but the active one may be. Bridged vectors are asked by
+the query of the space that they lead to. They are there for every document of the active version,
+which then only stands in for them; one that no query can be embedded for does not even do that.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from plimsoll.corpora.parts import SearchPart
-from plimsoll.corpora.records import Collection, Space
+from plimsoll.corpora.records import Collection, Space, Version
 from plimsoll.corpora.spaces import check_space
 from plimsoll.corpora.tasks import SearchTask
 from plimsoll.errors import (
@@ -29,6 +32,11 @@ from plimsoll.serving.tasks import Embeddings, EmbedTask, raise_first
 AT_FAULT = (SpaceMismatchError, ModelError, GGUFError, CacheError, EncodeError)
 # Why a query has no vector of a version, now or for good.
 UNEMBEDDED = (*DEGRADING, *AT_FAULT, TooLargeError)
+# Said in every such answer.
+BRIDGED = (
+    "documents that are not embedded yet are found by bridged vectors: old ones, mapped near the "
+    "new ones"
+)
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,41 @@ class QueryVectors:
     ) -> QueryParts:
         """The query as each version that searches of the collection read takes it.
 
-        Raises SpaceMismatchError and what EmbeddingService.embed_dense does, of the active version.
+        Raises SpaceMismatchError and what EmbeddingService.embed_dense does, of the last version.
         """
-        space = collection.active.space
-        embedded = {space: await self._embedded(task, space, permit)}
+        if any(version.space.is_bridge for version in collection.ahead):
+            return await self._bridged(task, collection, permit)
+        if collection.ahead and collection.active.space.is_foreign:
+            return await self._of(task, collection.ahead, permit)
+        return await self._of(task, collection.parts, permit)
+
+    async def _bridged(
+        self, task: SearchTask, collection: Collection, permit: RequestPermit
+    ) -> QueryParts:
+        """Likewise, of the versions ahead; the active one stands in where these have no answer."""
+        try:
+            found = await self._of(task, collection.ahead, permit)
+        except UNEMBEDDED as error:
+            if collection.active.space.is_foreign:
+                raise
+            permit.drop()
+            old = await self._of(task, (collection.active,), permit)
+            told = f"new and bridged vectors are left out, and the old ones stand in: {error}"
+            n_left_out = len(collection.ahead)
+            return replace(old, warnings=[told, *old.warnings], n_left_out=n_left_out)
+        return replace(found, warnings=[BRIDGED, *found.warnings])
+
+    async def _of(
+        self, task: SearchTask, versions: Sequence[Version], permit: RequestPermit
+    ) -> QueryParts:
+        """Likewise, of these versions, of which the last one has to answer."""
+        served = {version.space.fingerprint: version.space for version in versions}
+        # Bridged vectors by themselves are of no space that a query can be embedded into.
+        spaces = [served.get(each.space.query_fingerprint, each.space) for each in versions]
+        last = spaces[-1]
+        embedded = {last: await self._embedded(task, last, permit)}
         warnings, parts = list[str](), list[SearchPart]()
-        for version in collection.parts:
-            space = version.space
+        for version, space in zip(versions, spaces, strict=True):
             if space not in embedded:
                 try:
                     embedded[space] = await self._embedded(task, space, permit)
@@ -83,7 +119,7 @@ class QueryVectors:
             parts,
             [*dict.fromkeys(warnings)],
             sum(each.n_tokens for each in answers),
-            len(collection.parts) - len(parts),
+            len(versions) - len(parts),
         )
 
     async def _embedded(self, task: SearchTask, space: Space, permit: RequestPermit) -> Embeddings:

@@ -11,6 +11,7 @@ COLLECTION_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 FOREIGN_PREFIX = "foreign:"
 MOST_DIMENSIONS = 4096
 """Values of a vector, of a foreign space as of a model."""
+BRIDGE_PREFIX = "bridge:"
 
 
 def text_sha256(text: str) -> bytes:
@@ -29,8 +30,9 @@ class VersionState(Enum):
 class Space:
     """A vector space: vectors are compared only where all of it is equal.
 
-    fingerprint: as /embed gives it, or `foreign:NAME` for a space that no model here embeds into.
-    model: name of the served model, None of a foreign space.
+    fingerprint: as /embed gives it; `foreign:NAME` for a space that no model here embeds into;
+    `bridge:FINGERPRINT:DIGEST` for vectors that a map has brought near the space FINGERPRINT.
+    model: name of the served model that embeds documents into it, None where none does.
     """
 
     fingerprint: str
@@ -42,10 +44,26 @@ class Space:
         """A space known by name alone."""
         return cls(FOREIGN_PREFIX + name, dimensions)
 
+    def bridged(self, digest: str) -> "Space":
+        """The space of vectors that a map of this digest brings near this one."""
+        return Space(f"{BRIDGE_PREFIX}{self.fingerprint}:{digest}", self.dimensions)
+
     @property
     def is_foreign(self) -> bool:
         """Whether no model here embeds into it."""
         return self.model is None
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether a map has made its vectors."""
+        return self.fingerprint.startswith(BRIDGE_PREFIX)
+
+    @property
+    def query_fingerprint(self) -> str:
+        """Of the vectors that its own are compared with: of a bridge, the space it leads to."""
+        if not self.is_bridge:
+            return self.fingerprint
+        return self.fingerprint.removeprefix(BRIDGE_PREFIX).rpartition(":")[0]
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,17 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT, WITHOUT ROWID""",
     ),
     ("ALTER TABLE judged_queries ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''",),
+    (  # written by plimsoll.migration; see migration/bridges.py
+        """CREATE TABLE bridges (
+            migration INTEGER PRIMARY KEY REFERENCES migrations (id),
+            is_forced INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            version INTEGER,
+            map BLOB,
+            figures TEXT,
+            reason TEXT
+        ) STRICT""",
+    ),
 )
 
 

@@ -27,8 +27,9 @@ def linked(connection: Connection, name: str) -> tuple[Collection, LinkState]:
 
 
 def versions_of(connection: Connection, name: str) -> list[Version]:
-    """All that the collection has."""
-    return versions.of_collection(connection, versions.find(connection, name).id)
+    """All that the collection has but bridged vectors, which never go out."""
+    found = versions.of_collection(connection, versions.find(connection, name).id)
+    return [version for version in found if not version.space.is_bridge]
 
 
 def n_waiting(connection: Connection, name: str, fingerprint: str) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 from plimsoll.corpora.spaces import space_json
 from plimsoll.migration.hooks.records import HookOutcome
 from plimsoll.migration.shadow import Shadow
-from plimsoll.migration.status import MigrationStatus
+from plimsoll.migration.status import Counts, MigrationStatus
 
 
 def migration_json(status: MigrationStatus) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def migration_json(status: MigrationStatus) -> dict[str, Any]:
         "watch": _watch_json(status),
         "progressive": counts.is_progressive,
         "shadow": _shadow_json(counts.shadow),
+        "bridge": _bridge_json(counts),
         "judged_queries": migration.n_judged,
         "judged_queries_sha256": migration.judged_sha256,
         "verdict": migration.verdict,
@@ -92,6 +93,19 @@ def _shadow_json(seen: Shadow | None) -> dict[str, Any] | None:
         "new_empty": seen.n_new_empty,
         "failed": seen.n_failed,
         "last_failure": seen.last_failure,
+    }
+
+
+def _bridge_json(counts: Counts) -> dict[str, Any] | None:
+    bridge = counts.bridge
+    if bridge is None:
+        return None
+    return {
+        "state": bridge.state.value,
+        "forced": bridge.is_forced,
+        "vectors": counts.n_bridged,
+        "reason": bridge.reason,
+        "figures": bridge.figures,
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from plimsoll.corpora.records import Space
+from plimsoll.migration.bridges import Bridge
 from plimsoll.migration.scans import VectorHealth
 from plimsoll.migration.verdict import Check
 
@@ -112,6 +113,19 @@ def same_model(cosines: Sequence[float]) -> Check:
         },
         warns=least < SAME_MODEL_COSINE,
     )
+
+
+def bridge(found: Bridge) -> Check:
+    """What searches had until everything was embedded, by figures of documents held out."""
+    if found.figures is None:
+        return Check("bridge", "noted", f"there was no bridge: {found.reason}")
+    told = (
+        f"bridged vectors found {found.figures['retention']:.1%} of the new ones' 10 nearest, as "
+        f"measured on {found.figures['documents']} documents"
+    )
+    if found.reason is not None:
+        told += "; it was forced" if found.is_forced else "; it was refused"
+    return Check("bridge", "noted", told, dict(found.figures))
 
 
 def rollback(source: Space, *, can_embed: bool) -> Check:

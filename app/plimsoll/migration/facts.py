@@ -11,7 +11,8 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.records import StoredDocument, Version
-from plimsoll.migration import journal, quarantine, shadow
+from plimsoll.migration import bridges, journal, quarantine, shadow
+from plimsoll.migration.bridges import Bridge
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.quality import TIMED_CHARACTERS, TIMED_QUERIES
 from plimsoll.migration.records import Migration
@@ -45,6 +46,7 @@ class Facts:
     old_vectors: list[np.ndarray | None]
     judged: list[JudgedQuery]
     shadow: Shadow | None
+    bridge: Bridge | None
 
 
 def facts_of_old(
@@ -83,6 +85,7 @@ def facts_of(connection: Connection, migration: Migration) -> Facts:
         old_vectors=[before.get(row) for row in rows],
         judged=journal.judged_queries(connection, migration.id),
         shadow=shadow.find(connection, migration.id),
+        bridge=bridges.find(connection, migration.id),
     )
 
 

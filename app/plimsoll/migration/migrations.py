@@ -17,7 +17,8 @@ from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
 from plimsoll.errors import MigrationStateError, StoreError
 from plimsoll.links.links import Links
-from plimsoll.migration import journal, pointer, progressive, quarantine, shadow_share
+from plimsoll.migration import bridges, journal, pointer, progressive, quarantine, shadow_share
+from plimsoll.migration.bridges import BridgeWish
 from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.cutovers import Cutovers
 from plimsoll.migration.hooks import journal as hooks_journal
@@ -140,13 +141,15 @@ class Migrations:
         dimensions: int | None = None,
         judged: Sequence[Mapping[str, Any]] = (),
         hooks: Sequence[str] = (),
+        bridge: BridgeWish = "none",
         starts: bool = True,
         is_progressive: bool = False,
     ) -> MigrationStatus:
         """Move a collection to a served model; starts: at once, else when it is resumed.
 
         hooks: names of those that are asked, behind those that always are. is_progressive: searches
-        read the new version too from now on, where it has vectors.
+        read the new version too from now on, where it has vectors. bridge: whether they are to have
+        one until everything is embedded.
         Raises UnknownCollectionError, UnknownModelError, UnknownHookError, MigrationStateError,
         InvalidRequestError, and ModelErrors and OverloadError where the model has to be opened to
         know its space.
@@ -162,6 +165,8 @@ class Migrations:
             hooks_journal.put_names(connection, migration.id, hooks)
             if is_progressive:
                 progressive.begin(connection, migration, self._models.max_open)
+            if bridge != "none":
+                bridges.plan(connection, migration.id, is_forced=bridge == "forced")
             if starts:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration

@@ -11,7 +11,7 @@ from typing import Any
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.records import Collection, Space, Version, VersionState
 from plimsoll.errors import InvalidRequestError, VerdictError
-from plimsoll.migration import journal, progressive, quarantine
+from plimsoll.migration import bridges, journal, progressive, quarantine
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import MigrationState, check_change
 
@@ -146,7 +146,8 @@ def purge(connection: sqlite3.Connection, number: int, who: str, why: str) -> Mi
 
 
 def cancel(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:
-    """Drop the new version, which no search has read. Raises MigrationStateError."""
+    """Drop the new version, and the bridge to it. Raises MigrationStateError."""
+    bridges.drop(connection, number)
     migration = journal.change_state(connection, number, MigrationState.CANCELLED, who, why)
     if journal.is_there(connection, migration):
         _, target = journal.versions_of(connection, migration)

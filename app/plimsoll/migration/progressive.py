@@ -1,16 +1,16 @@
 """Progressive search: searches read the new version while it is made, and the old one for the rest.
 
 Functions over a connection that is in a transaction, which the caller holds. Which versions
-searches read is a matter of the collection (corpora/versions.py); here is when they may. It ends
-with the cut-over, which makes the new version the only one, with a verdict that is not go, and on
-request.
+searches read is a matter of the collection (corpora/versions.py); here is when they may. It begins
+by itself with a bridge, whose vectors then stand between both, and ends with the cut-over, which
+makes the new version the only one, with a verdict that is not go, and on request.
 """
 
 import sqlite3
 
 from plimsoll.corpora import versions
 from plimsoll.errors import MigrationStateError
-from plimsoll.migration import journal, shadow
+from plimsoll.migration import bridges, journal, shadow
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import BEFORE_CUTOVER, MigrationState
 
@@ -26,8 +26,15 @@ def begin(connection: sqlite3.Connection, migration: Migration, most_open: int) 
     Raises MigrationStateError where they cannot, or it is no time for that.
     """
     _check(connection, migration, most_open)
+    read_ahead(connection, migration)
+
+
+def read_ahead(connection: sqlite3.Connection, migration: Migration) -> None:
+    """Let searches read the new version, then bridged vectors where there are any, unchecked."""
     _, target = journal.versions_of(connection, migration)
-    versions.set_ahead(connection, migration.collection_id, [target])
+    bridged = bridges.version_in_use(connection, migration)
+    ahead = [target] if bridged is None else [target, bridged]
+    versions.set_ahead(connection, migration.collection_id, ahead)
 
 
 def end(connection: sqlite3.Connection, migration: Migration) -> None:
@@ -62,13 +69,15 @@ def _check(connection: sqlite3.Connection, migration: Migration, most_open: int)
             f"the verdict of {name} is not go, so searches stay with the old version: validate it "
             "again, or force the cut-over"
         )
-    if migration.source.is_foreign:
+    is_bridged = bridges.has_been_in_use(connection, migration.id)
+    if migration.source.is_foreign and not is_bridged:
         raise MigrationStateError(
             f"no model here embeds a query into {migration.source.fingerprint!r}, so documents "
-            "without a new vector could not be searched by meaning: leave progressive search out; "
-            "searches by words find all of them until cut-over"
+            "without a new vector could not be searched by meaning: leave progressive search out, "
+            "or have a bridge; searches by words find all of them until cut-over"
         )
-    check_both_open(migration, most_open)
+    if not is_bridged:
+        check_both_open(migration, most_open)
     if shadow.share_of(connection, migration.id):
         raise MigrationStateError(
             f"{name} compares a share of searches, which read the old version: end that first, "

@@ -17,6 +17,7 @@ from typing import Concatenate, ParamSpec
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.patient_embedder import Pause
+from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.errors import (
     MigrationStateError,
     OutsideUnavailableError,
@@ -24,7 +25,8 @@ from plimsoll.errors import (
     StoreError,
 )
 from plimsoll.links.links import Links
-from plimsoll.migration import journal, pointer
+from plimsoll.migration import bridges, journal, pointer
+from plimsoll.migration.bridge_builder import BridgeBuilder
 from plimsoll.migration.coordinator import MigrationCoordinator
 from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import Moment
@@ -69,6 +71,7 @@ class MigrationRuns:
         metrics: MigrationMetrics,
         thread: Executor,
         hooks: MigrationHooks,
+        reclaim: TableReclaim,
         clock: Callable[[], float] = monotonic,
         pause: Pause = asyncio.sleep,
     ) -> None:
@@ -80,8 +83,10 @@ class MigrationRuns:
         self._metrics = metrics
         self._thread = thread
         self._hooks = hooks
+        self._reclaim = reclaim
         self._clock = clock
         self._pause = pause
+        self._bridges = BridgeBuilder(database, judge, gate, thread, metrics, pause)
         self._runs: dict[int, _Run] = {}
         self._unwritten: dict[int, str] = {}  # failures that the file would not take
 
@@ -133,6 +138,7 @@ class MigrationRuns:
             await self._fail(number, UNFORESEEN)
         finally:
             self._metrics.set_left(number, 0)
+            self._metrics.set_bridged(number, 0)
 
     async def _to_its_end(self, number: int, progress: ProgressMonitor) -> None:
         """Ask what is asked before, run with what is asked beside it, and have it judged."""
@@ -171,14 +177,27 @@ class MigrationRuns:
                 partial(self._count, number),
                 self._pause,
             )
+            await self._bridges.build(migration, progress, pace, partial(self._count, number))
             await coordinator.run(migration)
             await self._bring_out(migration, progress)
-            why = "every document has a new vector or is quarantined"
-            migration = await self._change(number, MigrationState.VALIDATING, why)
+            migration = await self._end_embedding(number)
         verdict = await self._judge.judge(migration, progress.set_yielding)
         await self._database.write(self._thread, journal.set_verdict, number, verdict.as_json())
         self._metrics.judged(verdict.decision)
         return verdict.decision
+
+    async def _end_embedding(self, number: int) -> Migration:
+        """There is nothing left to embed, and so nothing that a bridge would be for."""
+
+        def work(connection: Connection) -> Migration:
+            bridges.drop(connection, number)
+            why = "every document has a new vector or is quarantined"
+            return journal.change_state(connection, number, MigrationState.VALIDATING, SERVER, why)
+
+        changed = await self._database.write(self._thread, work)
+        self._reclaim.start()
+        self._metrics.changed(MigrationState.VALIDATING.value)
+        return changed
 
     async def _bring_out(self, migration: Migration, progress: ProgressMonitor) -> None:
         """Have everything outside, where the collection is linked; refusals are waited out."""
@@ -229,3 +248,4 @@ class MigrationRuns:
         self._metrics.rows("skipped", written.n_skipped)
         self._metrics.rows("quarantined", written.n_quarantined)
         self._metrics.tokens(written.n_tokens)
+        self._metrics.set_bridged(number, written.n_bridged)

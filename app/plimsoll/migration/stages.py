@@ -22,7 +22,7 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.patient_embedder import DocumentVectors, PatientEmbedder
 from plimsoll.corpora.records import Space, StoredDocument
 from plimsoll.errors import MigrationStateError, TooLargeError
-from plimsoll.migration import journal, quarantine
+from plimsoll.migration import bridges, journal, quarantine
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.pace import FULL, BatchLimits, RunPace
 from plimsoll.migration.records import Checkpoint, Migration
@@ -55,12 +55,13 @@ EncodedQueue: TypeAlias = asyncio.Queue[asyncio.Task[Batch] | None]
 
 @dataclass(frozen=True)
 class Written:
-    """What one batch came to."""
+    """What one batch came to. n_bridged: documents that searches still find by a bridged vector."""
 
     n_embedded: int
     n_quarantined: int
     n_skipped: int
     n_tokens: int
+    n_bridged: int
     checkpoint: Checkpoint
 
 
@@ -148,14 +149,18 @@ async def validate(space: Space, source: EncodedQueue, out: Queue) -> None:
     """Take out what is no vector of the space: what is stored has been looked at."""
     while (encoding := await source.get()) is not None:
         batch = await encoding
-        found = batch.found
-        for row, vector in list(found.vectors.items()):
-            fault = _fault(vector, space)
-            if fault is not None:
-                del found.vectors[row]
-                found.failures[row] = (fault, 1)
+        take_out_faulty(batch.found, space)
         await out.put(batch)
     await out.put(None)
+
+
+def take_out_faulty(found: DocumentVectors, space: Space) -> None:
+    """Let what is no vector of the space count as a failure."""
+    for row, vector in list(found.vectors.items()):
+        fault = _fault(vector, space)
+        if fault is not None:
+            del found.vectors[row]
+            found.failures[row] = (fault, 1)
 
 
 class Writer:
@@ -188,10 +193,16 @@ class Writer:
 
 
 def store(
-    connection: Connection, number: int, batch: Sequence[StoredDocument], found: DocumentVectors
+    connection: Connection,
+    number: int,
+    batch: Sequence[StoredDocument],
+    found: DocumentVectors,
+    *,
+    is_in_order: bool = True,
 ) -> Written:
     """Store a batch's vectors, its failures and the checkpoint, in the transaction that is open.
 
+    is_in_order: it is the next one of the walk, which goes on behind it.
     Raises MigrationStateError where the migration is not running any more.
     """
     migration = journal.find(connection, number)
@@ -213,13 +224,14 @@ def store(
     before = migration.checkpoint
     checkpoint = replace(
         before,
-        position=batch[-1].row,
+        position=batch[-1].row if is_in_order else before.position,
         n_embedded=before.n_embedded + len(rows),
         n_skipped=before.n_skipped + n_skipped,
         n_tokens=before.n_tokens + found.n_tokens,
     )
     journal.set_checkpoint(connection, migration.id, checkpoint)
-    return Written(len(rows), len(failed), n_skipped, found.n_tokens, checkpoint)
+    n_bridged = bridges.n_bridged(connection, bridges.find(connection, migration.id))
+    return Written(len(rows), len(failed), n_skipped, found.n_tokens, n_bridged, checkpoint)
 
 
 async def walk(

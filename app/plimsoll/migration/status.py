@@ -6,7 +6,8 @@ from sqlite3 import Connection
 from typing import Literal, TypeAlias
 
 from plimsoll.corpora import documents, vectors
-from plimsoll.migration import journal, progressive, quarantine, shadow
+from plimsoll.migration import bridges, journal, progressive, quarantine, shadow
+from plimsoll.migration.bridges import Bridge
 from plimsoll.migration.hooks import journal as hooks_journal
 from plimsoll.migration.hooks.records import HookOutcome
 from plimsoll.migration.progress import ProgressMonitor, eta_s
@@ -30,7 +31,8 @@ class Counts:
     into the old version too, so that going back loses nothing.
     n_without_old: documents that the old version has no vector of. named_hooks: in their order.
     hooks: the last answers. is_progressive: searches read both versions. shadow: what comparisons
-    of live searches say, None where there was no share to compare.
+    of live searches say, None where there was no share to compare. n_bridged: documents that have a
+    bridged vector.
     """
 
     migration: Migration
@@ -46,6 +48,8 @@ class Counts:
     hooks: Sequence[HookOutcome] = ()
     is_progressive: bool = False
     shadow: Shadow | None = None
+    bridge: Bridge | None = None
+    n_bridged: int = 0
 
     @property
     def way_back(self) -> WayBack:
@@ -86,8 +90,11 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
     named = hooks_journal.names(connection, migration.id)
     asked = hooks_journal.outcomes(connection, migration.id, MOST_LISTED)
     seen = shadow.find(connection, migration.id)
+    bridge = bridges.find(connection, migration.id)
     if migration.state in ENDED or not journal.is_there(connection, migration):
-        return Counts(migration, changes, named_hooks=named, hooks=asked, shadow=seen)
+        return Counts(
+            migration, changes, named_hooks=named, hooks=asked, shadow=seen, bridge=bridge
+        )
     n_documents = documents.count(connection, migration.collection_id)
     source, _ = journal.versions_of(connection, migration)
     is_active = migration.state is not MigrationState.CUT_OVER
@@ -105,6 +112,8 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
         hooks=asked,
         is_progressive=progressive.is_progressive(connection, migration),
         shadow=seen,
+        bridge=bridge,
+        n_bridged=bridges.n_bridged(connection, bridge),
     )
 
 

@@ -17,6 +17,7 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Collection, Space, StoredDocument, Version
 from plimsoll.errors import InvalidRequestError
 from plimsoll.migration import journal
+from plimsoll.migration.bridge_trial import BridgeTrial, BridgeTrials
 from plimsoll.migration.checks import MOST_DISTANCE, cosine
 from plimsoll.migration.facts import SEED
 from plimsoll.migration.measures import standard_error
@@ -73,7 +74,10 @@ class DoctorReport:
 
 @dataclass(frozen=True)
 class MigrationPlan:
-    """What a move would take. n_tokens is an estimate with its standard error; the sample exact."""
+    """What a move would take. n_tokens is an estimate with its standard error; the sample exact.
+
+    bridge: None where it was not asked for.
+    """
 
     collection: str
     source: Space
@@ -86,6 +90,7 @@ class MigrationPlan:
     seconds: float
     disk_bytes: int
     warnings: list[str]
+    bridge: BridgeTrial | None = None
 
 
 def version_bytes(n_vectors: int, dimensions: int) -> int:
@@ -108,6 +113,7 @@ class CollectionSurvey:
         self._models = models
         self._embeddings = embeddings
         self._thread = thread
+        self._trials = BridgeTrials(database, embeddings, thread)
 
     async def doctor(self, name: str, permit: RequestPermit) -> DoctorReport:
         """What is in a collection. Raises UnknownCollectionError, OverloadError, ModelErrors."""
@@ -137,9 +143,18 @@ class CollectionSurvey:
         )
 
     async def plan(
-        self, name: str, model: str, dimensions: int | None, permit: RequestPermit
+        self,
+        name: str,
+        model: str,
+        dimensions: int | None,
+        permit: RequestPermit,
+        *,
+        tries_bridge: bool = False,
     ) -> MigrationPlan:
-        """What a move would take. Raises as `doctor` does, and InvalidRequestError."""
+        """What a move would take; tries_bridge: embed a larger sample, and fit one on it.
+
+        Raises as `doctor` does, and InvalidRequestError.
+        """
         slot = self._models.find(model)
         collection, _ = await self._database.read(self._thread, _collection_and_versions, name)
         sample = await self._database.read(self._thread, _sample, collection, COUNTED_TEXTS)
@@ -163,6 +178,9 @@ class CollectionSurvey:
             )
         if target.fingerprint == collection.active.space.fingerprint:
             warnings.append("the collection has these vectors already: there is nothing to do")
+        bridge = None
+        if tries_bridge:
+            bridge = await self._trials.run(collection, target, permit)
         return MigrationPlan(
             collection=name,
             source=collection.active.space,
@@ -175,6 +193,7 @@ class CollectionSurvey:
             seconds=n_tokens / tokens_per_s,
             disk_bytes=version_bytes(n_documents, target.dimensions),
             warnings=warnings,
+            bridge=bridge,
         )
 
     async def _version_report(

@@ -93,6 +93,8 @@ class MigrationJudge:
             ]  # fmt: skip
             if facts.shadow is not None and (facts.shadow.n_compared or facts.shadow.n_failed):
                 found.append(shadow.check_of(facts.shadow))
+            if facts.bridge is not None:
+                found.append(checks.bridge(facts.bridge))
         finally:
             memory.leave_all()
         return decide(found, self._now(), SEED)

@@ -44,6 +44,13 @@ class MigrationMetrics:
             "Documents that migrations under way have still to embed",
             registry=registry,
         )
+        self._bridged = dict[int, int]()  # by migration
+        self._documents_bridged = Gauge(
+            "plimsoll_migration_documents_bridged",
+            "Documents of migrations under way that searches find by a bridged vector, until they "
+            "are embedded",
+            registry=registry,
+        )
         self._verdicts = Counter(
             "plimsoll_migration_verdicts",
             "Verdicts on new versions, by decision (go, no_go, inconclusive)",
@@ -95,6 +102,11 @@ class MigrationMetrics:
     def moved(self, migration: int, n: int) -> None:
         """So many of them need nothing more."""
         self.set_left(migration, self._left.get(migration, 0) - n)
+
+    def set_bridged(self, migration: int, n: int) -> None:
+        """So many documents have a bridged vector; 0 where it is not worked on."""
+        self._bridged[migration] = n
+        self._documents_bridged.set(sum(self._bridged.values()))
 
     def judged(self, decision: str) -> None:
         """A verdict was drawn."""

@@ -109,6 +109,7 @@ def router(migrations: Migrations) -> APIRouter:
             dimensions=body.dimensions,
             judged=queries_json(body.queries),
             hooks=body.hooks,
+            bridge=body.bridge,
             starts=body.start,
             is_progressive=body.progressive,
         )

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from plimsoll.api.edge.access import Access, needs
 from plimsoll.api.edge.body import permit_of
@@ -19,9 +19,11 @@ from plimsoll.api.edge.documented import (
 )
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.refusals import NATIVE
-from plimsoll.api.fields import CollectionName, Dimensions, SpaceFields
+from plimsoll.api.fields import CollectionName, Dimensions, OrDefault, SpaceFields
+from plimsoll.api.migration_fields import BridgeFiguresFields
 from plimsoll.api.replies import json_response
 from plimsoll.corpora.spaces import space_json
+from plimsoll.migration.bridge_trial import BridgeTrial
 from plimsoll.migration.survey import CollectionSurvey, DoctorReport, MigrationPlan, VersionReport
 
 
@@ -35,6 +37,10 @@ class PlanRequest(BaseModel):
         Dimensions | None,
         Field(description="Values a vector; null: all of the model's."),
     ] = None
+    bridge: Annotated[
+        OrDefault[StrictBool],
+        Field(description="true: embed up to 2000 documents, and say what a bridge is worth."),
+    ] = False
 
 
 class VersionReportFields(SpaceFields):
@@ -66,6 +72,16 @@ class DoctorResponse(BaseModel):
     warnings: list[str]
 
 
+class BridgeTrialFields(BaseModel):
+    """What a bridge would be worth, and take."""
+
+    figures: BridgeFiguresFields | None
+    reason: Annotated[str | None, Field(description="Why it would be refused; null: it would not.")]
+    documents: Annotated[int, Field(description="That would be bridged.")]
+    embed_s: Annotated[float, Field(description="Of the sample; a run does not embed it twice.")]
+    apply_s: Annotated[float, Field(description="That bridging would take.")]
+
+
 class PlanResponse(BaseModel):
     """What a move would take."""
 
@@ -80,6 +96,9 @@ class PlanResponse(BaseModel):
     seconds: float
     disk_bytes: int
     warnings: list[str]
+    bridge: Annotated[
+        BridgeTrialFields | None, Field(description="null where it was not asked for.")
+    ]
 
 
 PLAN_EXAMPLES: dict[str, Example] = {
@@ -118,7 +137,9 @@ def router(survey: CollectionSurvey) -> APIRouter:
         body: Annotated[PlanRequest, Body(openapi_examples=PLAN_EXAMPLES)],
         request: Request,
     ) -> Response:
-        plan = await survey.plan(name, body.model, body.dimensions, permit_of(request))
+        plan = await survey.plan(
+            name, body.model, body.dimensions, permit_of(request), tries_bridge=body.bridge
+        )
         return json_response(_plan(plan))
 
     return routes
@@ -168,4 +189,15 @@ def _plan(plan: MigrationPlan) -> dict[str, Any]:
         "seconds": plan.seconds,
         "disk_bytes": plan.disk_bytes,
         "warnings": plan.warnings,
+        "bridge": None if plan.bridge is None else _trial(plan.bridge),
+    }
+
+
+def _trial(trial: BridgeTrial) -> dict[str, Any]:
+    return {
+        "figures": None if trial.figures is None else trial.figures.as_json(),
+        "reason": trial.reason,
+        "documents": trial.n_documents,
+        "embed_s": trial.embed_s,
+        "apply_s": trial.apply_s,
     }
