@@ -153,6 +153,10 @@ def test_an_empty_version_has_an_empty_answer(
     assert look(database, copies, collection, random(1)[0]).rows.tolist() == []
 
 
+def full(*_: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
 def test_where_there_is_no_room_for_a_copy_sqlite_is_searched(
     database: Database,
     copies: VectorCopies,
@@ -161,10 +165,6 @@ def test_where_there_is_no_room_for_a_copy_sqlite_is_searched(
     caplog: pytest.LogCaptureFixture,
 ):
     """Slower and as exact; the log says so."""
-
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
     values, query = random(N), random(1, 1)[0]
     rows = np.array(fill(database, collection, values))
     monkeypatch.setattr("plimsoll.corpora.vector_copies.os.pwrite", full)
@@ -172,6 +172,53 @@ def test_where_there_is_no_room_for_a_copy_sqlite_is_searched(
     for _ in range(2):
         assert_exact(look(database, copies, collection, query), rows, values, query)
     assert "No space left" in caplog.text
+
+
+def make_ready(database: Database, copies: VectorCopies, collection: Collection) -> int:
+    """Have all copied that can be; returns in how many steps."""
+    after: int | None = -1
+    n_steps = 0
+    while after is not None:
+        with database.reading() as connection:
+            after = copies.copy_next(connection, collection.active, after)
+        n_steps += 1
+    return n_steps
+
+
+def test_a_copy_that_was_made_ready_reads_no_vector_of_sqlite(
+    database: Database,
+    copies: VectorCopies,
+    collection: Collection,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A segment at a time, and only those that changed; the first search is as quick as any."""
+    values, query = random(N), random(1, 1)[0]
+    rows = np.array(fill(database, collection, values))
+    assert make_ready(database, copies, collection) == 3 + 1
+    values[5] = query
+    with database.writing() as connection:
+        vectors.put(connection, collection.active.id, [int(rows[5])], [query])
+    assert make_ready(database, copies, collection) == 1 + 1
+
+    monkeypatch.setattr("plimsoll.corpora.vectors.of_segment", None)
+    assert_exact(look(database, copies, collection, query), rows, values, query)
+
+
+def test_where_nothing_can_be_copied_making_ready_ends(
+    database: Database,
+    copies: VectorCopies,
+    collection: Collection,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """On a full disk at the first segment, and for a version that is gone."""
+    fill(database, collection, random(N))
+    with monkeypatch.context() as patch:
+        patch.setattr("plimsoll.corpora.vector_copies._write", full)
+        assert make_ready(database, copies, collection) == 1
+    with database.writing() as connection:
+        versions.drop(connection, collection)
+    assert make_ready(database, copies, collection) == 1
+    assert n_open(database.path.parent) == 0
 
 
 def test_files_are_given_back_with_their_versions(

@@ -22,6 +22,7 @@ from plimsoll.errors import (
 from plimsoll.migration import quarantine
 from plimsoll.migration.stages import TEXT_COPIES, DocumentVectors, PatientEmbedder
 from plimsoll.migration.states import MigrationState as State
+from plimsoll.models.slot import ModelState
 from plimsoll.serving.gate import RequestPermit
 from tests.fakes import DEADLINE_S
 from tests.migration.models import BAD, CHECK_S, NEW, OLD, Inside, inside, settings_of, texts
@@ -121,6 +122,28 @@ def test_cut_over_is_the_pointer_and_rollback_is_exact(folder: Path):
         assert best.id == "later"
         assert (back.counts.keeps_old, back.counts.n_without_old) == (True, 0)
         assert n_vectors(server, 1) == n_vectors(server, 2) == N + 1
+
+    run(folder, scene)
+
+
+def test_the_first_search_after_the_pointer_has_moved_waits_for_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """There and back: the model was closed in the meantime, and the vectors are not yet copied."""
+
+    async def scene(server: Inside) -> None:
+        number = await ready(server)
+        for change, model in (
+            (server.migrations.cut_over, NEW),
+            (server.migrations.roll_back, OLD),
+        ):
+            slot = server.core.models.find(model)
+            await slot.evict("idle")
+            await change(number, "test", "")
+            assert slot.state is ModelState.READY
+            with monkeypatch.context() as patch:
+                patch.setattr("plimsoll.corpora.vectors.of_segment", None)
+                assert (await server.search("ship load line")).mode == "dense"
 
     run(folder, scene)
 

@@ -16,6 +16,7 @@ from plimsoll.migration.hooks.configuration import read_catalog
 from plimsoll.migration.hooks.hooks import MigrationHooks
 from plimsoll.migration.hooks.records import Answered
 from plimsoll.migration.migrations import Migrations
+from plimsoll.migration.readiness import SearchReadiness
 from plimsoll.migration.runs import MigrationRuns
 from plimsoll.migration.shadow_searches import ShadowSearches
 from plimsoll.migration.states import MigrationState
@@ -82,6 +83,7 @@ def build_migrations(
         scans,
         hooks,
         shadows,
+        SearchReadiness(judge, corpora.search, core.gate),
     )
     corpora.search.listen(migrations.searched)
     corpora.search.listen_to_answers(shadows.answered)

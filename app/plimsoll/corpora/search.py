@@ -11,7 +11,7 @@ from typing import TypeAlias
 from plimsoll.corpora.filters import Condition, parse_filter
 from plimsoll.corpora.query_vectors import AT_FAULT, UNEMBEDDED, QueryVectors
 from plimsoll.corpora.ranking import Ranked
-from plimsoll.corpora.records import Collection
+from plimsoll.corpora.records import Collection, Version
 from plimsoll.corpora.search_reading import SearchReading
 from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
 from plimsoll.errors import PlimsollError
@@ -78,6 +78,14 @@ class CollectionSearch:
         """The answer by meaning alone, which counts as no client's search. Raises as `search`."""
         condition = None if task.filter is None else parse_filter(task.filter)
         return await self._by_meaning(task, condition, permit)
+
+    async def make_ready(self, version: Version, permit: RequestPermit) -> None:
+        """Have the first search of a version take no longer than those after it.
+
+        Raises StoreError, OverloadErrors and TooLargeError.
+        """
+        await permit.renew(vector_search_demand(version.space.dimensions))
+        await self._reading.make_ready(version)
 
     def stop(self) -> None:
         """End the searches that run, and those that come."""

@@ -17,7 +17,7 @@ from plimsoll.corpora.filters import Condition
 from plimsoll.corpora.parts import SearchPart, merged
 from plimsoll.corpora.ranking import Ranked, fused
 from plimsoll.corpora.reading_limit import ReadingLimit
-from plimsoll.corpora.records import Collection, Space, StoredDocument
+from plimsoll.corpora.records import Collection, Space, StoredDocument, Version
 from plimsoll.corpora.tasks import Answering, SearchTask
 from plimsoll.corpora.vector_copies import VectorCopies
 from plimsoll.corpora.words import search_words
@@ -84,6 +84,16 @@ class SearchReading:
         """Rows nearest to the query in parts of `seen`; None where those are gone or others now."""
         work = partial(self._near, task, condition, seen, parts)
         return await self._read_in(self._vectors_thread, work)
+
+    async def make_ready(self, version: Version) -> None:
+        """Copy what searches of a version would read from SQLite now.
+
+        A segment at a time: the searches of others go in between.
+        """
+        after: int | None = -1
+        while after is not None:
+            work = partial(self._copies.copy_next, version=version, after=after)
+            after = await self._read_in(self._vectors_thread, work)
 
     async def by_words(
         self, task: SearchTask, condition: Condition | None

@@ -88,6 +88,15 @@ class VectorCopies:
                 scan.look(number, most, fitting, taken)
         return [PartFound(scan.part.version, scan.near, scan.n_documents) for scan in scans]
 
+    def copy_next(self, connection: sqlite3.Connection, version: Version, after: int) -> int | None:
+        """Copy the next segment behind number `after` that searches would have to read from SQLite.
+
+        Returns its number; None where there is none, it cannot be copied, or the version is gone.
+        """
+        copy = self._copy(version)
+        self._forget(connection)
+        return copy.copy_next(connection, after) if version.id in self._copies else None
+
     def close(self) -> None:
         """Give every file back."""
         while self._copies:
@@ -161,6 +170,13 @@ class _VectorCopy:
         self._copied: dict[int, _Copied] = {}
         self._n_unsynced = 0
 
+    def copy_next(self, connection: sqlite3.Connection, after: int) -> int | None:
+        for segment in vectors.segments(connection, self._version.id, after):
+            if not self._is_up_to_date(segment):
+                self._read(connection, segment)
+                return segment.number if self._is_up_to_date(segment) else None
+        return None
+
     def close(self) -> None:
         if self._map is not None:
             self._map.close()
@@ -170,11 +186,19 @@ class _VectorCopy:
         self, connection: sqlite3.Connection, segment: Segment
     ) -> tuple[np.ndarray, np.ndarray]:
         """A segment's rows and unit vectors as SQLite has them in this transaction."""
+        if self._is_up_to_date(segment):
+            rows = self._copied[segment.number].rows
+            return rows + np.int64(segment.first_row), self._mapped(segment, len(rows))
+        return self._read(connection, segment)
+
+    def _is_up_to_date(self, segment: Segment) -> bool:
         copied = self._copied.get(segment.number)
-        if copied is not None and copied.n_changes == segment.n_changes:
-            return copied.rows + np.int64(segment.first_row), self._mapped(
-                segment, len(copied.rows)
-            )
+        return copied is not None and copied.n_changes == segment.n_changes
+
+    def _read(
+        self, connection: sqlite3.Connection, segment: Segment
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same from SQLite; it is copied where the disk has room."""
         rows, values = vectors.of_segment(
             connection, self._version.id, segment.number, self._dimensions
         )

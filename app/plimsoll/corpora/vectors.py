@@ -78,12 +78,12 @@ def count(connection: sqlite3.Connection, version: int) -> int:
     return int(n)
 
 
-def segments(connection: sqlite3.Connection, version: int) -> Iterator[Segment]:
-    """States of the segments that have vectors, in their order."""
+def segments(connection: sqlite3.Connection, version: int, after: int = -1) -> Iterator[Segment]:
+    """States of the segments that have vectors, in their order; after: behind that number."""
     found = connection.execute(
         """SELECT segment, n_changes, n_vectors FROM segments
-        WHERE version = ? AND n_vectors > 0 ORDER BY segment""",
-        (version,),
+        WHERE version = ? AND n_vectors > 0 AND segment > ? ORDER BY segment""",
+        (version, after),
     )
     return (Segment(*values) for values in found)
 

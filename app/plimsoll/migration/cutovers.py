@@ -9,13 +9,13 @@ end also for a caller that has gone. Owns the watch and the tasks. Lives on the 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from functools import partial
 from sqlite3 import Connection
 from typing import Any, TypeAlias
 
-from plimsoll.corpora.records import Space
+from plimsoll.corpora.records import Space, Version
 from plimsoll.errors import (
     LinkStateError,
     MigrationStateError,
@@ -30,6 +30,7 @@ from plimsoll.migration.after_cutover import HooksAfterCutover
 from plimsoll.migration.changes import Change, StateChanges
 from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import Moment
+from plimsoll.migration.readiness import SearchReadiness
 from plimsoll.migration.records import Migration
 from plimsoll.migration.runs import SERVER
 from plimsoll.migration.states import MigrationState, check_change
@@ -38,6 +39,9 @@ from plimsoll.migration.validation import MigrationJudge
 from plimsoll.migration.watch import CutoverWatch, Watched
 
 log = logging.getLogger(__name__)
+
+# What a rollback waits at most for the old version to be ready.
+MOST_READYING_S = 10.0
 
 
 Switch: TypeAlias = Callable[[], str]
@@ -53,12 +57,14 @@ class Cutovers:
         judge: MigrationJudge,
         links: Links,
         hooks: MigrationHooks,
+        readiness: SearchReadiness,
         clock: Callable[[], float],
     ) -> None:
         self._changes = changes
         self._judge = judge
         self._links = links
         self._hooks = hooks
+        self._readiness = readiness
         self._watch = CutoverWatch(clock)
         self._after_cutover = HooksAfterCutover(hooks, self._go_back)
         self._going_back: dict[int, asyncio.Task[bool]] = {}  # one of a migration
@@ -118,6 +124,8 @@ class Cutovers:
             )
         )
         await self._hooks.ask(HookedRun(number), Moment.BEFORE_CUTOVER)
+        _, target = await self._versions(before)
+        await self._readiness.make_ready(target)
 
         def work(connection: Connection) -> Migration:
             return pointer.cut_over(connection, number, who, why, force=force, keeps_old=keeps_old)
@@ -127,6 +135,10 @@ class Cutovers:
 
     async def _roll_back(self, number: int, who: str, why: str) -> None:
         before = await self._allowed(number, MigrationState.ROLLED_BACK)
+        source, _ = await self._versions(before)
+        with suppress(TimeoutError):  # one that goes back may be in a hurry
+            async with asyncio.timeout(MOST_READYING_S):
+                await self._readiness.make_ready(source)
 
         def work(connection: Connection) -> Migration:
             return pointer.roll_back(connection, number, who, why)
@@ -163,6 +175,15 @@ class Cutovers:
         except asyncio.CancelledError:
             task.add_done_callback(_tell_failure)
             raise
+
+    async def _versions(self, migration: Migration) -> tuple[Version, Version]:
+        """The old and the new one. Raises MigrationStateError where they are gone."""
+
+        def look(connection: Connection) -> tuple[Version, Version]:
+            journal.check_there(connection, migration)
+            return journal.versions_of(connection, migration)
+
+        return await self._changes.read(look)
 
     async def _allowed(self, number: int, after: MigrationState) -> Migration:
         """The migration, before a state that may follow. Raises MigrationStateError."""

@@ -24,6 +24,7 @@ from plimsoll.migration.cutovers import Cutovers
 from plimsoll.migration.hooks import journal as hooks_journal
 from plimsoll.migration.hooks.hooks import MigrationHooks
 from plimsoll.migration.outside import OutsidePointers
+from plimsoll.migration.readiness import SearchReadiness
 from plimsoll.migration.records import Migration, Progress
 from plimsoll.migration.runs import MigrationRuns
 from plimsoll.migration.shadow_searches import ShadowSearches, shares
@@ -70,6 +71,7 @@ class Migrations:
         scans: ThreadPoolExecutor,
         hooks: MigrationHooks,
         shadows: ShadowSearches,
+        readiness: SearchReadiness,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._database = database
@@ -83,7 +85,7 @@ class Migrations:
         self.hooks = hooks
         self._shadows = shadows
         self._changes = StateChanges(database, runs, metrics, thread)
-        self._cutovers = Cutovers(self._changes, judge, links, hooks, clock)
+        self._cutovers = Cutovers(self._changes, judge, links, hooks, readiness, clock)
         self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
 
     async def start(self) -> None:
