@@ -2,8 +2,6 @@
 
 import errno
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +25,7 @@ from plimsoll.links.files.rows import Columns, FileRow
 from plimsoll.links.outside import PAGE_BYTES, PAGE_ROWS
 from plimsoll.links.records import OutgoingRow, OutsideRow
 from plimsoll.links.server import ServerIdentity
+from tests.small_disk import filled, small_disk
 
 N = 300
 HOME = Space.foreign("ada-002", 3)
@@ -526,40 +525,30 @@ def test_a_set_that_is_not_whole_is_none_to_read(outside: FileOutside, link: Fil
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for little."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "128k") as folder:
+        yield folder
 
 
-def test_a_disk_that_is_full_in_earnest_is_told_and_gone_on_from(link: FileLink, small_disk: Path):
+def test_a_disk_that_is_full_in_earnest_is_told_and_gone_on_from(link: FileLink, disk: Path):
     """While vectors are kept and while parts are written: room is made, and nothing is lost."""
-    ballast = small_disk / "ballast"
 
-    def until_there_is_room(step: Callable[[], None], n_bytes: int) -> None:
-        ballast.write_bytes(b"x" * n_bytes)
-        with pytest.raises(OutsideUnavailableError, match="full"):
+    def until_there_is_room(step: Callable[[], None]) -> None:
+        with filled(disk, 8192), pytest.raises(OutsideUnavailableError, match="full"):
             step()
-        assert not list(small_disk.rglob("*.tmp"))
-        ballast.unlink()
+        assert not list(disk.rglob("*.tmp"))
         step()
 
-    with closing(outside_of(link.model_copy(update={"folder": small_disk / "moved"}))) as outside:
+    with closing(outside_of(link.model_copy(update={"folder": disk / "moved"}))) as outside:
         outside.follow(HOME)
         outside.prepare(NEW)
         outside.push(NEW, outgoing(range(1)))
-        free_bytes = shutil.disk_usage(small_disk).free
-        until_there_is_room(lambda: pushed(outside, outgoing()), free_bytes - 8192)
-        free_bytes = shutil.disk_usage(small_disk).free
-        until_there_is_room(lambda: outside.finish(NEW, everyone), free_bytes - 8192)
+        until_there_is_room(lambda: pushed(outside, outgoing()))
+        until_there_is_room(lambda: outside.finish(NEW, everyone))
         outside.switch(NEW)
 
-    found = read(small_disk / "moved")
+    found = read(disk / "moved")
     assert list(found) == [f"r{k}" for k in range(N)]
     assert all(row.vector is not None for row in found.values())
 
