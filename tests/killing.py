@@ -1,5 +1,6 @@
 """Work in a process of its own that is killed at any moment, and goes on in another one."""
 
+import json
 import os
 import random
 import shutil
@@ -8,14 +9,16 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from plimsoll.corpora.database import FILE_NAME
-from tests.running_server import DEADLINE_S, ROOT, environment
+from tests.running_server import ROOT, environment
+
+PATIENCE_S = 900  # with work of any extent that nothing interrupts
 
 QUERIES = {
     "documents": "SELECT row, id, text, text_sha256 FROM documents_1 ORDER BY row",
@@ -59,10 +62,12 @@ def work(module: str, folder: Path, *options: str, kill_after_s: float | None = 
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         try:
-            return process.wait(DEADLINE_S if kill_after_s is None else kill_after_s)
+            return process.wait(PATIENCE_S if kill_after_s is None else kill_after_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            return process.wait(DEADLINE_S)
+            if kill_after_s is None:  # it hangs, and was not to be killed from here
+                raise
+            return process.wait(PATIENCE_S)
 
 
 def kill_at(owner: Any, name: str, number: int, *, is_before: bool = False) -> None:
@@ -95,11 +100,13 @@ def killed_and_not(
     stages: Sequence[str],
     extent: Extent,
     final_stages: Collection[str] = (),
+    trouble: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, Any]:
     """Have a worker killed in each stage and at random; it ends as one that was not.
 
     begin: has a folder ready for work. content: what is compared. final_stages: those that work
-    comes to once, so that it begins anew behind them. Returns the content at the end.
+    comes to once, so that it begins anew behind them. trouble: what else goes wrong for as long as
+    kills come at random. Returns the content at the end, and leaves figures in `folder`/kills.json.
     """
     quiet, killed = folder / "quiet", folder / "killed"
     begin(quiet)
@@ -123,11 +130,19 @@ def killed_and_not(
                 assert work(worker, killed) == 0
                 begin_anew()
     chance, n_left = random.Random(7), extent.n_kills
-    while n_left:  # each at a moment of its own
-        if work(worker, killed, kill_after_s=chance.uniform(0, whole_s / 2)) == 0:
-            begin_anew()
-        else:
-            n_left -= 1
-    assert work(worker, killed) == 0
+    with trouble():
+        while n_left:  # each at a moment of its own
+            if work(worker, killed, kill_after_s=chance.uniform(0, whole_s / 2)) == 0:
+                begin_anew()
+            else:
+                n_left -= 1
+        assert work(worker, killed) == 0
     assert content(killed) == uninterrupted
+    figures = {
+        "documents": extent.n_documents,
+        "kills": extent.n_kills + extent.n_kills_a_stage * len(stages),
+        "uninterrupted_s": round(whole_s, 1),
+        "seconds": round(monotonic() - began_s, 1),
+    }
+    (folder / "kills.json").write_text(json.dumps(figures))
     return uninterrupted

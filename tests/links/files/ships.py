@@ -48,13 +48,13 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     beside.replace(path)
 
 
-def copy_of(made: Path, folder: Path) -> Path:
-    """The same files, to be moved once more."""
+def copy_of(made: Path, folder: Path, source: Path | None = None) -> Path:
+    """The same files, to be moved once more. source: where they are, if not in the folder."""
     shutil.copytree(made, folder, dirs_exist_ok=True)
     (folder / "links.toml").write_text(
         f"""[links.ships]
         kind = "parquet"
-        files = ["{folder}/source/*.parquet"]
+        files = ["{source or folder / "source"}/*.parquet"]
         folder = "{folder}/moved"
         vector = "embedding"
         model = "{OLD}"

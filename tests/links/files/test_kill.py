@@ -4,6 +4,10 @@ Equal means rows, vectors, order, pointers and states here, and every byte of th
 """
 
 import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,40 @@ def extent(is_soak: bool) -> Extent:
 
 
 @pytest.fixture
-def begun(tmp_path: Path, extent: Extent) -> Path:
-    """Files of ships that have not been moved."""
+def source(tmp_path: Path) -> Path:
+    """Where the files of ships are."""
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def begun(tmp_path: Path, source: Path, extent: Extent) -> Path:
+    """Models, and nothing that has been moved."""
     folder = tmp_path / "begun"
     folder.mkdir()
-    return asyncio.run(make_ships(folder, extent.n_documents))
+    asyncio.run(make_ships(folder, extent.n_documents))
+    (folder / "source").rename(source)
+    return folder
+
+
+@contextmanager
+def lost_and_back(source: Path) -> Iterator[None]:
+    """The folder of files is away now and then, as a disk is that others mount."""
+    chance, ended = random.Random(11), threading.Event()
+    away = source.with_name("away")
+
+    def lose() -> None:
+        while not ended.wait(chance.uniform(1, 6)):
+            source.rename(away)
+            ended.wait(chance.uniform(0, 2))
+            away.rename(source)
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -38,17 +71,18 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def test_killed_at_any_moment_it_ends_as_one_that_was_not(
-    begun: Path, tmp_path: Path, extent: Extent
+    begun: Path, source: Path, tmp_path: Path, extent: Extent
 ):
-    """Nothing twice and nothing missing, here and in the files."""
+    """Nothing twice and nothing missing, here and in the files, which are not always there."""
     found = killed_and_not(
         "tests.links.files.worker",
-        lambda folder: copy_of(begun, folder),
+        lambda folder: copy_of(begun, folder, source),
         tmp_path,
         content,
         tuple(STAGES),
         extent,
         final_stages=("pointer",),
+        trouble=lambda: lost_and_back(source),
     )
 
     n = extent.n_documents

@@ -18,6 +18,7 @@ from plimsoll.links.files.pushed import PushedVectors
 from plimsoll.migration.states import MigrationState
 from tests.killing import kill_at
 from tests.links.files.ships import linked, pulled
+from tests.links.patience import hurry, patiently, to_rest
 from tests.migration.models import NEW, Inside
 
 PART_ROWS = 90
@@ -31,20 +32,21 @@ STAGES: dict[str, tuple[Any, str]] = {
 
 async def move(server: Inside) -> None:
     """Pull, migrate and cut over, each as far as it is not done."""
-    await pulled(server)
+    await patiently(lambda: pulled(server))
     begun = await server.migrations.statuses()
     number = begun[0].counts.migration.id if begun else await server.begin("ships", NEW)
-    status = await server.until_rest(number)
+    status = await to_rest(server, number)
     if status.state is not MigrationState.CUT_OVER:
         # Where the pointer outside was changed before a kill, the server that starts follows it.
         with suppress(MigrationStateError):
-            await server.migrations.cut_over(number, "test", "")
+            await patiently(lambda: server.migrations.cut_over(number, "test", ""))
     assert (await server.migrations.status(number)).state is MigrationState.CUT_OVER
 
 
 async def run(folder: Path) -> None:
     """Work until it has been moved."""
     sets.PART_ROWS = PART_ROWS
+    hurry()
     async with linked(folder) as server:
         print("started", flush=True)
         await move(server)
