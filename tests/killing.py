@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -24,12 +25,13 @@ QUERIES = {
     "documents": "SELECT row, id, text, text_sha256 FROM documents_1 ORDER BY row",
     "old": "SELECT row, vector FROM vectors_1 ORDER BY row",
     "new": "SELECT row, vector FROM vectors_2 ORDER BY row",
-    "n_vectors": "SELECT version, sum(n_vectors) FROM segments GROUP BY version",
-    "pointer": "SELECT name, active_version FROM collections",
-    "versions": "SELECT id, fingerprint, state, takes_writes FROM versions ORDER BY id",
+    "n_vectors": "SELECT sum(n_vectors) FROM segments GROUP BY version ORDER BY version",
+    "pointer": """SELECT name, fingerprint FROM collections
+        JOIN versions ON versions.id = active_version""",
+    "versions": "SELECT fingerprint, state, takes_writes FROM versions ORDER BY id",
     "migrations": "SELECT id, state, n_embedded, n_skipped FROM migrations",
 }
-"""Everything of a collection that was moved once, but for moments and layout."""
+"""Everything of a collection that was moved once, but for moments, layout and numbers."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,24 @@ USUAL, SOAK = Extent(500, 6, 1), Extent(5000, 100, 10)
 
 
 def stored(folder: Path, queries: Mapping[str, str] = QUERIES) -> dict[str, Any]:
-    """What a server's file of collections has."""
+    """What a server's file has of its one collection.
+
+    queries: as if it had number 1, and its versions 1 and 2: others may have been given up before.
+    """
     with closing(sqlite3.connect(folder / "data" / FILE_NAME)) as connection:
-        return {name: connection.execute(query).fetchall() for name, query in queries.items()}
+        numbers = {
+            f"{kind}_{place}": f"{kind}_{number}"
+            for kind, asked in (("documents", "collections"), ("vectors", "versions"))
+            for place, (number,) in enumerate(
+                connection.execute(f"SELECT id FROM {asked} ORDER BY id").fetchall(), start=1
+            )
+        }
+
+        def look(query: str) -> list[Any]:
+            named = re.sub(r"\b(documents|vectors)_\d+\b", lambda one: numbers[one[0]], query)
+            return connection.execute(named).fetchall()
+
+        return {name: look(query) for name, query in queries.items()}
 
 
 def work(module: str, folder: Path, *options: str, kill_after_s: float | None = None) -> int:
