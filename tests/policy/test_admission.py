@@ -304,7 +304,7 @@ def test_a_model_that_has_opened_moves_rest_at_once(bench: Bench):
     bench.admission.measure_rest_anew(400)
 
     assert bench.admission.idle_floor_bytes == 400
-    assert bench.decide(Demand(0, 1)).largest_bytes == LINE - 400
+    assert bench.decide(Demand(0, 1)).headroom_bytes == LINE - 400
     bench.observe(380, after_s=SETTLED_AFTER_S)
     assert bench.admission.idle_floor_bytes == 380
     bench.observe(390, after_s=1.0)
@@ -327,6 +327,17 @@ def test_a_model_that_has_opened_is_not_at_rest_yet(bench: Bench):
     bench.observe(900, after_s=SETTLED_AFTER_S - 0.01)
 
     assert bench.admission.idle_floor_bytes == 400
+
+
+def test_nothing_is_too_large_by_a_rest_that_has_not_settled(bench: Bench):
+    """A model that opens again beside a neighbour's memory: that may go, and 413 says never."""
+    demand = Demand(10, held_bytes=0, run_bytes=100)
+    bench.admission.measure_rest_anew(750)
+    assert bench.outcome(demand) is not Outcome.TOO_LARGE
+    assert bench.decide(demand).headroom_bytes == 0
+
+    bench.observe(750, after_s=SETTLED_AFTER_S)
+    assert bench.outcome(demand) is Outcome.TOO_LARGE
 
 
 # --- how long nothing was asked -------------------------------------------------------------

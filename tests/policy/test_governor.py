@@ -657,4 +657,4 @@ def test_a_model_that_has_opened_moves_rest(bench: Bench):
     """The next decision is by the memory that the server takes with it."""
     bench.governor.measure_rest_anew(400)
 
-    assert bench.governor.explain(Demand(0, 1)).largest_bytes == LINE - 400
+    assert bench.governor.explain(Demand(0, 1)).headroom_bytes == LINE - 400

@@ -186,7 +186,7 @@ class Admission:
 
     def largest_bytes(self, demand: Demand) -> int:
         """What a request of this kind might take in an idle server."""
-        return max(0, self._line_of(demand) - self._floor.idle_bytes)
+        return max(0, self._line_of(demand) - self._floor.certain_bytes)
 
     def headroom_bytes(self, demand: Demand, *, run_ratio: float = 0.0) -> int:
         """What `demand` may take at its peak now, where runs are left this share of the room.

@@ -33,6 +33,14 @@ class MemoryFloor:
         return max(self.idle_bytes, newest)
 
     @property
+    def certain_bytes(self) -> int:
+        """What the server will not rest below, for all that is known.
+
+        Until it has settled, what stands for rest may be memory of others that goes again.
+        """
+        return min(self.idle_bytes, self.settled_bytes) if self.settled_bytes else self.idle_bytes
+
+    @property
     def has_settled(self) -> bool:
         """Whether memory at rest has been measured since a model opened or closed last."""
         return self.settled_bytes == self.idle_bytes
