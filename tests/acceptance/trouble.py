@@ -5,7 +5,6 @@ Windows are ten scrapes of a second instead of minutes (prometheus.py).
 """
 
 import asyncio
-import os
 import shutil
 import subprocess
 import threading
@@ -24,6 +23,7 @@ from plimsoll.bench.load.plan import LoadPlan
 from plimsoll.bench.load.runner import run_load
 from scripts.dashboards.expressions import as_asked
 from tests.acceptance import patient
+from tests.acceptance.ballast import Ballast
 from tests.acceptance.containers import free_port
 from tests.acceptance.limited_load import MIB
 from tests.acceptance.patient import DEADLINE_S
@@ -270,28 +270,23 @@ def _be_killed(group: LimitedGroup) -> None:
 def _filled(group: LimitedGroup, url: str) -> Iterator[None]:
     """A file in memory fills the group, and goes on to as the server gives memory back."""
     send(url)
-    file = Path(f"/dev/shm/plimsoll-{os.getpid()}")
     ended = threading.Event()
 
-    def fill() -> None:
-        n_bytes = 0
+    def fill(ballast: Ballast) -> None:
         while not ended.is_set():
             memory = patient.get(f"{url}/health").json()["memory"]
             missing_bytes = round(FULL_RATIO * LIMIT_MIB * MIB) - memory["used_bytes"]
             if missing_bytes > MIB:
-                n_bytes += missing_bytes
-                command = [*group.prefix, "fallocate", "--length", str(n_bytes), file]
-                subprocess.run(command, check=True)
+                ballast.grow(missing_bytes)
             ended.wait(0.5)
 
-    with ThreadPoolExecutor(1) as thread:
-        filling = thread.submit(fill)
+    with Ballast(group) as ballast, ThreadPoolExecutor(1) as thread:
+        filling = thread.submit(fill, ballast)
         try:
             yield
         finally:
             ended.set()
             filling.result()
-            file.unlink(missing_ok=True)
 
 
 def happenings() -> list[str]:
