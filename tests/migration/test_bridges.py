@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from plimsoll.corpora.query_vectors import BRIDGED
 from plimsoll.corpora.records import Document
 from plimsoll.errors import MemoryPressureError, SpaceMismatchError
 from plimsoll.links import steps
-from plimsoll.migration import bridge_figures
+from plimsoll.migration import bridge_figures, journal, pointer
 from plimsoll.migration.as_json import migration_json
 from plimsoll.migration.bridges import BridgeState
 from plimsoll.migration.stages import DocumentVectors, PatientEmbedder
@@ -272,6 +273,45 @@ def test_progressive_search_ends_and_begins_with_what_is_bridged(
             await server.migrations.cancel(number, "test", "")
             (part,) = (await server.search("ship")).parts
             assert part.version.space.model == OLD
+
+    run(folder, scene)
+
+
+@pytest.mark.parametrize("rests", ["failed", "model is gone"])
+def test_documents_that_come_while_no_new_vectors_are_made_are_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rests: str
+):
+    """They have an old vector alone, which no query of the new model is compared with.
+
+    The run that goes on bridges them, and searches read bridged vectors again.
+    """
+
+    async def scene(server: Inside) -> None:
+        def leave_out(connection: Connection) -> None:
+            pointer.leave_out(connection, journal.find(connection, number), [2])
+
+        with held_after_the_sample(monkeypatch):
+            number = await server.begin("ships", NEW, bridge="gated")
+            await until(server, number, BridgeState.IN_USE)
+            runs, changes = server.migrations._runs, server.migrations._changes
+            if rests == "failed":
+                await runs.stop(number)
+                await runs._fail(number, "a disk is full")
+            else:
+                await server.migrations.pause(number, "test", "")
+                await changes.write(leave_out)
+            late = "a wholly new lighthouse"
+            await server.put("ships", [Document("late", late), Document("d9", late)])
+            found = await server.search(late, top_k=2)
+            assert {each.document.id for each in found.results} == {"late", "d9"}
+
+            await server.migrations.resume(number, "test", "")
+            await until(server, number, BridgeState.IN_USE)
+            found = await server.search(late, top_k=N)
+            assert {"late", "d9"} <= {each.document.id for each in found.results}
+            assert sum(part.n_documents for part in found.parts) == N + 1
+            assert BRIDGED in found.warnings
+            await server.migrations.pause(number, "test", "")
 
     run(folder, scene)
 

@@ -19,6 +19,7 @@ from plimsoll.errors import (
     StoreError,
 )
 from plimsoll.machine.memory import MIB
+from plimsoll.migration.bridges import BridgeState
 from plimsoll.migration.measures import overlap, rank_biased_overlap
 from plimsoll.migration.shadow import Shadow
 from plimsoll.migration.shadow_searches import MOST_AT_ONCE
@@ -330,6 +331,43 @@ def test_searches_that_read_both_versions_are_not_compared(folder: Path):
         await server.migrations.set_shadow(number, 0.5, "test", "")
         with pytest.raises(MigrationStateError, match="share of 0"):
             await server.migrations.set_progressive(number, "test", "", is_on=True)
+
+    run(folder, scene)
+
+
+def test_a_share_of_a_migration_that_has_ended_takes_no_place_after_a_restart(folder: Path):
+    """The next migration of its collection has one too."""
+
+    async def before(server: Inside) -> None:
+        first = await compared(server, NEW)
+        await server.migrations.cancel(first, "test", "")
+        second = await compared(server, NEW)
+        await server.search("water")
+        assert (await seen(server, second)).n_compared == 1
+
+    async def again() -> None:
+        async with inside(settings_of(folder)) as server:
+            await server.search("water")
+            assert (await seen(server, 2)).n_compared == 2
+
+    run(folder, before)
+    asyncio.run(again())
+
+
+def test_searches_that_a_bridge_is_to_be_read_by_are_not_compared(folder: Path):
+    """It lets them read both versions by itself, and each comparison would be dropped."""
+
+    async def scene(server: Inside) -> None:
+        number = await server.begin("ships", NEW, starts=False, bridge="gated")
+        with pytest.raises(MigrationStateError, match="as soon as its bridge is there"):
+            await server.migrations.set_shadow(number, 1.0, "test", "")
+        await server.migrations.resume(number, "test", "")
+        done = await server.until_rest(number)  # too few documents for a bridge
+        assert done.counts.bridge is not None
+        assert done.counts.bridge.state is BridgeState.REFUSED
+        await server.migrations.set_shadow(number, 1.0, "test", "")
+        await server.search("water")
+        assert (await seen(server)).n_compared == 1
 
     run(folder, scene)
 

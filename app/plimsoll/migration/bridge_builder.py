@@ -19,7 +19,7 @@ from plimsoll.corpora.patient_embedder import PatientEmbedder, Pause
 from plimsoll.corpora.records import Version
 from plimsoll.corpora.vectors import unit
 from plimsoll.errors import MigrationStateError, TooLargeError
-from plimsoll.migration import bridges, journal, progressive
+from plimsoll.migration import bridges, journal, progressive, shadow
 from plimsoll.migration.bridge_figures import (
     LEAST_DOCUMENTS,
     BridgeFigures,
@@ -269,11 +269,13 @@ def _begun(connection: Connection, migration: Migration) -> tuple[BridgeMap, lis
 
 
 def _take_into_use(connection: Connection, migration: Migration) -> None:
-    """Let searches read what was bridged, unless they do or were told not to."""
+    """Let searches read what was bridged, unless they do, were told not to, or are compared."""
+    journal.check_there(connection, migration)
     found = bridges.find(connection, migration.id)
     if found is not None and found.state is BridgeState.BUILDING:
         bridges.set_in_use(connection, migration.id)
-        progressive.read_ahead(connection, migration)
+        if not shadow.share_of(connection, migration.id):
+            progressive.read_ahead(connection, migration)
 
 
 def _bridge_segment(connection: Connection, number: int, bridge: BridgeMap, segment: int) -> int:

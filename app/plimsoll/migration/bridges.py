@@ -181,6 +181,21 @@ def set_in_use(connection: sqlite3.Connection, migration: int) -> None:
     )
 
 
+def is_awaited(connection: sqlite3.Connection, migration: int) -> bool:
+    """Whether it is yet to come into use."""
+    found = find(connection, migration)
+    return found is not None and found.state in (BridgeState.PLANNED, BridgeState.BUILDING)
+
+
+def interrupt(connection: sqlite3.Connection, migration: int) -> bool:
+    """Have the next run bridge what it then lacks before it is in use; returns whether it was."""
+    changed = connection.execute(
+        "UPDATE bridges SET state = ? WHERE migration = ? AND state = ?",
+        (BridgeState.BUILDING.value, migration, BridgeState.IN_USE.value),
+    )
+    return changed.rowcount == 1
+
+
 def drop(connection: sqlite3.Connection, migration: int) -> None:
     """Drop the vectors and the map, where there are any; what they were worth stays told."""
     found = find(connection, migration)

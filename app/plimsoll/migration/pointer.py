@@ -46,6 +46,8 @@ def set_target_takes_writes(
     if journal.is_there(connection, migration):
         _, target = journal.versions_of(connection, migration)
         versions.set_takes_writes(connection, target, takes_writes=takes_writes)
+        if not takes_writes:
+            _put_bridge_aside(connection, migration)
 
 
 def set_idle_takes_writes(
@@ -61,6 +63,8 @@ def set_idle_takes_writes(
         return False
     idle = _idle_version(connection, before)
     versions.set_takes_writes(connection, idle, takes_writes=takes_writes)
+    if not takes_writes:
+        _put_bridge_aside(connection, before)
     return idle.takes_writes is not takes_writes
 
 
@@ -75,6 +79,8 @@ def leave_out(
     ]
     for version in left:
         versions.set_takes_writes(connection, version, takes_writes=False)
+        if version.id == migration.target_version:
+            _put_bridge_aside(connection, migration)
     return left
 
 
@@ -153,6 +159,15 @@ def cancel(connection: sqlite3.Connection, number: int, who: str, why: str) -> M
         _, target = journal.versions_of(connection, migration)
         versions.drop_version(connection, target)
     return migration
+
+
+def _put_bridge_aside(connection: sqlite3.Connection, migration: Migration) -> None:
+    """Let searches read the old version alone: new documents get a vector of that one only.
+
+    No query can be embedded into a foreign one, so there the bridge stays in use.
+    """
+    if not migration.source.is_foreign and bridges.interrupt(connection, migration.id):
+        progressive.end(connection, migration)
 
 
 def _check_verdict(

@@ -30,7 +30,7 @@ from plimsoll.migration import journal, shadow
 from plimsoll.migration.measures import DEPTH
 from plimsoll.migration.records import Migration
 from plimsoll.migration.shadow import Comparison
-from plimsoll.migration.states import MigrationState
+from plimsoll.migration.states import ENDED, MigrationState
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.gate import AdmissionGate
 from plimsoll.telemetry.migrations import MigrationMetrics, ShadowOutcome
@@ -165,8 +165,12 @@ class ShadowSearches:
 
 
 def shares(connection: Connection, found: Iterable[Migration]) -> list[tuple[Migration, float]]:
-    """Those of the migrations that compare searches, with the share of each."""
-    each = ((migration, shadow.share_of(connection, migration.id)) for migration in found)
+    """Those of the migrations that compare searches or may yet, with the share of each."""
+    each = (
+        (migration, shadow.share_of(connection, migration.id))
+        for migration in found
+        if migration.state not in ENDED and journal.is_there(connection, migration)
+    )
     return [(migration, share) for migration, share in each if share]
 
 

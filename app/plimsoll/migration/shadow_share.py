@@ -6,7 +6,7 @@ Functions over a connection that is in a transaction, which the caller holds.
 import sqlite3
 
 from plimsoll.errors import MigrationStateError
-from plimsoll.migration import journal, progressive, shadow
+from plimsoll.migration import bridges, journal, progressive, shadow
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import BEFORE_CUTOVER, MigrationState
 
@@ -47,4 +47,9 @@ def _check(connection: sqlite3.Connection, migration: Migration, most_open: int)
         raise MigrationStateError(
             f"searches read both versions of migration {migration.id} already: end progressive "
             "search first"
+        )
+    if bridges.is_awaited(connection, migration.id):
+        raise MigrationStateError(
+            f"searches read both versions of migration {migration.id} as soon as its bridge is "
+            "there: end progressive search then, and compare after that"
         )
