@@ -13,7 +13,7 @@ import pytest
 from plimsoll.corpora import vectors, versions
 from plimsoll.corpora.query_vectors import BRIDGED
 from plimsoll.corpora.records import Document
-from plimsoll.errors import MemoryPressureError, SpaceMismatchError
+from plimsoll.errors import MemoryPressureError, MigrationStateError, SpaceMismatchError
 from plimsoll.links import steps
 from plimsoll.migration import bridge_figures, journal, pointer
 from plimsoll.migration.as_json import migration_json
@@ -29,11 +29,11 @@ SAMPLED = N // 2
 Scene = Callable[[Inside], Awaitable[None]]
 
 
-def run(folder: Path, scene: Scene, n: int = N) -> None:
+def run(folder: Path, scene: Scene, n: int = N, **options: Any) -> None:
     """Play a scene in a server that has a collection of ships."""
 
     async def play() -> None:
-        async with inside(settings_of(folder)) as server:
+        async with inside(settings_of(folder).model_copy(update=options)) as server:
             await server.ensure("ships", model=OLD)
             await server.put("ships", [Document(f"d{n}", text) for n, text in enumerate(texts(n))])
             await scene(server)
@@ -314,6 +314,29 @@ def test_documents_that_come_while_no_new_vectors_are_made_are_found(
             await server.migrations.pause(number, "test", "")
 
     run(folder, scene)
+
+
+def test_two_models_take_no_turns_once_the_bridge_has_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a bridge searches ask the new model alone; without one they would ask both each time."""
+
+    async def scene(server: Inside) -> None:
+        with held_after_the_sample(monkeypatch):
+            number = await server.begin("ships", NEW, bridge="gated")
+            status = await until(server, number, BridgeState.IN_USE)
+            assert status["progressive"] is True
+            assert (
+                status["changes"][-1]["why"] == "searches read the new version and bridged vectors"
+            )
+            await server.migrations.pause(number, "test", "")
+        await server.migrations.resume(number, "test", "")
+        done = migration_json(await server.until_rest(number))
+        assert (done["state"], done["progressive"]) == ("ready", False)
+        with pytest.raises(MigrationStateError, match="PLIMSOLL_MAX_OPEN_MODELS"):
+            await server.migrations.set_progressive(number, "test", "", is_on=True)
+
+    run(folder, scene, max_open_models=1)
 
 
 # --- what is refused, and what goes ---------------------------------------------------------

@@ -54,7 +54,16 @@ def build_migrations(
     catalog = read_catalog(hooks_file, builtin)
     hooks = MigrationHooks(catalog, database, core.memory, core.governor, metrics, scans)
     runs = MigrationRuns(
-        database, core.service, core.gate, judge, links, metrics, scans, hooks, corpora.reclaim
+        database,
+        core.service,
+        core.gate,
+        judge,
+        links,
+        metrics,
+        scans,
+        hooks,
+        corpora.reclaim,
+        core.models.max_open,
     )
     shadow_thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
     shadows = ShadowSearches(

@@ -36,7 +36,7 @@ from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.pace import RunPace
 from plimsoll.migration.progress import ProgressMonitor
-from plimsoll.migration.records import Migration
+from plimsoll.migration.records import SERVER, Migration
 from plimsoll.migration.scans import sample_rows
 from plimsoll.migration.stages import TEXT_COPIES, Written, first_batch, store, take_out_faulty
 from plimsoll.migration.states import MigrationState
@@ -276,6 +276,8 @@ def _take_into_use(connection: Connection, migration: Migration) -> None:
         bridges.set_in_use(connection, migration.id)
         if not shadow.share_of(connection, migration.id):
             progressive.read_ahead(connection, migration)
+            told = "searches read the new version and bridged vectors"
+            journal.note(connection, migration, SERVER, told)
 
 
 def _bridge_segment(connection: Connection, number: int, bridge: BridgeMap, segment: int) -> int:

@@ -31,8 +31,7 @@ from plimsoll.migration.changes import Change, StateChanges
 from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import Moment
 from plimsoll.migration.readiness import SearchReadiness
-from plimsoll.migration.records import Migration
-from plimsoll.migration.runs import SERVER
+from plimsoll.migration.records import SERVER, Migration
 from plimsoll.migration.states import MigrationState, check_change
 from plimsoll.migration.status import counts_of
 from plimsoll.migration.validation import MigrationJudge

@@ -20,8 +20,7 @@ from plimsoll.links.links import Links
 from plimsoll.migration import journal, pointer
 from plimsoll.migration.changes import StateChanges
 from plimsoll.migration.cutovers import Cutovers
-from plimsoll.migration.records import Migration
-from plimsoll.migration.runs import SERVER
+from plimsoll.migration.records import SERVER, Migration
 from plimsoll.migration.states import MigrationState
 
 log = logging.getLogger(__name__)

@@ -42,6 +42,12 @@ def end(connection: sqlite3.Connection, migration: Migration) -> None:
     versions.set_ahead(connection, migration.collection_id, [])
 
 
+def end_where_alone(connection: sqlite3.Connection, migration: Migration, most_open: int) -> None:
+    """End it where searches would have two models take turns, now that there is no bridge."""
+    if not migration.source.is_foreign and not _may_both_open(migration, most_open):
+        end(connection, migration)
+
+
 def switch(
     connection: sqlite3.Connection, number: int, who: str, why: str, most_open: int, *, is_on: bool
 ) -> None:
@@ -69,14 +75,13 @@ def _check(connection: sqlite3.Connection, migration: Migration, most_open: int)
             f"the verdict of {name} is not go, so searches stay with the old version: validate it "
             "again, or force the cut-over"
         )
-    is_bridged = bridges.has_been_in_use(connection, migration.id)
-    if migration.source.is_foreign and not is_bridged:
+    if migration.source.is_foreign and not bridges.has_been_in_use(connection, migration.id):
         raise MigrationStateError(
             f"no model here embeds a query into {migration.source.fingerprint!r}, so documents "
             "without a new vector could not be searched by meaning: leave progressive search out, "
             "or have a bridge; searches by words find all of them until cut-over"
         )
-    if not is_bridged:
+    if not migration.source.is_foreign and not bridges.version_in_use(connection, migration):
         check_both_open(migration, most_open)
     if shadow.share_of(connection, migration.id):
         raise MigrationStateError(
@@ -87,7 +92,11 @@ def _check(connection: sqlite3.Connection, migration: Migration, most_open: int)
 
 def check_both_open(migration: Migration, most_open: int) -> None:
     """Raise MigrationStateError where searches would have two models take turns."""
-    if most_open < 2 and migration.source.model != migration.target.model:
+    if not _may_both_open(migration, most_open):
         raise MigrationStateError(
             "searches would open two models in turn: set PLIMSOLL_MAX_OPEN_MODELS to 2 or more"
         )
+
+
+def _may_both_open(migration: Migration, most_open: int) -> bool:
+    return most_open >= 2 or migration.source.model == migration.target.model

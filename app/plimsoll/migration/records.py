@@ -7,6 +7,9 @@ from typing import Any
 from plimsoll.corpora.records import Space
 from plimsoll.migration.states import MigrationState
 
+SERVER = "server"
+"""Who: what a migration does by itself."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -25,14 +25,14 @@ from plimsoll.errors import (
     StoreError,
 )
 from plimsoll.links.links import Links
-from plimsoll.migration import bridges, journal, pointer
+from plimsoll.migration import bridges, journal, pointer, progressive
 from plimsoll.migration.bridge_builder import BridgeBuilder
 from plimsoll.migration.coordinator import MigrationCoordinator
 from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import Moment
 from plimsoll.migration.pace import RunPace
 from plimsoll.migration.progress import ProgressMonitor
-from plimsoll.migration.records import Migration
+from plimsoll.migration.records import SERVER, Migration
 from plimsoll.migration.stages import Written
 from plimsoll.migration.states import MigrationState
 from plimsoll.migration.status import counts_of
@@ -46,9 +46,6 @@ P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
-SERVER = "server"
-"""Who: what a migration does by itself."""
-
 UNFORESEEN = "an unforeseen error, which stands in the server's log"
 
 
@@ -59,7 +56,7 @@ class _Run:
 
 
 class MigrationRuns:
-    """Works off migrations. thread: reads and writes the file for them."""
+    """Works off migrations. thread: reads and writes the file. max_open: models at a time."""
 
     def __init__(
         self,
@@ -72,6 +69,7 @@ class MigrationRuns:
         thread: Executor,
         hooks: MigrationHooks,
         reclaim: TableReclaim,
+        max_open: int,
         clock: Callable[[], float] = monotonic,
         pause: Pause = asyncio.sleep,
     ) -> None:
@@ -84,6 +82,7 @@ class MigrationRuns:
         self._thread = thread
         self._hooks = hooks
         self._reclaim = reclaim
+        self._max_open = max_open
         self._clock = clock
         self._pause = pause
         self._bridges = BridgeBuilder(database, judge, gate, thread, metrics, pause)
@@ -191,6 +190,8 @@ class MigrationRuns:
 
         def work(connection: Connection) -> Migration:
             bridges.drop(connection, number)
+            migration = journal.find(connection, number)
+            progressive.end_where_alone(connection, migration, self._max_open)
             why = "every document has a new vector or is quarantined"
             return journal.change_state(connection, number, MigrationState.VALIDATING, SERVER, why)
 
