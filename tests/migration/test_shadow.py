@@ -341,6 +341,8 @@ def test_a_share_of_a_migration_that_has_ended_takes_no_place_after_a_restart(fo
     async def before(server: Inside) -> None:
         first = await compared(server, NEW)
         await server.migrations.cancel(first, "test", "")
+        assert (await seen(server, first)).share == 0
+        assert server.migrations._shadows._shares == {}
         second = await compared(server, NEW)
         await server.search("water")
         assert (await seen(server, second)).n_compared == 1

@@ -220,6 +220,7 @@ class Migrations:
         changed = await self._changes.stop_and_change(
             number, lambda connection: pointer.cancel(connection, number, who, why)
         )
+        self._shadows.set_share(changed, 0.0)
         self._reclaim.start()
         self._links.wake(changed.collection)
         return await self.status(number)
@@ -320,6 +321,7 @@ class Migrations:
             self._reclaim.start()
 
         status = await self._change(work, follow)
+        self._shadows.set_share(status.counts.migration, 0.0)
         self._links.wake(status.counts.migration.collection)
         return status
 

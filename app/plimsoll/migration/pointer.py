@@ -11,7 +11,7 @@ from typing import Any
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.records import Collection, Space, Version, VersionState
 from plimsoll.errors import InvalidRequestError, VerdictError
-from plimsoll.migration import bridges, journal, progressive, quarantine
+from plimsoll.migration import bridges, journal, progressive, quarantine, shadow
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import MigrationState, check_change
 
@@ -146,6 +146,7 @@ def purge(connection: sqlite3.Connection, number: int, who: str, why: str) -> Mi
     """Drop the version that searches do not read. Raises MigrationStateError."""
     before = journal.find(connection, number)
     migration = journal.change_state(connection, number, MigrationState.PURGED, who, why)
+    shadow.end(connection, number)
     if journal.is_there(connection, before):
         versions.drop_version(connection, _idle_version(connection, before))
     return migration
@@ -154,6 +155,7 @@ def purge(connection: sqlite3.Connection, number: int, who: str, why: str) -> Mi
 def cancel(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:
     """Drop the new version, and the bridge to it. Raises MigrationStateError."""
     bridges.drop(connection, number)
+    shadow.end(connection, number)
     migration = journal.change_state(connection, number, MigrationState.CANCELLED, who, why)
     if journal.is_there(connection, migration):
         _, target = journal.versions_of(connection, migration)

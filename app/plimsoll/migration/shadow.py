@@ -92,6 +92,11 @@ def set_share(connection: sqlite3.Connection, migration: int, share: float) -> N
     )
 
 
+def end(connection: sqlite3.Connection, migration: int) -> None:
+    """Compare no more, where any searches were; what was compared stays told."""
+    connection.execute("UPDATE migration_shadow SET share = 0 WHERE migration = ?", (migration,))
+
+
 def add(connection: sqlite3.Connection, migration: int, seen: Comparison) -> None:
     """Count a search that both have answered."""
     old, new = seen.old[:DEPTH], seen.new[:DEPTH]
