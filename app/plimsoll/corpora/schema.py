@@ -170,9 +170,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE link_stale (
             version INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
             row INTEGER NOT NULL,
-            vector_sha256 BLOB NOT NULL,
+            vector BLOB NOT NULL,
             PRIMARY KEY (version, row)
-        ) STRICT, WITHOUT ROWID""",
+        ) STRICT""",
     ),
     ("ALTER TABLE judged_queries ADD COLUMN sha256 TEXT NOT NULL DEFAULT ''",),
     (  # written by plimsoll.migration; see migration/bridges.py

@@ -97,7 +97,8 @@ def _take_vectors(
         is_as_before = old is not None and vector is not None and _is_same(old, vector, rounding)
         if is_as_before and row.id not in changed:
             continue
-        if vector is not None and _is_stale(row, is_as_before, remembered.get(number)):
+        before = remembered.get(number)
+        if vector is not None and _is_stale(row, is_as_before, before, rounding):
             stale[number], vector = vector, None
         if vector is None:
             if old is not None and row.id not in changed:
@@ -112,14 +113,19 @@ def _take_vectors(
         state.remember_stale(connection, active.id, stale)
 
 
-def _is_stale(row: OutsideRow, is_as_before: bool, remembered: bytes | None) -> bool:
+def _is_stale(
+    row: OutsideRow, is_as_before: bool, remembered: np.ndarray | None, rounding: float
+) -> bool:
     """Whether a vector is of an earlier text than its row's: what the home noted goes first.
 
-    is_as_before: the text is another than it was, and the vector is not.
+    is_as_before: the text is another than it was, and the vector is not. remembered: one that was
+    stale when it was seen last; a home that rounds may have done so once more since.
     """
     if row.is_stale is not None or row.vector is None:
         return bool(row.is_stale)
-    return is_as_before or remembered == state.vector_sha256(row.vector)
+    if is_as_before:
+        return True
+    return remembered is not None and _is_same(remembered, row.vector, rounding)
 
 
 def _remember_stale(

@@ -7,7 +7,6 @@ it, and none is forgotten; a place is deleted once the vector has been confirmed
 that is stored anew gets a new place, which the confirmation of the old one leaves alone.
 """
 
-import hashlib
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plimsoll.corpora.schema import documents_table, vectors_table
+from plimsoll.corpora.vectors import STORED
 
 
 @dataclass(frozen=True)
@@ -194,18 +194,13 @@ def count_waiting(connection: sqlite3.Connection, version: int) -> int:
     return int(n)
 
 
-def vector_sha256(vector: np.ndarray) -> bytes:
-    """What a vector, float32, is known by."""
-    return hashlib.sha256(vector.astype("<f4").tobytes()).digest()
-
-
 def stale_vectors(
     connection: sqlite3.Connection, version: int, rows: Iterable[int]
-) -> dict[int, bytes]:
+) -> dict[int, np.ndarray]:
     """By row, the vector outside that is of an earlier text, where one was seen."""
-    query = "SELECT row, vector_sha256 FROM link_stale WHERE version = ? AND row = ?"
+    query = "SELECT row, vector FROM link_stale WHERE version = ? AND row = ?"
     found = (connection.execute(query, (version, row)).fetchone() for row in rows)
-    return dict(pair for pair in found if pair is not None)
+    return {pair[0]: np.frombuffer(pair[1], STORED) for pair in found if pair is not None}
 
 
 def remember_stale(
@@ -213,8 +208,8 @@ def remember_stale(
 ) -> None:
     """These vectors outside, by row, are of earlier texts."""
     connection.executemany(
-        "INSERT OR REPLACE INTO link_stale (version, row, vector_sha256) VALUES (?, ?, ?)",
-        ((version, row, vector_sha256(vector)) for row, vector in seen.items()),
+        "INSERT OR REPLACE INTO link_stale (version, row, vector) VALUES (?, ?, ?)",
+        ((version, row, vector.astype(STORED).tobytes()) for row, vector in seen.items()),
     )
 
 

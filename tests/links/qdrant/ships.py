@@ -113,6 +113,13 @@ async def until_embedded(server: Inside, client: QdrantClient) -> None:
             await asyncio.sleep(10 * CHECK_S)
 
 
+def is_read(server: Inside, *texts: str) -> bool:
+    """Whether the collection has documents of these texts."""
+    with server.corpora.database.reading() as connection:
+        there = {text for (text,) in connection.execute("SELECT text FROM documents_1")}
+    return {*texts} <= there
+
+
 def are_old(client: QdrantClient, numbers: Sequence[int], collection: str = ALIAS) -> None:
     """These points have the vectors that they came with."""
     rows = content(client, collection)

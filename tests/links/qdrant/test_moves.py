@@ -16,6 +16,7 @@ from tests.links.qdrant.ships import (
     beside,
     content,
     is_embedded,
+    is_read,
     led_to,
     linked,
     make_ships,
@@ -138,7 +139,7 @@ def test_points_of_a_served_model_are_filled_and_kept_in_step_for_both_versions(
             await pull(server)
             await is_embedded(server, application, model=OLD)
             write_text(application, 5, "other")
-            await until(lambda: _is_read(server, "other"), "it is not read again")
+            await until(lambda: is_read(server, "other"), "it is not read again")
             await in_step(server)
             await is_embedded(server, application, model=OLD)
             number = await migrate(server)
@@ -146,7 +147,7 @@ def test_points_of_a_served_model_are_filled_and_kept_in_step_for_both_versions(
             write_text(application, 3, "after cut-over")
             application.upsert(ALIAS, [point(77, "came later", None)])
             application.delete(ALIAS, models.PointIdsList(points=[4]))
-            await until(lambda: _is_read(server, "came later", "after cut-over"), "not read again")
+            await until(lambda: is_read(server, "came later", "after cut-over"), "not read again")
             await in_step(server)
             await is_embedded(server, application)
             assert (await server.migrations.status(number)).counts.way_back == "exact"
@@ -157,17 +158,11 @@ def test_points_of_a_served_model_are_filled_and_kept_in_step_for_both_versions(
             await server.migrations.purge(number, "test", "")
             await until(lambda: not beside(application), "no purge")
             application.upsert(ALIAS, [point(78, "still followed", None)])
-            await until(lambda: _is_read(server, "still followed"), "not read again")
+            await until(lambda: is_read(server, "still followed"), "not read again")
             await in_step(server)
             await is_embedded(server, application, model=OLD)
 
     asyncio.run(play())
-
-
-def _is_read(server, *texts: str) -> bool:
-    with server.corpora.database.reading() as connection:
-        there = {text for (text,) in connection.execute("SELECT text FROM documents_1")}
-    return {*texts} <= there
 
 
 def test_a_point_without_text_goes_along_and_is_no_document(folder, application):
@@ -204,7 +199,7 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(folder, application, qd
             await until(lambda: server.links._homes["ships"].work.waits is not None, "no word")
             qdrant.start()
             write_text(application, 1, "after the restart")
-            await until(lambda: _is_read(server, "after the restart"), "not read again")
+            await until(lambda: is_read(server, "after the restart"), "not read again")
             await in_step(server)
             await server.migrations.cut_over(number, "test", "", force=True)
             await is_embedded(server, application)
