@@ -105,6 +105,7 @@ class LinkWork:
             self._task.cancel()
             await asyncio.wait((self._task,))
         self.waits = None
+        self._link_metrics.at_rest(self.name)
 
     async def step(self) -> tuple[bool, bool]:
         """Take in a part of what is new outside, and bring out a part of what is lacking there.
@@ -197,15 +198,15 @@ class LinkWork:
                 wait_s = 0.0 if did_something else idle_s
                 idle_s = FOLLOW_EVERY_S if did_something else min(2 * idle_s, self._most_idle_s)
             except OutsideUnavailableError as error:
-                self._note_fault(str(error))
+                await self._note_fault(str(error))
                 wait_s = error.retry_after_s
             except PlimsollError as error:
-                self._note_fault(str(error))
+                await self._note_fault(str(error))
                 self.prepare_anew()
                 wait_s = FAULT_RETRY_S
             except Exception:
                 log.exception("link %s", self.name)
-                self._note_fault("an unforeseen error, which stands in the server's log")
+                await self._note_fault("an unforeseen error, which stands in the server's log")
                 wait_s = FAULT_RETRY_S
             if await self._is_woken_within(wait_s):
                 idle_s = FOLLOW_EVERY_S
@@ -228,9 +229,11 @@ class LinkWork:
         self._link_metrics.waiting(self.name, "read", n_read)
         self._link_metrics.waiting(self.name, "other", n_other)
 
-    def _note_fault(self, waits: str) -> None:
+    async def _note_fault(self, waits: str) -> None:
         self._link_metrics.failed(self.name)
         self._note(waits)
+        with suppress(PlimsollError):  # the file of collections may be what is in the way
+            await self._show()  # a migration goes on meanwhile, and so more and more waits
 
     def _note(self, waits: str | None) -> None:
         """Say once why it waits, and once that it goes on."""

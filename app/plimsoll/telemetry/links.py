@@ -49,11 +49,15 @@ class LinkMetrics:
 
     def expect(self, link: str) -> None:
         """Begin the series of a link."""
+        self.at_rest(link)
+        self._changed.labels(link).set(0)
+        self._faults.labels(link)
+
+    def at_rest(self, link: str) -> None:
+        """Nothing is done for it, and nothing waits."""
         self.show(link, "at_rest")
         for space in get_args(Space):
             self.waiting(link, space, 0)
-        self._changed.labels(link).set(0)
-        self._faults.labels(link)
 
     def show(self, link: str, condition: LinkCondition) -> None:
         """Set what a link does."""

@@ -8,6 +8,7 @@ from qdrant_client import QdrantClient, models
 
 from plimsoll.errors import OutsideUnavailableError
 from plimsoll.migration.states import MigrationState as State
+from tests.links.files.test_moves import shown
 from tests.links.linked import embedded, in_step, migrate, old_vector, pull, until
 from tests.links.qdrant.ships import (
     ALIAS,
@@ -204,6 +205,28 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(folder, application, qd
             await server.migrations.cut_over(number, "test", "", force=True)
             await is_embedded(server, application)
             assert (await server.links.status("ships")).waits is None
+
+    asyncio.run(play())
+
+
+def test_metrics_count_what_waits_for_a_server_that_is_gone_and_nothing_once_it_is_unlinked(
+    folder, application, qdrant
+):
+    """Else nobody sees that it grows, and the alert of a link goes on that is none any more."""
+    make_ships(application, 20)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            qdrant.stop()
+            server.links.wake("ships")
+            await until(lambda: shown(server)['state state="waiting"'] == 1, "it does not wait")
+            await server.links.push("ships")
+            await until(lambda: shown(server)['vectors_waiting space="read"'] == 20, "not counted")
+            await server.links.unlink("ships", force=True)
+            assert shown(server)['state state="waiting"'] == 0
+            assert shown(server)['state state="at_rest"'] == 1
+            assert shown(server)['vectors_waiting space="read"'] == 0
 
     asyncio.run(play())
 
