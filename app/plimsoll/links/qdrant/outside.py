@@ -213,6 +213,7 @@ class QdrantOutside:
 
         What others wrote there around a switch is brought over before.
         """
+        self._interrupted.clear()
         with self._look() as (client, found):
             self._carrying.bring_late(client)
             return switching.drop_all_but(client, self._place, found, kept)
