@@ -496,6 +496,17 @@ def test_a_server_that_is_gone_or_hangs_is_an_error_with_when_to_try_again(
         linked().active()
 
 
+def test_a_switch_gives_a_server_that_hangs_up_sooner(ships, qdrant, linked, monkeypatch):
+    """Writers of every collection wait for it."""
+    monkeypatch.setattr(connection, "SHORT_TIMEOUT_S", 1)
+    outside = linked()
+    outside.finish(NEW, everyone)
+    qdrant.is_hanging.set()
+    with pytest.raises(OutsideUnavailableError, match="does not answer within 1 s"):
+        outside.switch(NEW)
+    assert "POST /collections/aliases" not in qdrant.requests[-1]
+
+
 def test_an_answer_that_was_lost_is_looked_for(ships, application, qdrant, monkeypatch):
     """The alias may lead there all the same; else pointer and alias would part."""
     request = QdrantClient.update_collection_aliases

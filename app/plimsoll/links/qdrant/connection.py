@@ -19,17 +19,26 @@ from plimsoll.errors import OutsideError, OutsideMismatchError, OutsideUnavailab
 TIMEOUT_S = 20
 """Of one request, after which a server that says nothing is given up."""
 
+SHORT_TIMEOUT_S = 5
+"""Likewise, where others wait meanwhile."""
+
 RETRY_S = 5.0
 MOST_MESSAGE_CHARACTERS = 300
 
 
 class QdrantConnection:
-    """Owns a client. url and api_key: secrets. variable: what the url is known by."""
+    """Owns a client. url and api_key: secrets. variable: what the url is known by.
 
-    def __init__(self, url: str, api_key: str | None, variable: str) -> None:
+    is_short: others wait for what is asked.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None, variable: str, *, is_short: bool = False
+    ) -> None:
         self._url = url
         self._headers = {} if api_key is None else {"api-key": api_key}
         self._name = f"the Qdrant server of {variable}"
+        self._timeout_s = SHORT_TIMEOUT_S if is_short else TIMEOUT_S
         self._client: QdrantClient | None = None
 
     @property
@@ -68,7 +77,7 @@ class QdrantConnection:
                     url=self._url,
                     # As a header: with `api_key` the library warns of plain HTTP at every start.
                     headers=self._headers,
-                    timeout=TIMEOUT_S,
+                    timeout=self._timeout_s,
                     check_compatibility=False,  # it would ask, and warn
                 )
             except ValueError:
@@ -94,7 +103,7 @@ class QdrantConnection:
         if isinstance(source, httpx.InvalidURL | httpx.UnsupportedProtocol):
             return self._unreadable()
         if isinstance(source, httpx.TimeoutException):
-            why = f"does not answer within {TIMEOUT_S} s"
+            why = f"does not answer within {self._timeout_s} s"
         elif isinstance(source, httpx.ConnectError):
             why = "does not answer: no connection can be made"
         elif isinstance(source, httpx.TransportError):

@@ -51,6 +51,7 @@ class QdrantOutside:
         self._place = place
         self._server = QdrantConnection(url, api_key, place.variable)
         self._surveying = QdrantConnection(url, api_key, place.variable)
+        self._switching = QdrantConnection(url, api_key, place.variable, is_short=True)
         self._clock = clock
         self._looks = Looks(every_s, clock)
         self._reader = PointReader(place)
@@ -185,8 +186,13 @@ class QdrantOutside:
             switching.wait_until_indexed(client, target.name, self._pause, self._clock)
 
     def switch(self, space: Space) -> str:
-        """Let the alias lead to the collection of the space. See Outside."""
-        with self._look() as (client, found):
+        """Let the alias lead to the collection of the space. See Outside.
+
+        A server that hangs is found by the looks, which are given up soon. The change itself is
+        given as long as any request: one that is done all the same would be ahead of the pointer.
+        """
+        with closing(self._switching), self._switching.client() as client:
+            found = catalog.look(client, self._place)
             target = switching.existing(client, self._place, found, space)
         if target.name == found.name:
             return f"{self._place.words} led to {target.name}, of {space.fingerprint}, already"
@@ -194,8 +200,9 @@ class QdrantOutside:
             with self._server.client() as client:
                 switching.point_to(client, self._place, target.name)
         except OutsideUnavailableError:  # the answer may be lost, and not the change
-            if self.active() != space.fingerprint:
-                raise
+            with closing(self._switching), self._switching.client() as client:
+                if catalog.look(client, self._place).fingerprint != space.fingerprint:
+                    raise
         self._carrying.switched(found.name, target.name)
         return (
             f"{self._place.words} leads to {target.name}, of {space.fingerprint}, and {found.name} "
