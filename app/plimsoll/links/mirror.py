@@ -139,7 +139,7 @@ def _remember_stale(
     """
     rows = [document.row for document in changing if document is not None]
     for version in versions.of_collection(connection, collection.id):
-        if version.space.is_foreign:
+        if version.space.is_foreign and not version.space.is_bridge:
             state.remember_stale(connection, version.id, vectors.get(connection, version.id, rows))
 
 
