@@ -184,11 +184,14 @@ class BridgeBuilder:
     ) -> tuple[Fit, BridgeFigures]:
         """Fit and measure. Raises TooFewDocumentsError, and TooLargeError for want of memory."""
         check_enough(len(rows))
+        judged = await self._database.read(self._thread, journal.judged_queries, migration.id)
+        # Embedding waits for room as long as it takes: it must not wait for what is held here.
+        embedded = await embedder.embed_queries([query.query for query in judged])
         permit = await memory.hold(
             fit_bytes(len(rows), migration.source.dimensions, migration.target.dimensions)
         )
-        pairs, judged = await self._database.read(self._thread, _pairs, migration, rows)
-        queries, relevant = await _embedded(judged, pairs.ids, embedder)
+        pairs = await self._database.read(self._thread, _pairs, migration, rows)
+        queries, relevant = _answered(judged, embedded, pairs.ids)
         done = await run_in(
             self._thread, fitted, pairs.old, pairs.new, pairs.n_documents, queries, relevant
         )
@@ -210,22 +213,18 @@ class BridgeBuilder:
         memory.leave(permit)
 
 
-async def _embedded(
-    judged: Sequence[JudgedQuery], ids: Sequence[str], embedder: PatientEmbedder
+def _answered(
+    judged: Sequence[JudgedQuery], embedded: Sequence[np.ndarray | None], ids: Sequence[str]
 ) -> tuple[np.ndarray | None, list[Mapping[int, float]]]:
     """Vectors of the queries that a document of `ids` answers, and grades by its place there."""
     places = {each: place for place, each in enumerate(ids)}
-    asked, relevant = list[str](), list[Mapping[int, float]]()
-    for query in judged:
+    given, relevant = list[np.ndarray](), list[Mapping[int, float]]()
+    for query, vector in zip(judged, embedded, strict=True):
         grades = {places[each]: grade for each, grade in query.grades.items() if each in places}
-        if grades:
-            asked.append(query.query)
+        if grades and vector is not None:
+            given.append(vector)
             relevant.append(grades)
-    found = await embedder.embed_queries(asked)
-    has_vector = [vector is not None for vector in found]
-    given = [vector for vector in found if vector is not None]
-    told = [grades for grades, is_there in zip(relevant, has_vector, strict=True) if is_there]
-    return (unit(np.stack(given)) if given else None), told
+    return (unit(np.stack(given)) if given else None), relevant
 
 
 def _sampled(
@@ -240,10 +239,8 @@ def _sampled(
     return rows, [pair for pair in journal.lacking(connection, migration, 0) if pair[0] in among]
 
 
-def _pairs(
-    connection: Connection, migration: Migration, rows: Sequence[int]
-) -> tuple[Pairs, list[JudgedQuery]]:
-    """Vectors of the documents in these rows that have both, and the judged queries."""
+def _pairs(connection: Connection, migration: Migration, rows: Sequence[int]) -> Pairs:
+    """Vectors of the documents in these rows that have both."""
     journal.check_there(connection, migration)
     old = vectors.get(connection, migration.source_version, rows)
     new = vectors.get(connection, migration.target_version, rows)
@@ -252,13 +249,12 @@ def _pairs(
     news = np.array([new[row] for row in both]).reshape(len(both), migration.target.dimensions)
     kept = bridges.have_direction(olds)
     ids = documents.ids(connection, migration.collection_id, both)
-    pairs = Pairs(
+    return Pairs(
         vectors.count(connection, migration.source_version),
         [each for each, is_kept in zip(ids, kept, strict=True) if is_kept],
         olds[kept],
         news[kept],
     )
-    return pairs, journal.judged_queries(connection, migration.id)
 
 
 def _begun(connection: Connection, migration: Migration) -> tuple[BridgeMap, list[int]]:

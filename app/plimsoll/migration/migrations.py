@@ -165,10 +165,10 @@ class Migrations:
         def work(connection: Connection) -> Migration:
             migration = pointer.begin(connection, collection, target, [*judged], who, why)
             hooks_journal.put_names(connection, migration.id, hooks)
-            if is_progressive:
-                progressive.begin(connection, migration, self._models.max_open)
             if bridge != "none":
                 bridges.plan(connection, migration.id, is_forced=bridge == "forced")
+            if is_progressive:
+                progressive.begin(connection, migration, self._models.max_open)
             if starts:
                 migration = journal.change_state(connection, migration.id, _S.RUNNING, who, why)
             return migration
