@@ -35,7 +35,7 @@ pytestmark = pytest.mark.acceptance
 SHIPS, IN_Q8 = "ships", "all-MiniLM-L6-v2.Q8_0"
 LIMIT_MIB = 384
 MOST_USED_RATIO = 0.94  # by the neighbour's doing: what is above may kill
-STEP_BYTES = 4 * MIB
+STEP_BYTES = 12 * MIB
 CHECK_S = 0.25
 LIVE = [
     request
@@ -58,7 +58,7 @@ class Extent:
 
 @pytest.fixture
 def extent(is_soak: bool) -> Extent:
-    return Extent(30_000, 60.0, 3) if is_soak else Extent(4_000, 8.0, 1)
+    return Extent(60_000, 60.0, 3) if is_soak else Extent(10_000, 8.0, 1)
 
 
 @pytest.fixture(autouse=True)
