@@ -1,23 +1,19 @@
-"""What routes of migrations take and give."""
+"""What routes of migrations give, and the numbers and names in their paths."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, StrictBool, StrictStr
-from typing_extensions import TypeAliasType
+from pydantic import BaseModel, Field
 
-from plimsoll.api.fields import Dimensions, OrDefault, SpaceFields
-from plimsoll.corpora.records import MOST_DIMENSIONS
+from plimsoll.api.fields import SpaceFields
 from plimsoll.migration.bridge_map import KindName
-from plimsoll.migration.bridges import BridgeState, BridgeWish
+from plimsoll.migration.bridges import BridgeState
 from plimsoll.migration.hooks.records import Moment
 from plimsoll.migration.hooks.records import Outcome as HookOutcome
 from plimsoll.migration.states import MigrationState
 from plimsoll.migration.status import WayBack
 from plimsoll.migration.verdict import Decision, Outcome
 
-MOST_QUERIES = 1000
 # What a number of JSON holds exactly everywhere.
 MOST_NUMBER = 2**53 - 1
 
@@ -28,123 +24,6 @@ HookName = Annotated[
     str,
     Path(min_length=1, max_length=64, openapi_examples={"memory": {"value": "validate-memory"}}),
 ]
-HookNames = TypeAliasType(
-    "HookNames",
-    Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=64)]], Field(max_length=64)],
-)
-Why = Annotated[
-    OrDefault[Annotated[StrictStr, Field(max_length=1000)]],
-    Field(description="For the audit: who asks is noted as this request's id."),
-]
-
-
-class JudgedQueryFields(BaseModel):
-    """A query whose answers are known."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    query: Annotated[StrictStr, Field(min_length=1)]
-    relevant: Annotated[
-        dict[str, Annotated[FiniteFloat, Field(gt=0)]],
-        Field(min_length=1, description="Grades by document id: more is better."),
-    ]
-    old_vector: Annotated[
-        list[FiniteFloat] | None,
-        FailFast(),
-        Field(
-            max_length=MOST_DIMENSIONS,
-            description="The query in the old version's space, where no model here embeds into it.",
-        ),
-    ] = None
-
-
-JudgedQueries = TypeAliasType(
-    "JudgedQueries",
-    Annotated[list[JudgedQueryFields], FailFast(), Field(max_length=MOST_QUERIES)],
-)
-
-
-class MigrationRequest(BaseModel):
-    """Which collection moves to which model."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    collection: StrictStr
-    model: Annotated[StrictStr, Field(description="As GET /v1/models lists it.")]
-    dimensions: Annotated[
-        Dimensions | None,
-        Field(description="Values a vector; null: all of the model's."),
-    ] = None
-    queries: Annotated[
-        OrDefault[JudgedQueries], Field(description="Judged queries for the verdict.")
-    ] = []
-    hooks: Annotated[
-        OrDefault[HookNames],
-        Field(description="Names of hooks, as GET /hooks lists them, behind those always asked."),
-    ] = []
-    bridge: Annotated[
-        OrDefault[BridgeWish],
-        Field(
-            description="Whether searches find documents by bridged vectors until they are "
-            "embedded: gated refuses a bridge of little worth, forced does not."
-        ),
-    ] = "none"
-    start: Annotated[
-        OrDefault[StrictBool], Field(description="false: plan only; resume begins it.")
-    ] = True
-    progressive: Annotated[
-        OrDefault[StrictBool],
-        Field(
-            description="true: from now until cut-over searches read the new version for documents "
-            "that have a vector of it, and the old one for the rest."
-        ),
-    ] = False
-    why: Why = ""
-
-
-class ChangeRequest(BaseModel):
-    """Why a migration's state changes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    why: Why = ""
-
-
-class CutoverRequest(ChangeRequest):
-    """Whether the verdict is asked."""
-
-    force: Annotated[
-        OrDefault[StrictBool], Field(description="true: whatever the verdict says.")
-    ] = False
-
-
-class ShadowRequest(ChangeRequest):
-    """How many live searches are compared."""
-
-    share: Annotated[
-        FiniteFloat,
-        Field(
-            ge=0,
-            le=1,
-            strict=True,
-            description="Of the searches by meaning, those that the new version is asked too; 0: "
-            "none.",
-        ),
-    ]
-
-
-class ProgressiveRequest(ChangeRequest):
-    """Whether searches read the new version before cut-over."""
-
-    on: StrictBool
-
-
-class ValidateRequest(ChangeRequest):
-    """By which queries to judge."""
-
-    queries: Annotated[
-        JudgedQueries | None, Field(description="null: those that the migration has.")
-    ] = None
 
 
 class CheckFields(BaseModel):
@@ -154,7 +33,7 @@ class CheckFields(BaseModel):
     outcome: Annotated[Outcome, Field(description="noted: told, and does not decide.")]
     message: str
     figures: dict[str, Any]
-    warns: Annotated[bool, Field(description="To be known, whatever the decision.")]
+    warns: Annotated[bool, Field(description="People have to know it before a cut-over.")]
 
 
 class VerdictFields(BaseModel):
@@ -345,8 +224,3 @@ class MigrationList(BaseModel):
     """Every migration, the newest first."""
 
     migrations: list[MigrationFields]
-
-
-def queries_json(queries: list[JudgedQueryFields]) -> list[Mapping[str, Any]]:
-    """As the journal keeps them."""
-    return [query.model_dump(exclude_none=True) for query in queries]

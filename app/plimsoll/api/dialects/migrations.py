@@ -31,12 +31,14 @@ from plimsoll.api.edge.documented import (
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.refusals import NATIVE
 from plimsoll.api.migration_fields import (
-    ChangeRequest,
-    CutoverRequest,
     MigrationFields,
     MigrationList,
     MigrationNumber,
     MigrationReport,
+)
+from plimsoll.api.migration_requests import (
+    ChangeRequest,
+    CutoverRequest,
     MigrationRequest,
     ProgressiveRequest,
     ShadowRequest,
