@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-# Ground and ink, which every page has; a light page is printed, whatever the screen shows.
+# Ground and ink, which every page has; paper gets the light page, also from a dark screen.
 STYLE = """
 :root { --page: #fdfdfc; --ink: #1d2228; --faint: #5f666d; --grid: #e2e4e6; }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #16191d; --ink: #e6e8ea;

@@ -96,7 +96,7 @@ def plan(collection: str, model: str, dimensions: int | None, bridge: bool, **gi
     is_flag=True,
     help="Let searches find documents by bridged vectors until they are embedded.",
 )
-@click.option("--force-bridge", is_flag=True, help="Likewise, whatever the bridge is worth.")
+@click.option("--force-bridge", is_flag=True, help="Likewise, at any retention.")
 @click.option("--job", type=GIVEN, metavar="JOB.toml", help="A file that says all of this.")
 @_WHY
 @asks_server
@@ -195,7 +195,7 @@ def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
 
 @migrate.command()
 @_NUMBER
-@click.option("--force", is_flag=True, help="Whatever the verdict says.")
+@click.option("--force", is_flag=True, help="Also where the verdict is not go.")
 @_WHY
 @asks_server
 def cutover(number: int, force: bool, why: str, **given: Any) -> None:

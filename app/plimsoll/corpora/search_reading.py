@@ -154,7 +154,7 @@ def _searched(connection: Connection, task: SearchTask) -> Collection:
 
 
 def _spaces(collection: Collection) -> list[tuple[int, Space]]:
-    """Which versions a search reads, whatever else changes of them."""
+    """Which versions a search reads, without what may change of them."""
     return [(version.id, version.space) for version in collection.parts]
 
 

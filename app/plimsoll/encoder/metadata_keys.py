@@ -46,7 +46,7 @@ class Irrelevant:
 class Neutral:
     """Accepted where it changes nothing, refused otherwise.
 
-    only: values that say what is built anyway; none: the key is refused, whatever it says.
+    only: values that say what is built anyway; none: the key is refused with any value.
     same: a property of the architecture that it must repeat, by its name in `Built`.
     remedy: what the user can do.
     """
@@ -184,7 +184,7 @@ _CHAT_TEMPLATES = "tokenizer.chat_template."  # with the name of one behind it
 
 
 def refuse_other_files(metadata: Mapping[str, Any]) -> None:
-    """Refuse a file that is not one whole model, whatever its architecture.
+    """Refuse a file that is not one whole model, of any architecture.
 
     Raises ModelUnsupportedError with the key.
     """

@@ -19,8 +19,8 @@ STEP_S = 300.0
 """For a part to be taken in and brought out while something waits for the link to be moved."""
 
 
-def _tell_nobody(what: str | None) -> None:
-    """For those that nobody watches."""
+def _tell_no_one(what: str | None) -> None:
+    """Tell no one: for steps that are not watched."""
 
 
 class HeldLink:
@@ -45,7 +45,7 @@ class HeldLink:
                 param="collection",
             )
 
-    async def catch_up(self, space: Space, told: Yielding = _tell_nobody) -> None:
+    async def catch_up(self, space: Space, told: Yielding = _tell_no_one) -> None:
         """Take in what is new outside, and bring every vector of a space out.
 
         told: how much is left, each time that a part has been brought out.
@@ -64,7 +64,7 @@ class HeldLink:
                 )
             told(f"{n_waiting} vectors are still to be brought out to what it is linked to")
 
-    async def finish(self, space: Space, told: Yielding = _tell_nobody) -> None:
+    async def finish(self, space: Space, told: Yielding = _tell_no_one) -> None:
         """Have all of a space outside, fit to be read, with its indexes; may take long.
 
         told: what is being done.

@@ -108,7 +108,7 @@ def _take_vectors(
     vectors.put(connection, active.id, list(came), came.values())
     state.take_out(connection, active.id, came)
     state.put(connection, active.id, lacking)
-    if active.space.is_foreign:  # else one that is lacking is made here, whatever stands outside
+    if active.space.is_foreign:  # else one that is lacking is made here
         state.forget_stale(connection, active.id, came)
         state.remember_stale(connection, active.id, stale)
 

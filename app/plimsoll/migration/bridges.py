@@ -3,7 +3,7 @@
 Functions over a connection that is in a transaction, which the caller holds; the table is made in
 corpora/schema.py. Bridged vectors are a version of their own, in a space of its own: no model
 embeds into it, no document is written to it, and no pointer may lead there. A trigger of SQLite
-takes a row's bridged vector out in the transaction that stores its real one, whoever stores that;
+takes a row's bridged vector out in the transaction that stores its real one, wherever that is done;
 a document that changes or goes loses it as it loses every vector.
 """
 
@@ -26,7 +26,7 @@ from plimsoll.migration.records import Migration
 from plimsoll.policy.costs import SEGMENT_ROWS
 
 BridgeWish: TypeAlias = Literal["none", "gated", "forced"]
-"""Whether a migration is to have one; forced: whatever it is worth."""
+"""Whether a migration is to have one; forced: at any retention."""
 
 
 class BridgeState(Enum):
@@ -56,7 +56,7 @@ class Bridge:
 
 
 def plan(connection: sqlite3.Connection, migration: int, *, is_forced: bool) -> None:
-    """Have a bridge built when the migration runs; is_forced: whatever it is worth."""
+    """Have a bridge built when the migration runs; is_forced: at any retention."""
     connection.execute(
         "INSERT INTO bridges (migration, is_forced, state) VALUES (?, ?, ?)",
         (migration, is_forced, BridgeState.PLANNED.value),

@@ -146,7 +146,7 @@ class QualityJudge:
     async def latency(
         self, texts: Sequence[str], old: PatientEmbedder | None, new: PatientEmbedder
     ) -> Check:
-        """How long one short query takes to embed, behind whatever else the server does."""
+        """How long one short query takes to embed, behind all else that the server does."""
         figures: dict[str, Any] = {"queries": len(texts)}
         for name, embedder in (("new", new), ("old", old)):
             if embedder is not None and texts:

@@ -18,7 +18,7 @@ Decision: TypeAlias = Literal["go", "no_go", "inconclusive"]
 class Check:
     """One question, its answer in words, and every figure behind it.
 
-    warns: it is to be known before a cut-over, whatever the decision.
+    warns: people have to know it before a cut-over, also where the decision is go.
     """
 
     name: str

@@ -82,7 +82,7 @@ class ModelOpener:
         Reads no weights and fetches nothing: a model that is not fetched yet is no failure.
         """
         self._tried = self._identity()
-        if self._folder is None:  # else the weights are ready, whatever has become of the file
+        if self._folder is None:  # else the weights are ready, with or without the file
             path = local_file(self._spec, self._cache_dir)
             if path is None:
                 check_can_fetch(self._spec, self._cache_dir)

@@ -1,4 +1,4 @@
-"""What stands in memory whatever is admitted: the server at rest, and what nothing accounts for.
+"""What stands in memory beside requests: the server at rest, and what nothing accounts for.
 
 Pure: measurements and the seconds of a clock come in.
 """

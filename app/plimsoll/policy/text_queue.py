@@ -118,7 +118,7 @@ class TextQueue(Generic[T]):
         self.n_tokens += n_tokens
 
     def take_first(self) -> Sequence[T]:
-        """Take out the text that was looked at last, where there is one, whatever may run."""
+        """Take out the text that was looked at last, where there is one, also if it may not run."""
         return self._take(self._asked)
 
     def _by_urgency(self) -> Sequence[Turns[T]]:

@@ -255,7 +255,7 @@ def test_a_collection_of_the_name_that_is_not_ours_is_left_alone(application, li
     application.create_collection(
         name, vectors_config=models.VectorParams(size=4, distance=models.Distance.DOT)
     )
-    with pytest.raises(OutsideMismatchError, match="delete it if nobody needs it"):
+    with pytest.raises(OutsideMismatchError, match="delete it if you need it no more"):
         outside.prepare(NEW)
 
 

@@ -20,7 +20,7 @@ from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
 from plimsoll.api.edge.refusals import Refusals
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-# A page of another site cannot send these without its browser asking first, whatever they hold.
+# A page of another site cannot send these without its browser asking first, with any content.
 ASKED_FIRST_METHODS = ("DELETE",)
 # JSON, a value a line.
 LINES_SUBTYPES = ("x-ndjson", "jsonl")

@@ -1,4 +1,4 @@
-// Ask the server every other second and show what it says; rest while nobody looks.
+// Ask the server every other second and show what it says; rest while the page is hidden.
 
 import { drawLadder, drawLatency, drawMemory, drawRequests, drawThroughput } from "./chart.js";
 import { askForKey, isAsking, send, whenKeyChanges } from "./key.js";

@@ -90,7 +90,7 @@ at("copy-curl").addEventListener("click", () => copy(asCurl(), "curl"));
 at("copy-python").addEventListener("click", () => copy(asPython(), "Python"));
 at("try-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  // Not `disabled`, which would take the focus away from whoever uses the keyboard.
+  // Not `disabled`, which would take the focus away from people who use the keyboard.
   if (button.ariaDisabled === "true") return;
   button.ariaDisabled = "true";
   at("outcome").textContent = "Asking …";

@@ -90,7 +90,7 @@ class Worker:
         return float(self.ask(lengths=list(lengths), repeats=repeats)["seconds"]) / repeats
 
     def close(self) -> None:
-        """End the process, whatever it is doing: it has nothing to save."""
+        """End the process in the midst of its work: it has nothing to save."""
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None:

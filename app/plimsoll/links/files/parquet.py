@@ -1,4 +1,4 @@
-"""Read Parquet a few rows at a time, whatever the size of its groups of rows.
+"""Read Parquet a few rows at a time, from groups of rows of any size.
 
 A page is read whole, as its writer made it: about 1 MiB by default. It may name a long text often
 that stands in its column's dictionary once, so few rows are spelled out at a time. Needs pyarrow,

@@ -55,8 +55,8 @@ def check_alone(table: Table, known: Collection[str] = ()) -> None:
             raise OutsideMismatchError(
                 f"{table.place.words} has a column {column.name!r} with vectors of "
                 f"{column.fingerprint!r} from another server, or from before a data folder was "
-                "lost: end the migration there, or put the folder back; if nobody needs them, drop "
-                "the column"
+                "lost: end the migration there, or put the folder back; if you need them no more, "
+                "drop the column"
             )
 
 

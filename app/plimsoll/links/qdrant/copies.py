@@ -1,8 +1,8 @@
 """Make one collection of an alias like another, but for our vector.
 
 What others are to read after a switch has every point, with payload and other vectors, of what they
-read until then. Points are compared by their ids, page by page, in no assumed order; whatever is
-written may be written again. A switch stops no writes, so what came into the collection that is
+read until then. Points are compared by their ids, page by page, in no assumed order; a point
+may be written again. A switch stops no writes, so what came into the collection that is
 left while they were copied is brought over behind it.
 """
 

@@ -1,4 +1,4 @@
-"""When all points are read once more: Qdrant tells nobody what has changed.
+"""When all points are read once more: Qdrant tells no client what has changed.
 
 Reading everything costs time, so a pass comes no sooner than a multiple of the last one's length
 after it; where the number of points is another than at its beginning, after less. Pure but for the

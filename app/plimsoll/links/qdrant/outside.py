@@ -4,8 +4,8 @@ Vectors of another space go into a second collection, which Plimsoll makes besid
 switch lets the alias lead there, at one moment for all that ask for the alias. Until then the
 second has copies of the first one's points, and afterwards the other way round.
 
-Qdrant tells nobody of changes: all points are read again at times (see looks.py), and whatever was
-written in between while a switch was prepared is brought over behind it (see copies.py).
+Qdrant tells no client of changes: all points are read again at times (see looks.py), and what
+others wrote while a switch was prepared is brought over behind it (see copies.py).
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -244,8 +244,8 @@ class QdrantOutside:
             raise OutsideMismatchError(
                 f"{self._place.words} has a collection {each.name!r} beside it with vectors of "
                 f"{each.fingerprint!r} from another server, or from before a data folder was lost: "
-                "end the migration there, or put the folder back; if nobody needs them, delete the "
-                "collection"
+                "end the migration there, or put the folder back; if you need them no more, delete "
+                "the collection"
             )
 
     def _pause(self, seconds: float) -> None:

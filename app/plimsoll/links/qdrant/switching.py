@@ -33,7 +33,7 @@ def make(client: QdrantClient, place: Place, active: StoredCollection, space: Sp
         if catalog.find(client, name) is not None:
             raise OutsideMismatchError(
                 f"{place.variable} has a collection {name!r} already, where Plimsoll puts vectors, "
-                "and nothing notes whose it is: delete it if nobody needs it"
+                "and nothing notes whose it is: delete it if you need it no more"
             )
         _create(client, name, place, active, space)
         there = catalog.find(client, name)

@@ -1,8 +1,8 @@
 """A hook that is a process: JSON on its standard input, an exit code or a line of JSON back.
 
 No shell, and nothing of this server's environment, which may hold keys. The process begins a group
-of its own, all of which is ended when it has answered, when its time is over, and when nobody waits
-for it any more. A server that is killed ends it not: it may then run beside the next attempt.
+of its own, all of which is ended when it has answered, when its time is over, and when its caller
+has gone. A server that is killed ends it not: it may then run beside the next attempt.
 """
 
 import asyncio

@@ -116,7 +116,7 @@ class MigrationHooks:
                 group.create_task(self._repeat(look, hook.interval_s, ended))
 
     async def try_once(self, name: str, number: int | None) -> HookOutcome:
-        """Ask one hook now, whatever its moment is; nothing is written down, and nothing stopped.
+        """Ask one hook now, at any moment; nothing is written down, and nothing stopped.
 
         Raises UnknownHookError, UnknownMigrationError, InvalidRequestError where it needs a
         migration.

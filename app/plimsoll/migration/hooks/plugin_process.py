@@ -2,7 +2,7 @@
 
 Loads the module with pluggy, asks its `plimsoll_hook` by what stands on standard input, and prints
 the answer as a command does. In a process of its own a plug-in that hangs or crashes takes nothing
-with it. Whatever it prints goes to standard error.
+with it. What it prints goes to standard error.
 """
 
 import importlib
