@@ -1,6 +1,7 @@
 """A server's inside with a link to a table of ships, and what that table should be."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -165,3 +166,20 @@ async def linked(folder: Path, **options: str) -> AsyncIterator[Inside]:
     """A server with the link."""
     async with inside(linked_settings(folder, **options)) as server:
         yield server
+
+
+def shown(server: Inside) -> dict[str, float]:
+    """What a scrape says of the link, by the rest of the name and the labels behind the link's."""
+    page = server.telemetry.render().decode()
+    found = re.findall(r'^plimsoll_link_(\w+){link="ships",?([^}]*)} (\S+)$', page, re.MULTILINE)
+    return {f"{name} {labels}".rstrip(): float(value) for name, labels, value in found}
+
+
+def vectors_of(server: Inside) -> dict[str, bytes | None]:
+    """What documents have of the foreign space, by their ids."""
+    with server.corpora.database.reading() as connection:
+        return dict(
+            connection.execute(
+                "SELECT id, vector FROM documents_1 AS d LEFT JOIN vectors_1 AS v ON v.row = d.row"
+            )
+        )

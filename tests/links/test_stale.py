@@ -14,20 +14,10 @@ from tests.links.linked import (
     migrate,
     old_vector,
     pull,
+    vectors_of,
     write,
 )
 from tests.links.linked import make_ships as make_table
-from tests.migration.models import Inside
-
-
-def vectors_of(server: Inside) -> dict[str, bytes | None]:
-    """What documents have of the foreign space, by their ids."""
-    with server.corpora.database.reading() as connection:
-        return dict(
-            connection.execute(
-                "SELECT id, vector FROM documents_1 AS d LEFT JOIN vectors_1 AS v ON v.row = d.row"
-            )
-        )
 
 
 def test_of_changes_between_two_looks_the_last_says_whose_text_a_vector_is(folder, application):

@@ -1,7 +1,6 @@
 """A collection whose home is files: moved, kept in step with them, and moved back."""
 
 import asyncio
-import re
 from pathlib import Path
 from time import monotonic
 
@@ -16,7 +15,7 @@ from plimsoll.links.files.rows import Columns, FileRow
 from plimsoll.links.work import LinkWork
 from plimsoll.migration.states import MigrationState as State
 from tests.links.files.ships import DEADLINE_S, copy_of, linked, make_ships, pulled, write
-from tests.links.linked import embedded, until
+from tests.links.linked import embedded, shown, until
 from tests.migration.models import CHECK_S, NEW, OLD, Inside
 
 N = 60
@@ -132,13 +131,6 @@ def test_files_that_cannot_be_read_are_waited_for_and_say_why(folder: Path):
             assert (await server.corpora.catalog.state("ships")).n_documents == N
 
     asyncio.run(play())
-
-
-def shown(server: Inside) -> dict[str, float]:
-    """What a scrape says of the link, by the rest of the name and the labels behind the link's."""
-    page = server.telemetry.render().decode()
-    found = re.findall(r'^plimsoll_link_(\w+){link="ships",?([^}]*)} (\S+)$', page, re.MULTILINE)
-    return {f"{name} {labels}".rstrip(): float(value) for name, labels, value in found}
 
 
 def test_metrics_say_where_a_link_stands(folder: Path):

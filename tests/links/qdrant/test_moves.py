@@ -8,8 +8,7 @@ from qdrant_client import QdrantClient, models
 
 from plimsoll.errors import OutsideUnavailableError
 from plimsoll.migration.states import MigrationState as State
-from tests.links.files.test_moves import shown
-from tests.links.linked import embedded, in_step, migrate, old_vector, pull, until
+from tests.links.linked import embedded, in_step, migrate, old_vector, pull, shown, until
 from tests.links.qdrant.ships import (
     ALIAS,
     OLD_COLLECTION,

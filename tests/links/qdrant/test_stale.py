@@ -4,9 +4,8 @@ import asyncio
 
 import numpy as np
 
-from tests.links.linked import in_step, migrate, old_vector, pull, until
+from tests.links.linked import in_step, migrate, old_vector, pull, until, vectors_of
 from tests.links.qdrant.ships import ALIAS, is_read, linked, make_ships, point, write_text
-from tests.links.test_stale import vectors_of
 
 N = 60
 
