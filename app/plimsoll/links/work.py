@@ -19,7 +19,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.records import Version
-from plimsoll.errors import OutsideError, OutsideUnavailableError, PlimsollError
+from plimsoll.errors import OutsideUnavailableError, PlimsollError
 from plimsoll.links import steps
 from plimsoll.links.filler import Filler
 from plimsoll.links.mirror import Mirrored
@@ -165,7 +165,7 @@ class LinkWork:
     async def _keep_claim(self) -> None:
         while True:
             await asyncio.sleep(KEEP_EVERY_S)
-            with suppress(OutsideError):  # of which the work tells
+            with suppress(PlimsollError):  # of which the work tells
                 await asyncio.to_thread(self.outside.keep_claim)
 
     async def _claim(self, known: Sequence[str]) -> None:

@@ -107,8 +107,8 @@ def fitted(
     """Fit a bridge on pairs of vectors, and measure it.
 
     old: float32 (n, old). new: float32 (n, new), of length 1. n_documents: that they were drawn
-    from. queries: float32 (m, new), of judged
-    queries, of length 1; relevant: of each of them grades by the place of a pair.
+    from. queries: float32 (m, new), of judged queries, of length 1; relevant: of each of them
+    grades by the place of a pair.
     Raises TooFewDocumentsError.
     """
     check_enough(len(old))

@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 RowOutcome: TypeAlias = Literal["embedded", "skipped", "quarantined"]
 """What became of a document; skipped: it changed or went while it was embedded."""
 
-
 ShadowOutcome: TypeAlias = Literal["compared", "failed", "dropped"]
 """What became of a live search that was to be compared; failed: the new version gave no answer."""
 
