@@ -10,6 +10,7 @@ import uvicorn
 
 from plimsoll.composition.application import create_app
 from plimsoll.machine.memory import MIB, MemoryMonitor
+from plimsoll.server import http_config
 from plimsoll.settings import Settings
 from tests.browser import Browser
 from tests.running_server import RunningServer
@@ -29,7 +30,7 @@ def limited(folder: Path, cache: Path, *options: str) -> RunningServer:
 def serving_here(settings: Settings) -> Iterator[str]:
     """A server in a thread of this process, whose memory and engine a test can reach."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+    server = uvicorn.Server(http_config(create_app(settings), settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
