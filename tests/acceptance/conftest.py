@@ -7,7 +7,6 @@ import pytest
 
 from plimsoll.composition.models import prepare_model
 from plimsoll.settings import Settings
-from plimsoll.sidecar.sidecar import Sidecar
 from tests.acceptance.limited_load import ServedFile
 from tests.synthetic import cached_synthetic
 
@@ -35,7 +34,7 @@ def lengths(request: pytest.FixtureRequest) -> Lengths:
 @pytest.fixture(scope="session")
 def builtin(model_cache: Path) -> ServedFile:
     """The built-in model, converted, in 256 MiB."""
-    return ServedFile("builtin", 256, model_cache, *_prepared(model_cache, "builtin"))
+    return ServedFile("builtin", 256, model_cache, _prepared(model_cache, "builtin"))
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +43,11 @@ def nomic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = request.config.cache.mkdir("synthetic")
     file = cached_synthetic(folder, quant="Q8_0", name="nomic-embed-text-v1.5")
     cache = tmp_path_factory.mktemp("nomic") / "cache"
-    return ServedFile(str(file), 400, cache, *_prepared(cache, str(file)), source=file)
+    return ServedFile(str(file), 400, cache, _prepared(cache, str(file)), source=file)
 
 
-def _prepared(cache: Path, model: str) -> tuple[Path, Path]:
-    """The sidecar's folder, and the file that holds the weights."""
-    folder = prepare_model(
+def _prepared(cache: Path, model: str) -> Path:
+    """The sidecar's folder, which holds the packed weights too."""
+    return prepare_model(
         Settings(model=model, cache_dir=cache), lambda done_bytes, total_bytes, phase: None
     )
-    sidecar = Sidecar(folder)
-    sidecar.close()
-    return folder, sidecar.weights_path

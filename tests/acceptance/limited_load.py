@@ -37,13 +37,12 @@ FEW_CLIENTS = 4
 
 @dataclass(frozen=True)
 class ServedFile:
-    """A model as a server is told of it, and the files whose pages must be evicted first."""
+    """A model as a server is told of it, and what has pages that must be evicted first."""
 
     name: str  # as PLIMSOLL_MODEL takes it
     limit_mib: int
     cache: Path
     sidecar: Path
-    weights: Path
     source: Path | None = None
 
     def options(self) -> tuple[str, ...]:
@@ -96,7 +95,7 @@ def limited_server(
     folder: Path, served: ServedFile, limit_mib: int | None = None, **variables: str
 ) -> Iterator[tuple[RunningServer, LimitedGroup]]:
     """A server in a group of its own, its model's pages evicted from the file cache before."""
-    for path in filter(None, (served.source, served.weights)):
+    for path in filter(None, (served.source, served.sidecar)):
         evict(path)
     with (
         limited_group((limit_mib or served.limit_mib) * MIB) as group,

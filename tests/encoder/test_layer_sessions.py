@@ -15,7 +15,9 @@ def words(layer: int) -> Any:
 
 
 def layers(
-    n_layers: int, open_layer: Callable[[int], LayerPair], verify: Callable[[], None] = lambda: None
+    n_layers: int,
+    open_layer: Callable[[int], LayerPair],
+    verify: Callable[[int], None] = lambda layer: None,
 ) -> LazyLayers:
     return LazyLayers(FIRST, n_layers, verify, open_layer)
 
@@ -41,13 +43,33 @@ def test_nothing_opens_before_a_second_layer_is_asked_for():
 def test_nothing_opens_that_is_damaged():
     """A session reads what it opens over, and would hold it while the damaged file is closed."""
 
-    def verify() -> None:
-        raise ValueError("damaged")
+    def verify(layer: int) -> None:
+        raise ValueError(f"layer {layer} is damaged")
 
     project, _ = layers(2, pytest.fail, verify).parts()
 
     with pytest.raises(ValueError, match="damaged"):
         project[1]
+
+
+def test_one_layer_can_open_alone():
+    """Under a hard limit there is no room for what opening all of them at once reads."""
+    opened: list[int] = []
+
+    def open_layer(layer: int) -> Any:
+        opened.append(layer)
+        return words(layer)
+
+    lazy = layers(4, open_layer)
+    project, _ = lazy.parts()
+
+    lazy.open(2)
+    lazy.open(2)
+
+    assert project[2] == "project 2"
+    assert opened == [2]
+    assert 2 in lazy
+    assert 1 not in lazy
 
 
 def test_a_layer_that_would_not_open_is_tried_again():

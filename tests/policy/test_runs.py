@@ -45,12 +45,14 @@ def limits(
     room_bytes: int = PLENTY,
     resident_bytes: int = PLENTY,
     kept_bytes: int | None = None,
+    is_hard: bool = False,
 ) -> RunLimits:
     return RunLimits(
         Plan(parallelism, 1, step, (), ()),
         room_bytes,
         resident_bytes=resident_bytes,
         kept_bytes=kept_bytes,
+        is_hard=is_hard,
     )
 
 
@@ -220,6 +222,26 @@ def test_pages_of_weights_go_at_step_2_or_where_they_cannot_stay(
     """Weights of 1000 bytes. Pages that are read again and again cost more than those that were
     given back in order; and to keep some layers is to drop the others."""
     assert allowed.drops_pages(1000) is drops_pages
+
+
+@pytest.mark.parametrize(
+    ("allowed", "evicts_pages"),
+    [
+        (limits(), False),
+        (limits(step=DROPPING_STEP, is_hard=True), False),
+        (limits(resident_bytes=999), False),
+        (limits(resident_bytes=1000, is_hard=True), False),
+        (limits(resident_bytes=999, is_hard=True), True),
+        (limits(kept_bytes=PLENTY), True),
+    ],
+    ids=["calm", "step 2", "a setting's budget", "fits", "a byte too large", "keep some"],
+)
+def test_pages_leave_the_file_cache_where_it_cannot_hold_the_weights(
+    allowed: RunLimits, evicts_pages: bool
+):
+    """Weights of 1000 bytes. Under a group's limit, used pages push out those read ahead; where
+    only a setting is passed, the machine's cache holds them for the next run."""
+    assert allowed.evicts_pages(1000) is evicts_pages
 
 
 # --- no memory ------------------------------------------------------------------------------

@@ -294,8 +294,10 @@ def test_vectors_keep_their_bits_while_the_step_changes_under_a_request(tmp_path
     assert (drops[0], True in drops, drops[-1]) == (False, True, False)
 
 
-@pytest.mark.parametrize(("kept_bytes", "n_layers"), [(None, 0), (0, 0), (350, 1), (9999, 4)])
-def test_layers_that_are_to_stay_are_named_to_the_engine(kept_bytes: int | None, n_layers: int):
+@pytest.mark.parametrize(("kept_bytes", "n_layers"), [(None, None), (0, 0), (350, 1), (9999, 4)])
+def test_layers_that_are_to_stay_are_named_to_the_engine(
+    kept_bytes: int | None, n_layers: int | None
+):
     """As many as fit beside two that are under way; the pages of all others are dropped then."""
     model = WatchedModel()
     model.sizes = WeightSizes(weights_bytes=400, layer_bytes=100, n_layers=4)

@@ -96,7 +96,7 @@ class Engine:
         drop_pages: bool = False,
         n_threads: int | None = None,
         pack_tokens: int = PACK_TOKENS,
-        kept_layers: int = 0,
+        kept_layers: int | None = None,
         between_layers: Callable[[], None] | None = None,
     ) -> list[np.ndarray]:
         """Last hidden states of each text.
@@ -105,8 +105,9 @@ class Engine:
         drop_pages: give each layer's pages back to the kernel after its use.
         n_threads: use so many of the engine's threads; None: all.
         pack_tokens: join short texts up to so many tokens.
-        kept_layers: with `drop_pages`, spare so many layers, and let none of the others' pages
-            linger and push out theirs.
+        kept_layers: with `drop_pages`, spare so many layers, and take the others' pages out of the
+            file cache at once: where a limit counts it, those that were used push out those that
+            were read ahead. None: spare none, and let them linger in the cache.
         between_layers: called after each layer but the last, while no runner is at work; it may
             encode other texts. Without it a lone text may pass all layers in one call.
         Returns float32 (tokens, hidden) per text, in the order given.
@@ -120,11 +121,11 @@ class Engine:
         for layer in range(self._architecture.n_layers):
             if between_layers is not None and layer:
                 between_layers()
-            self._pages.enter_layer(layer, prefetch=drop_pages)
+            self._pages.enter_layer(layer, prefetch=drop_pages, is_scarce=kept_layers is not None)
             if whole is None:
                 self._each(run, partial(self._layer, layer))
-            if drop_pages and layer >= kept_layers:
-                self._pages.drop_layer(layer, evict=kept_layers > 0)
+            if drop_pages and layer >= (kept_layers or 0):
+                self._pages.drop_layer(layer, evict=kept_layers is not None)
         if whole is not None:
             whole.run(run.states, run.positions, run.packs[0].rotation)
         states: list[np.ndarray] = [run.states] * len(texts)

@@ -251,7 +251,7 @@ class EmbeddingModel:
         drop_pages: bool = False,
         n_threads: int | None = None,
         pack_tokens: int = PACK_TOKENS,
-        kept_layers: int = 0,
+        kept_layers: int | None = None,
         between_layers: Callable[[], None] | None = None,
     ) -> np.ndarray:
         """Pooled vectors of one run, not normalised: float64 (texts, hidden).

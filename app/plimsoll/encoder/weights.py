@@ -42,6 +42,8 @@ class Weights:
         self._verified_layers: set[int] = set()
         self._verified_tokens = np.zeros(architecture.vocabulary, bool)
         self._tokens = sidecar.array("token_embd.weight")
+        # Rows of it lie apart: the kernel would read 128 KiB around each.
+        sidecar.advise(["token_embd.weight"], mmap.MADV_RANDOM)
         self._token_type = (
             sidecar.array("token_types.weight")[0] if architecture.token_types else None
         )
@@ -109,7 +111,7 @@ class Weights:
             self._sidecar.verify("token_embd.weight", token * row_bytes, (token + 1) * row_bytes)
             self._verified_tokens[token] = True
 
-    def enter_layer(self, layer: int, *, prefetch: bool) -> None:
+    def enter_layer(self, layer: int, *, prefetch: bool, is_scarce: bool = False) -> None:
         """Check a block before its first use; with `prefetch`, start reading the next one."""
         if prefetch:
             following = (layer + 1) % self._architecture.n_layers

@@ -63,8 +63,9 @@ class MemorySample:
         where no group tells, of the whole machine. None where the kernel does not measure it.
     n_refaults: file pages that were read again soon after the kernel took them back.
     oom_kills: processes killed for want of memory.
+    is_hard: the budget is a group's limit, against which the pages of files count too.
 
-    Both count from the making of this process's own group (the innermost one with memory
+    Both numbers count from the making of this process's own group (the innermost one with memory
     counters), limited or not: what it re-reads and loses itself, not what its neighbours do.
     """
 
@@ -76,6 +77,7 @@ class MemorySample:
     pressure_ratio: float | None = None
     n_refaults: int = 0
     oom_kills: int = 0
+    is_hard: bool = False
 
     @property
     def utilization_ratio(self) -> float:
@@ -169,6 +171,7 @@ class MemoryMonitor:
             scope,
             self._pressure_ratio(limit),
             *count_events(self._groups),
+            is_hard=limit is not None and budget.source == limit.source,
         )
 
     def usage(self) -> MemoryUsage:

@@ -72,6 +72,7 @@ class Governor:
         self._observed_s, self._observed_tokens = clock(), 0
         self.tokens_per_s = 0.0  # that have run, between the last two observations
         self._asked = NOTHING_ASKED
+        self._is_hard = False
 
     @property
     def plan(self) -> Plan:
@@ -115,6 +116,7 @@ class Governor:
         self.tokens_per_s = (n_tokens - self._observed_tokens) / elapsed_s
         self._observed_s, self._observed_tokens = now_s, n_tokens
         self.measure(reading.used_bytes, reading.budget_bytes)
+        self._is_hard = reading.is_hard
         self.breaker.observe(reading.used_ratio, floor_ratio=self.admission.rest_ratio)
         is_asked = self.admission.queue_tokens > 0
         return self._scheduler.next(
@@ -258,6 +260,7 @@ class Governor:
             resident_bytes=round(lines.RESIDENT_WEIGHTS_RATIO * self._budget_bytes),
             kept_bytes=self._asked.kept_bytes,
             short_tokens=short_run_tokens(self.admission.tokens_per_s),
+            is_hard=self._is_hard,
         )
 
     def _decide(

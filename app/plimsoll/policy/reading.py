@@ -16,6 +16,7 @@ class Reading:
     pressure_ratio: float = 0.0
     refaults_per_s: float = 0.0
     io_pressure_ratio: float = 0.0
+    is_hard: bool = False
 
     @property
     def used_ratio(self) -> float:

@@ -51,6 +51,7 @@ class RunLimits:
     resident_bytes: weights up to so many bytes may stay in memory beside everything else.
     kept_bytes: layers that fit so many bytes stay in memory while the pages of all others are
         dropped; None where the weights as a whole stay or go.
+    is_hard: a control group's limit, against which file pages count too.
     short_tokens: of a run, or of a layer of one, that ends soon enough for those who come while it
         is under way.
     """
@@ -61,6 +62,7 @@ class RunLimits:
     resident_bytes: int = 1 << 60
     kept_bytes: int | None = None
     short_tokens: int = GROWN_TOKENS
+    is_hard: bool = False
 
     @property
     def pack_ratio(self) -> float:
@@ -71,6 +73,10 @@ class RunLimits:
         """Whether a run gives back the pages of each layer of such weights after it."""
         is_told_to = self.plan.step >= DROPPING_STEP or self.kept_bytes is not None
         return is_told_to or weights_bytes > self.resident_bytes
+
+    def evicts_pages(self, weights_bytes: int) -> bool:
+        """Whether dropped pages leave the file cache at once: it has no room for all of them."""
+        return self.kept_bytes is not None or (self.is_hard and weights_bytes > self.resident_bytes)
 
     def for_bulk(self, n_layers: int) -> "RunLimits":
         """The same for a run that lets others in between its layers."""

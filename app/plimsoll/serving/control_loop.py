@@ -125,6 +125,7 @@ class ControlLoop:
             # Without a limited group these are the whole machine's.
             refaults_per_s=self.refaults_per_s if memory.scope == "group" else 0.0,
             io_pressure_ratio=self._disk.pressure_ratio or 0.0,
+            is_hard=memory.is_hard,
         )
 
     def _look(self) -> None:

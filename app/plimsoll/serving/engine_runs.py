@@ -296,5 +296,7 @@ def _pack_tokens(limits: RunLimits) -> int:
     return round(PACK_TOKENS * limits.pack_ratio)
 
 
-def _kept_layers(model: EmbeddingModel, limits: RunLimits) -> int:
-    return 0 if limits.kept_bytes is None else model.sizes.fitting_layers(limits.kept_bytes)
+def _kept_layers(model: EmbeddingModel, limits: RunLimits) -> int | None:
+    if not limits.evicts_pages(model.weights_bytes):
+        return None
+    return model.sizes.fitting_layers(limits.kept_bytes or 0)

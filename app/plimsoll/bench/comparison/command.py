@@ -33,6 +33,8 @@ footprint  what runs of many shapes take at their peak beside what admission pre
 200 MiB  a control group whose limit kills, the weights evicted from the file cache before. The
          group's usage holds file pages and so may touch the limit; oom_kill must stay 0, and
          must not for the naive path: that is the control. Needs root.
+int8     the engine with PLIMSOLL_COMPUTE=int8 beside itself in float32: start, speed, 200 MiB.
+         Codes are made whatever their vectors come to, so of random weights it says speed alone.
 
 Without --model it measures a synthetic model of nomic-embed-text-v1.5's shape, and the built-in
 model where it is in the cache. Weights and exports are kept in ~/.cache/plimsoll-oracles.
@@ -51,7 +53,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from plimsoll.bench.comparison import footprint, hard_limit, memory, speed, startup
+from plimsoll.bench.comparison import footprint, hard_limit, int8, memory, speed, startup
 from plimsoll.bench.comparison.models import (
     SYNTHETIC,
     MakeSynthetic,
@@ -77,6 +79,7 @@ STAGES: dict[str, Callable[[Run, ModelCase], None]] = {
     "memory": memory.measure,
     "limit": hard_limit.measure,
     "footprint": footprint.measure,
+    "int8": int8.measure,
 }
 
 

@@ -139,25 +139,31 @@ def limited_group(
 
 
 def evict(path: Path) -> None:
-    """Drop a file's pages from the page cache; no process may have them mapped.
+    """Drop the pages of a file, or of all below a folder; no process may have them mapped.
 
     Pages are charged to the group that first read them: those of a warm cache outside a
     group would not count inside it.
     """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
+    for file in _files(path):
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
 
 
 def warm(path: Path) -> None:
-    """Read a file once, so that it is in the page cache."""
+    """Read a file, or all below a folder, once, so that it is in the page cache."""
     buffer = bytearray(1 << 20)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+    for one in _files(path):
+        with one.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [below for below in path.rglob("*") if below.is_file()]
 
 
 def _make(parent: ControlGroup, folder: Path) -> None:

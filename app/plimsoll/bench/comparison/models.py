@@ -48,7 +48,6 @@ class ModelCase:
     cache_dir: Path
     sidecar_folder: Path
     naive_path: Path
-    weights_path: Path
     weights_bytes: int
     linear_parameters: int  # of all layers: what one token is multiplied with
     vocabulary: int
@@ -75,6 +74,7 @@ class ModelCase:
             run_texts=MOST_TEXTS,
             run_tokens=GROWN_TOKENS,
             drop_pages=drop_pages,
+            precision="int8" if kind == "engine in int8" else "float32",
         )
 
 
@@ -120,7 +120,6 @@ def make_ready(name: str, say: Say, make_synthetic: MakeSynthetic | None) -> Mod
         cache_dir=cache_dir,
         sidecar_folder=folder,
         naive_path=naive_path,
-        weights_path=sidecar.weights_path,
         weights_bytes=sidecar.index.weights_bytes,
         linear_parameters=architecture.n_layers * architecture.layer_parameters,
         vocabulary=architecture.vocabulary,

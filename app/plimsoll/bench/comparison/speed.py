@@ -1,9 +1,10 @@
 """Tokens a second, beside the naive path and the processor's own limit."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,47 +22,70 @@ COSINE_GAP = 1e-4
 SINGLE_TEXTS = {16: 64, 128: 16, 512: 4}
 MIXED = "mixed list"
 CHECKED_TEXTS = 12
-KINDS: tuple[Kind, ...] = ("engine", "naive")
+KINDS: tuple[Kind, Kind] = ("engine", "naive")
 NAIVE = "naive path"
+Rates: TypeAlias = dict[Kind, dict[str, list[float]]]
+"""Tokens a second of every round, by kind and list."""
 
 
 def measure(run: Run, case: ModelCase) -> None:
-    """Rounds in which both run every list, in turn."""
+    """Rounds in which both run every list, in turn, and SGEMM beside the mixed list."""
+    ceilings: list[float] = []
+    with running(WorkerSpec("sgemm")) as sgemm:
+
+        @contextmanager
+        def beside(kind: Kind, name: str) -> Iterator[None]:
+            is_watched = kind == "engine" and name == MIXED
+            before = _ceiling(sgemm) if is_watched else 0.0
+            yield
+            if is_watched:
+                ceilings.append(max(before, _ceiling(sgemm)))
+
+        floor = Floor("value", at_most=COSINE_GAP)
+        rates = in_turn(run, case, KINDS, NAIVE, floor, beside)
+    _report(run, case, rates, ceilings)
+
+
+def in_turn(
+    run: Run,
+    case: ModelCase,
+    kinds: tuple[Kind, Kind],
+    peer: str,
+    gap_floor: Floor | None,
+    beside: Callable[[Kind, str], AbstractContextManager[None]],
+) -> Rates:
+    """Rounds in which both encode every list, in turn; and how far apart their vectors are.
+
+    peer: what the second is called. gap_floor: of 1 − cosine. beside: entered around each list.
+    """
+    mixed = run.mixed(case)
     lists = {
-        _alone(length): ([length], repeats)
+        f"one text of {length} tokens": ([length], repeats)
         for length, repeats in SINGLE_TEXTS.items()
         if length <= case.token_limit
     }
-    mixed = run.mixed(case)
     lists[MIXED] = (mixed, 1)
-    rates: dict[str, dict[str, list[float]]] = {
-        kind: {name: [] for name in lists} for kind in KINDS
-    }
-    ceilings: list[float] = []
+    rates: Rates = {kind: {name: [] for name in lists} for kind in kinds}
     with ExitStack() as opened:
-        sgemm = opened.enter_context(running(WorkerSpec("sgemm")))
-        workers = {kind: opened.enter_context(running(case.spec(kind))) for kind in KINDS}
-        _compare_vectors(run, case, workers, mixed[:CHECKED_TEXTS])
+        workers = {kind: opened.enter_context(running(case.spec(kind))) for kind in kinds}
+        gap = _worst_gap(run, workers, mixed[:CHECKED_TEXTS])
         for round_ in range(run.sizes.rounds):
             # Each begins a round in its turn, so that none has the coolest processor.
-            order = KINDS if round_ % 2 == 0 else KINDS[::-1]
+            order = kinds if round_ % 2 == 0 else kinds[::-1]
             for name, (lengths, repeats) in lists.items():
                 for kind in order:
                     run.say(f"speed: round {round_ + 1} of {run.sizes.rounds}, {name}, {kind}")
                     if len(lengths) == 1:  # pools and buffers woken up, as in a stream of texts
                         workers[kind].seconds(lengths)
-                    beside = kind == "engine" and name == MIXED
-                    before = _ceiling(sgemm) if beside else 0.0
-                    taken = workers[kind].seconds(lengths, repeats)
+                    with beside(kind, name):
+                        taken = workers[kind].seconds(lengths, repeats)
                     rates[kind][name].append(sum(lengths) / taken)
-                    if beside:
-                        ceilings.append(max(before, _ceiling(sgemm)))
-    _report(run, case, rates, ceilings)
+    name = f"{kinds[0]}, 1 − cosine with {peer}, worst of {CHECKED_TEXTS}"
+    run.add(case, "vectors", name, "", [gap], floor=gap_floor)
+    return rates
 
 
-def _report(
-    run: Run, case: ModelCase, rates: dict[str, dict[str, list[float]]], ceilings: list[float]
-) -> None:
+def _report(run: Run, case: ModelCase, rates: Rates, ceilings: list[float]) -> None:
     for name, ours in rates["engine"].items():
         held = case.full_size and name == MIXED
         run.add(
@@ -87,28 +111,20 @@ def _report(
     )
 
 
-def _compare_vectors(
-    run: Run, case: ModelCase, workers: Mapping[Kind, Worker], lengths: Sequence[int]
-) -> None:
-    """Hold the naive path's vectors against the engine's; warms both up as well."""
-    vectors = {}
+def _worst_gap(run: Run, workers: Mapping[Kind, Worker], lengths: Sequence[int]) -> float:
+    """1 − cosine of the vectors of both, at the worst; warms both up as well."""
+    vectors = []
     with tempfile.TemporaryDirectory() as folder:
         for kind, worker in workers.items():
             run.say(f"speed: vectors of {kind}")
             path = Path(folder) / f"{kind}.npy"
             worker.ask(lengths=list(lengths), vectors=str(path))
-            vectors[kind] = np.load(path).astype(np.float64)
-    gaps = 1 - (vectors["engine"] * vectors["naive"]).sum(axis=1)
-    name = f"1 − cosine with {NAIVE}, worst of {len(gaps)}"
-    floor = Floor("value", at_most=COSINE_GAP)
-    run.add(case, "vectors", name, "", [max(0.0, float(gaps.max()))], floor=floor)
+            vectors.append(np.load(path).astype(np.float64))
+    gaps = 1 - np.multiply(*vectors).sum(axis=1)
+    return max(0.0, float(gaps.max()))
 
 
 def _ceiling(sgemm: Worker) -> float:
     """GFLOP/s of the faster library."""
     gflops: dict[str, float] = sgemm.ask(sgemm=True)["gflops"]
     return max(gflops.values())
-
-
-def _alone(length: int) -> str:
-    return f"one text of {length} tokens"

@@ -1,4 +1,4 @@
-"""From starting a process to its first vector: engine and naive path."""
+"""From starting a process to its first vector: engine and peer."""
 
 from time import perf_counter
 
@@ -13,8 +13,16 @@ N_TOKENS = 16
 
 
 def measure(run: Run, case: ModelCase) -> None:
+    """The engine beside the naive path."""
+    compare(run, case, ("engine", "naive"), peer="naive path", at_most_s=FLOOR_S)
+
+
+def compare(
+    run: Run, case: ModelCase, kinds: tuple[Kind, Kind], *, peer: str, at_most_s: float
+) -> None:
     """Fresh processes in turn; the first of each kind only warms the file cache."""
-    seconds: dict[Kind, list[float]] = {"engine": [], "naive": []}
+    ours, theirs = kinds
+    seconds: dict[Kind, list[float]] = {ours: [], theirs: []}
     for round_ in range(run.sizes.rounds + 1):
         run.say(f"start-up: round {round_} of {run.sizes.rounds}")
         for kind, taken in seconds.items():
@@ -24,13 +32,13 @@ def measure(run: Run, case: ModelCase) -> None:
     run.add(
         case,
         "start",
-        "first vector",
+        f"first vector of the {ours}",
         "s",
-        seconds["engine"],
-        peer="naive path",
-        peer_values=seconds["naive"],
+        seconds[ours],
+        peer=peer,
+        peer_values=seconds[theirs],
         lower_is_better=True,
-        floor=Floor("value", at_most=FLOOR_S) if case.full_size else None,
+        floor=Floor("value", at_most=at_most_s) if case.full_size else None,
     )
 
 

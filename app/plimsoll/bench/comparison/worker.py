@@ -19,7 +19,7 @@ import numpy as np
 from plimsoll.bench.comparison.texts import token_ids
 
 Kind = Literal[
-    "engine", "naive", "bare", "sgemm",
+    "engine", "engine in int8", "naive", "bare", "sgemm",
     "padded", "openvino", "sentence-transformers", "llama-cpp-python",
 ]  # fmt: skip
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -68,7 +68,7 @@ class TextPeer(Protocol):
 
 def open_peer(spec: WorkerSpec) -> Peer | TextPeer | None:
     """The peer of this process; None where the process only measures itself."""
-    if spec.kind == "engine":
+    if spec.kind in ("engine", "engine in int8"):
         from plimsoll.bench.comparison.engine import EnginePeer
 
         return EnginePeer(
@@ -78,6 +78,7 @@ def open_peer(spec: WorkerSpec) -> Peer | TextPeer | None:
             run_texts=spec.run_texts,
             run_tokens=spec.run_tokens,
             drop_pages=spec.drop_pages,
+            compute=spec.precision,
         )
     if spec.kind == "naive":
         from plimsoll.bench.comparison.naive import NaivePeer

@@ -18,7 +18,7 @@ LayerPair: TypeAlias = tuple[ort.InferenceSession, ort.InferenceSession]
 
 
 class LazyLayers:
-    """Owns the layers' sessions. The first is open already, the others come together.
+    """Owns the layers' sessions. The first is open already, the others come together, or in turn.
 
     They are not opened while layers run: what opening takes for a moment would come on top of what
     admission has predicted for the run.
@@ -28,9 +28,14 @@ class LazyLayers:
         self,
         first: LayerPair,
         n_layers: int,
-        verify: Callable[[], None],
+        verify: Callable[[int], None],
         open_layer: Callable[[int], LayerPair],
     ) -> None:
+        """verify: checks what opening a layer reads, which is in memory then.
+
+        A weight that is damaged has a packed form that is not there: it would be packed on the
+        heap, and its vectors would look like any others.
+        """
         self.n_layers = n_layers
         self._verify = verify
         self._open_layer = open_layer
@@ -48,6 +53,17 @@ class LazyLayers:
                 self._open_all()
         return self._open[layer]
 
+    def __contains__(self, layer: int) -> bool:
+        """Whether a layer's are open."""
+        return layer in self._open
+
+    def open(self, layer: int) -> None:
+        """Open this one alone, so that no more is read at once."""
+        with self._opening:
+            if layer not in self._open:
+                self._open[layer] = self._open_one(layer)
+        allocator.release()
+
     def close(self) -> None:
         """Drop the sessions, and what opens them with its views of the weights."""
         self._open.clear()
@@ -57,11 +73,16 @@ class LazyLayers:
         closed = [layer for layer in range(self.n_layers) if layer not in self._open]
         if not closed:  # another thread was first
             return
-        self._verify()
         with ThreadPoolExecutor(min(MOST_OPENING, available_cores())) as threads:
-            for layer, pair in zip(closed, threads.map(self._open_layer, closed), strict=True):
+            for layer, pair in zip(closed, threads.map(self._open_one, closed), strict=True):
                 self._open[layer] = pair
         allocator.release()
+
+    def _open_one(self, layer: int) -> LayerPair:
+        # Apart from opening: what is raised here must hold no views of weights in its frames,
+        # which would keep the damaged file from being closed.
+        self._verify(layer)
+        return self._open_layer(layer)
 
 
 class _Part(Sequence[ort.InferenceSession]):

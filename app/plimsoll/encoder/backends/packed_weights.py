@@ -69,7 +69,7 @@ class PackedWeights:
         open_layer = partial(self._open_layer, graphs, layers)
         self._verify(0)
         first = self._open_first(open_layer)
-        self._layers = LazyLayers(first, len(layers), self.verify_all, open_layer)
+        self._layers = LazyLayers(first, len(layers), self._plain.verify, open_layer)
         project, transform = self._layers.parts()
         return LayerSessions.with_layers(graphs, 1, project, transform)
 
@@ -96,8 +96,14 @@ class PackedWeights:
         with ThreadPoolExecutor(min(MOST_OPENING, available_cores())) as verifying:
             list(verifying.map(self._verify, range(self._n_layers)))
 
-    def enter_layer(self, layer: int, *, prefetch: bool) -> None:
-        """Check a layer before its first use; with `prefetch`, read the next one's blobs."""
+    def enter_layer(self, layer: int, *, prefetch: bool, is_scarce: bool = False) -> None:
+        """Check a layer before its first use; with `prefetch`, read the next one's blobs.
+
+        is_scarce: its sessions open now and alone, and what that reads leaves the cache again.
+        """
+        if is_scarce and self._layers is not None and layer not in self._layers:
+            self._layers.open(layer)
+            self._plain.evict(layer)
         if prefetch:
             following = (layer + 1) % self._n_layers
             self._file.advise(graph_names(following), mmap.MADV_WILLNEED)
@@ -120,11 +126,7 @@ class PackedWeights:
         self._file.close()
 
     def _verify(self, layer: int) -> None:
-        """Check what a session of this layer reads when it opens.
-
-        A plain weight that is damaged has a packed form that is not there: it would be packed on
-        the heap, and its vectors would look like any others.
-        """
+        """Check what a session of this layer reads when it opens, and when it runs."""
         if layer not in self._verified:  # every run asks
             self._plain.verify(layer)
             self._file.verify(graph_names(layer))

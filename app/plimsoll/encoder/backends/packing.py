@@ -120,7 +120,12 @@ def _plain_weights(
         if codes is not None:
             codes.verify(layer)
 
-    return PlainWeights(place_of, verify)
+    def evict(layer: int) -> None:
+        sidecar.evict(float32_names(architecture, layer, coded))
+        if codes is not None:
+            codes.evict(layer)
+
+    return PlainWeights(place_of, verify, evict)
 
 
 def pack(

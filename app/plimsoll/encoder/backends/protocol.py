@@ -90,8 +90,11 @@ class WholeRunner(Protocol):
 class LayerPages(Protocol):
     """Looks after the pages of what a backend reads, layer by layer."""
 
-    def enter_layer(self, layer: int, *, prefetch: bool) -> None:
-        """Check a layer's bytes before their first use; with `prefetch`, read the next one's."""
+    def enter_layer(self, layer: int, *, prefetch: bool, is_scarce: bool = False) -> None:
+        """Check a layer's bytes before their first use; with `prefetch`, read the next one's.
+
+        is_scarce: the file cache has no room for what is read once.
+        """
 
     def drop_layer(self, layer: int, *, evict: bool) -> None:
         """Give a layer's pages back; with `evict`, take them out of the file cache too."""
