@@ -131,7 +131,7 @@ def assert_nothing_is_held(server: FakeServer) -> None:
     """Whatever was reserved has been given back."""
     _wait_for_the_run(server)
     admission = server.core.governor.admission
-    assert (admission.held_bytes, admission.run_bytes, admission.queue_tokens) == (0, 0, 0)
+    assert (admission.held_bytes, admission.run_bytes, admission.backlog.queue_tokens) == (0, 0, 0)
     assert not server.core.governor.waiting
 
 
@@ -140,7 +140,7 @@ def assert_only_the_pressure_is_left(server: FakeServer, reason: str | None) -> 
     _wait_for_the_run(server)
     admission = server.core.governor.admission
     assert admission.held_bytes == (ROOM if reason == "memory_pressure" else 0)
-    assert (admission.run_bytes, admission.queue_tokens) == (0, 0)
+    assert (admission.run_bytes, admission.backlog.queue_tokens) == (0, 0)
 
 
 def error_of(response: httpx.Response) -> tuple[int, str]:

@@ -133,7 +133,7 @@ def test_what_the_vectors_had_is_given_back_before_words_are_counted(
         def note(permit: Permit, demand: Demand, **options: bool) -> Decision:
             if demand.is_fallback:
                 admission = governor.admission
-                held_bytes.append((admission.held_bytes, admission.queue_tokens))
+                held_bytes.append((admission.held_bytes, admission.backlog.queue_tokens))
             return renew(permit, demand, **options)
 
         monkeypatch.setattr(governor, "renew", note)
@@ -164,7 +164,7 @@ def test_nothing_is_held_for_a_request_that_ended_while_it_ran(
             await asyncio.wait([request])
             assert request.cancelled()
         # The run under way goes on, and counts as such; the request does not.
-        assert (admission.held_bytes, admission.queue_tokens) == (0, 0)
+        assert (admission.held_bytes, admission.backlog.queue_tokens) == (0, 0)
 
     run(held, scenario)
     assert_nothing_is_held(held)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from plimsoll.errors import CacheCorruptError, ModelDownloadError, ModelLoadingError
-from plimsoll.models.slot import RETRY_PAUSE_S, ModelSlot, ModelState, SlotEvent
+from plimsoll.models.slot import LOADING_RETRY_S, RETRY_PAUSE_S, ModelSlot, ModelState, SlotEvent
 from plimsoll.telemetry.metrics import Telemetry
 from tests.fakes import DEADLINE_S, FakeClock, FakeOpener, fake_slot, metric
 
@@ -55,6 +55,33 @@ def test_a_load_that_outlasts_one_request_serves_the_next():
 
     asyncio.run(scenario())
     assert opener.n_tries == 1
+
+
+def test_who_waits_for_a_model_is_told_how_long_its_loading_will_take():
+    """A conversion takes minutes on a small machine; two retries of 5 s would be over by then."""
+    opener = FakeOpener()
+    opener.released.clear()
+    clock = FakeClock()
+
+    async def refused(slot: ModelSlot) -> float:
+        with pytest.raises(ModelLoadingError) as error:
+            async with slot.lease(wait_s=0.01):
+                pass
+        return error.value.retry_after_s
+
+    async def scenario() -> None:
+        slot = fake_slot(opener, clock=clock)
+        loading = asyncio.create_task(use(slot))
+        async with asyncio.timeout(DEADLINE_S):
+            while slot.progress != (25, 100):
+                await asyncio.sleep(0.001)
+        assert await refused(slot) == LOADING_RETRY_S
+        clock.now_s += 30
+        assert await refused(slot) == pytest.approx(90)
+        opener.released.set()
+        await loading
+
+    asyncio.run(scenario())
 
 
 def test_a_model_that_would_not_open_is_tried_again_after_a_pause():

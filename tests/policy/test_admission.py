@@ -11,19 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from plimsoll.policy.admission import (
-    FIRST_TOKENS_PER_S,
-    LEAST_QUEUE_TOKENS,
-    RATE_TOKENS,
-    Admission,
-    Permit,
-)
+from plimsoll.policy.admission import Admission, Permit
+from plimsoll.policy.backlog import FIRST_TOKENS_PER_S, LEAST_QUEUE_TOKENS, RATE_TOKENS
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.decision import Decision, Outcome
 from plimsoll.policy.floor import FLOOR_WINDOW_S, REST_WINDOW_S, SETTLED_AFTER_S
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.lines import admission_ratio
 from plimsoll.policy.priority import Priority, WaitingTokens
+from plimsoll.policy.return_times import MOST_TOLD_S, told_s
 from plimsoll.policy.runs import short_run_tokens
 from tests.fakes import FakeClock
 
@@ -109,7 +105,7 @@ def test_a_request_that_has_ended_gives_its_room_back(bench: Bench):
     bench.admission.release(permit)
 
     assert bench.admission.held_bytes == bench.admission.run_bytes == 0
-    assert bench.admission.queue_tokens == 0
+    assert bench.admission.backlog.queue_tokens == 0
     assert bench.outcome(Demand(10, held_bytes=200, run_bytes=400)) is Outcome.ADMIT
 
 
@@ -131,7 +127,7 @@ def test_a_renewed_reservation_takes_the_place_of_the_first(bench: Bench):
     bench.admission.reserve(permit, Demand(30, held_bytes=100, run_bytes=50))
 
     assert bench.admission.predicted_bytes == FLOOR + 100 + 50
-    assert bench.admission.queue_tokens == 30
+    assert bench.admission.backlog.queue_tokens == 30
 
 
 def test_memory_in_use_beyond_all_accounts_counts_as_it_stands(bench: Bench):
@@ -430,7 +426,7 @@ def test_more_tokens_than_drain_in_good_time_are_refused_at_once(bench: Bench):
     assert bench.outcome(Demand(100, held_bytes=0)) is Outcome.ADMIT
 
     bench.admit(Demand(1, held_bytes=0))
-    assert bench.outcome(Demand(1, held_bytes=0)) is Outcome.QUEUE_FULL
+    assert bench.outcome(Demand(100, held_bytes=0)) is Outcome.QUEUE_FULL
 
 
 def test_tokens_that_have_run_wait_no_more(bench: Bench):
@@ -441,14 +437,14 @@ def test_tokens_that_have_run_wait_no_more(bench: Bench):
     bench.admission.note_done(permit, 50)
     assert bench.outcome(Demand(50, held_bytes=0)) is Outcome.ADMIT
     bench.admission.note_done(permit, 10 * QUEUE_TOKENS)
-    assert bench.admission.queue_tokens == 0
+    assert bench.admission.backlog.queue_tokens == 0
 
 
 def test_a_long_list_does_not_lock_others_out(bench: Bench):
     """Only a window of its texts stands in the engine's queue, and others pass the rest."""
     bench.admit(Demand(100 * QUEUE_TOKENS, held_bytes=0, waiting_tokens=QUEUE_TOKENS // 2))
 
-    assert bench.admission.queue_tokens == QUEUE_TOKENS // 2
+    assert bench.admission.backlog.queue_tokens == QUEUE_TOKENS // 2
     assert bench.outcome(Demand(50, held_bytes=0)) is Outcome.ADMIT
 
 
@@ -469,25 +465,25 @@ def test_the_queue_is_never_shorter_than_one_long_text():
     """A slow machine still takes what its model reads."""
     bench = Bench(queue_s=0.001)
 
-    assert bench.admission.queue_limit_tokens == LEAST_QUEUE_TOKENS
+    assert bench.admission.backlog.queue_limit_tokens == LEAST_QUEUE_TOKENS
 
 
 def test_the_drain_rate_follows_runs_by_their_tokens(bench: Bench):
     """A large run tells what the engine can do; a small one is slow for reasons of its own."""
-    assert bench.admission.tokens_per_s == FIRST_TOKENS_PER_S
+    assert bench.admission.backlog.tokens_per_s == FIRST_TOKENS_PER_S
     bench.admission.end_run(RATE_TOKENS, RATE_TOKENS / 1000)
-    assert bench.admission.tokens_per_s == pytest.approx((FIRST_TOKENS_PER_S + 1000) / 2)
+    assert bench.admission.backlog.tokens_per_s == pytest.approx((FIRST_TOKENS_PER_S + 1000) / 2)
 
-    before = bench.admission.tokens_per_s
+    before = bench.admission.backlog.tokens_per_s
     bench.admission.end_run(RATE_TOKENS // 100, 10.0)
-    assert bench.admission.tokens_per_s == pytest.approx(before, rel=0.01)
+    assert bench.admission.backlog.tokens_per_s == pytest.approx(before, rel=0.01)
 
 
 def test_a_clock_that_stood_still_tells_nothing_of_the_rate(bench: Bench):
     """A run shorter than the clock's step would be infinitely fast."""
     bench.admission.end_run(1000, 0.0)
 
-    assert bench.admission.tokens_per_s == FIRST_TOKENS_PER_S
+    assert bench.admission.backlog.tokens_per_s == FIRST_TOKENS_PER_S
 
 
 def test_a_faster_engine_has_a_longer_queue(bench: Bench):
@@ -495,7 +491,7 @@ def test_a_faster_engine_has_a_longer_queue(bench: Bench):
     for _ in range(100):
         bench.admission.end_run(RATE_TOKENS, RATE_TOKENS / 1000)
 
-    assert bench.admission.queue_limit_tokens == pytest.approx(1000 * QUEUE_S)
+    assert bench.admission.backlog.queue_limit_tokens == pytest.approx(1000 * QUEUE_S)
 
 
 def test_the_prediction_is_the_queue_and_the_request_over_the_drain_rate(bench: Bench):
@@ -508,26 +504,32 @@ def test_the_prediction_is_the_queue_and_the_request_over_the_drain_rate(bench: 
 
 def test_retry_after_is_until_the_excess_has_drained(bench: Bench):
     """A client that comes back then finds room, and not much later."""
+    bench.admission.end_run(RATE_TOKENS, RATE_TOKENS / FIRST_TOKENS_PER_S)
     bench.admit(Demand(QUEUE_TOKENS + 4000, held_bytes=0))
 
-    retry_after_s = bench.admission.retry_after_s(Priority.INTERACTIVE)
-    assert retry_after_s == pytest.approx(4000 / FIRST_TOKENS_PER_S)
+    decision = bench.decide(Demand(100, held_bytes=0))
+    assert decision.room_s == pytest.approx(4000 / FIRST_TOKENS_PER_S)
+    assert decision.retry_after_s == decision.room_s
 
 
 @given(
     waiting=st.integers(0, 10**7),
     run=st.tuples(st.integers(1, 10**6), st.floats(1e-6, 1e6)),
+    n_tokens=st.integers(1, 10**4),
     priority=st.sampled_from(Priority),
 )
 def test_retry_after_stays_within_its_bounds(
-    waiting: int, run: tuple[int, float], priority: Priority
+    waiting: int, run: tuple[int, float], n_tokens: int, priority: Priority
 ):
-    """Below a second clients hammer; above a minute they think the server dead."""
+    """Below a second clients hammer; above two minutes they give up."""
     bench = Bench()
     bench.admission.end_run(*run)
     bench.hold(Demand(waiting, held_bytes=0))
 
-    assert 1 <= bench.admission.retry_after_s(priority) <= 60
+    decision = bench.decide(Demand(n_tokens, 0, priority=priority))
+    if decision.outcome is Outcome.QUEUE_FULL:
+        assert 0 < decision.retry_after_s <= MOST_TOLD_S
+    assert 1 <= told_s(decision.retry_after_s, 1.0) <= MOST_TOLD_S
 
 
 # --- the two classes ------------------------------------------------------------------------
@@ -537,6 +539,7 @@ BULK, QUERY = Demand(1000, 0, priority=Priority.BULK), Demand(10, 0)
 
 def test_a_full_queue_of_bulk_refuses_bulk_and_lets_a_query_in(bench: Bench):
     """A nightly job of lists must not turn those away who wait for one line."""
+    bench.admission.end_run(RATE_TOKENS, RATE_TOKENS / FIRST_TOKENS_PER_S)
     bench.hold(Demand(QUEUE_TOKENS + 4000, 0, priority=Priority.BULK))
 
     refused, admitted = bench.decide(BULK), bench.decide(QUERY)
@@ -549,7 +552,7 @@ def test_a_full_queue_of_bulk_refuses_bulk_and_lets_a_query_in(bench: Bench):
 
 def test_a_full_queue_of_queries_refuses_the_next_one_and_no_bulk(bench: Bench):
     """Bulk has its share whatever comes, so it is not the one that would wait too long."""
-    bench.hold(Demand(QUEUE_TOKENS + 4000, 0))
+    bench.hold(Demand(2 * QUEUE_TOKENS + 4000, 0))
 
     assert bench.outcome(QUERY) is Outcome.QUEUE_FULL
     bulk = bench.decide(BULK)
@@ -562,21 +565,21 @@ def test_a_class_that_hardly_waits_holds_the_other_up_by_no_more_than_that(bench
     bench.hold(Demand(5, 0))
     bench.hold(Demand(7, 0, priority=Priority.BULK))
 
-    assert bench.admission.tokens_before(Priority.INTERACTIVE, 10) == 12
-    assert bench.admission.tokens_before(Priority.BULK, 1000) == 12
+    assert bench.admission.backlog.tokens_before(Priority.INTERACTIVE, 10) == 12
+    assert bench.admission.backlog.tokens_before(Priority.BULK, 1000) == 12
 
 
 def test_the_classes_waiting_tokens_leave_with_their_permits(bench: Bench):
     """A count that is left behind would refuse its class for ever."""
     bulk, query = bench.hold(Demand(30, 0, priority=Priority.BULK)), bench.hold(QUERY)
-    assert bench.admission.waiting_tokens == WaitingTokens(interactive=10, bulk=30)
+    assert bench.admission.backlog.waiting_tokens == WaitingTokens(interactive=10, bulk=30)
 
     bench.admission.note_done(bulk, 20)
     bench.admission.reserve(query, Demand(4, 0, priority=Priority.BULK))
-    assert bench.admission.waiting_tokens == WaitingTokens(interactive=0, bulk=14)
+    assert bench.admission.backlog.waiting_tokens == WaitingTokens(interactive=0, bulk=14)
     bench.admission.release(bulk)
     bench.admission.release(query)
-    assert bench.admission.waiting_tokens == WaitingTokens()
+    assert bench.admission.backlog.waiting_tokens == WaitingTokens()
 
 
 # --- the fallback ---------------------------------------------------------------------------
@@ -715,7 +718,7 @@ class AdmissionWalk(RuleBasedStateMachine):
         largest = max([self.run_bytes, *(each.demand.run_bytes for each in books)])
         assert self.admission.held_bytes == sum(each.held_bytes for each in books)
         assert self.admission.run_bytes == largest
-        assert self.admission.queue_tokens == sum(each.demand.n_tokens for each in books)
+        assert self.admission.backlog.queue_tokens == sum(each.demand.n_tokens for each in books)
         assert self.admission.idle_floor_bytes == FLOOR
 
     @invariant()

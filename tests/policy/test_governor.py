@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from plimsoll.policy import lines
-from plimsoll.policy.admission import FIRST_TOKENS_PER_S, Permit
+from plimsoll.policy.admission import Permit
 from plimsoll.policy.asked import NOTHING_ASKED, Asked
+from plimsoll.policy.backlog import FIRST_TOKENS_PER_S
 from plimsoll.policy.breaker import BreakerState, Transition
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.decision import Decision, Outcome
@@ -71,7 +72,7 @@ class Bench:
         return (
             admission.held_bytes,
             admission.run_bytes,
-            admission.queue_tokens,
+            admission.backlog.queue_tokens,
             admission.predicted_bytes,
         )
 
@@ -94,7 +95,7 @@ def test_of_several_checks_that_fail_the_first_one_decides(
     breaker where the queue was full, and the other way round."""
     too_large, queue_full, breaker_open, no_room = is_violated
     if queue_full:
-        bench.hold(Demand(QUEUE_TOKENS + 1, 0))
+        bench.hold(Demand(2 * QUEUE_TOKENS + 1, 0))
     if breaker_open:
         bench.open_breaker()
     if no_room:
@@ -107,7 +108,7 @@ def test_of_several_checks_that_fail_the_first_one_decides(
 
 def test_at_the_door_the_queue_comes_before_the_breaker(bench: Bench):
     """The same order where nothing is known of a request but that it comes."""
-    waiting = bench.hold(Demand(QUEUE_TOKENS + 10 * round(FIRST_TOKENS_PER_S), 0))
+    waiting = bench.hold(Demand(2 * QUEUE_TOKENS + 4 * round(FIRST_TOKENS_PER_S), 0))
     bench.open_breaker()
     found = [bench.governor.enter(Permit(), asks_breaker=True)]
     bench.governor.leave(waiting)
@@ -119,7 +120,7 @@ def test_at_the_door_the_queue_comes_before_the_breaker(bench: Bench):
         Outcome.BREAKER_OPEN,
         Outcome.ADMIT,
     ]
-    assert [decision.retry_after_s for decision in found[:2]] == [10.0, RECOVERY_S]
+    assert [decision.retry_after_s for decision in found[:2]] == [4.0, RECOVERY_S]
 
 
 def test_the_door_takes_neither_room_nor_a_place_in_the_queue(bench: Bench):
@@ -142,6 +143,7 @@ def test_a_decision_says_the_numbers_behind_it(bench: Bench):
         headroom_bytes=ROOM - 250 - 50 + 50,  # its run does not come on top of the other
         largest_bytes=ROOM,
         predicted_s=pytest.approx(600 / FIRST_TOKENS_PER_S),  # type: ignore[arg-type]
+        room_s=0.0,
         retry_after_s=pytest.approx(1.0),  # type: ignore[arg-type]
     )
 
@@ -295,7 +297,7 @@ def test_tokens_that_have_run_wait_no_more(bench: Bench):
     bench.governor.renew(permit, Demand(30, 0))
     bench.governor.admission.note_done(permit, 20)
 
-    assert bench.governor.admission.queue_tokens == 10
+    assert bench.governor.admission.backlog.queue_tokens == 10
 
 
 # --- waiting for room -----------------------------------------------------------------------
@@ -423,7 +425,7 @@ def test_a_refused_request_holds_no_leave_of_the_breaker(bench: Bench):
     """A full queue is asked first: the one probe would be lost on a request that never runs."""
     bench.open_breaker()
     bench.clock.now_s += RECOVERY_S
-    waiting = bench.hold(Demand(QUEUE_TOKENS + 1, 0))
+    waiting = bench.hold(Demand(2 * QUEUE_TOKENS + 1, 0))
     refused = Permit()
     assert bench.governor.enter(refused, asks_breaker=True).outcome is Outcome.QUEUE_FULL
     assert refused.admittance is None
@@ -633,7 +635,7 @@ def test_a_run_that_was_too_short_to_time_counts_with_its_tokens(bench: Bench):
     bench.governor.run_began(0)
     bench.governor.run_ended(run_of(1000, 0.0))
 
-    assert bench.governor.admission.tokens_per_s == FIRST_TOKENS_PER_S
+    assert bench.governor.admission.backlog.tokens_per_s == FIRST_TOKENS_PER_S
     assert bench.governor.totals.n_tokens == 1000
 
 

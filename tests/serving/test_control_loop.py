@@ -409,7 +409,8 @@ def test_the_resolver_sees_the_moment_that_was_decided_from(bench: Bench):
     earlier, look = bench.resolver.looks
     assert look.at_s == earlier.at_s + 1 == bench.clock.now_s
     assert (look.memory, look.plan) == (bench.loop.memory, bench.governor.plan)
-    assert (look.queue_tokens, look.drain_tokens_per_s) == (300, bench.admission.tokens_per_s)
+    drain_tokens_per_s = bench.admission.backlog.tokens_per_s
+    assert (look.queue_tokens, look.drain_tokens_per_s) == (300, drain_tokens_per_s)
     assert (earlier.is_held_back, look.is_held_back) == (False, True)
     assert look.weights is None  # no model has run
 

@@ -16,6 +16,7 @@ from plimsoll.errors import (
     QueueFullError,
     TooLargeError,
 )
+from plimsoll.policy.return_times import told_s
 from plimsoll.serving.control_loop import PERIOD_S
 from plimsoll.serving.tasks import EmbedTask, SparseEmbeddings
 from plimsoll.simulation.machine import SimulatedMachine
@@ -61,6 +62,7 @@ class Replay:
         self._trace = trace
         self._loop = VirtualLoop()
         self._real = VirtualService(machine, self._loop)
+        self._chance = random.Random(0).random  # the simulation's own
         self.ends: list[End | None] = []
         self.seconds: list[tuple[float, int, int]] = []  # time, parallelism, step
 
@@ -106,6 +108,15 @@ class Replay:
             self.seconds.append((self._loop.now_s, governor.plan.parallelism, governor.step))
 
     async def _ask(self, place: int, arrival: Arrival) -> None:
+        """Ask as its client does: again when it is told to, as often as it will."""
+        for attempt in range(1 + arrival.n_retries):
+            retry_after_s = await self._try(place, arrival)
+            if retry_after_s is None or attempt == arrival.n_retries:
+                return
+            await asyncio.sleep(told_s(retry_after_s, self._chance()))
+
+    async def _try(self, place: int, arrival: Arrival) -> float | None:
+        """One attempt; its time to come back where it is refused for now."""
         texts = ["x" * (CHARACTERS_PER_TOKEN * n_tokens) for n_tokens in arrival.tokens]
         permit = self._real.gate.permit()
         try:
@@ -115,14 +126,17 @@ class Replay:
                 self.ends[place] = (Fate.SPARSE, answer.degraded.reason)
             else:
                 self.ends[place] = (Fate.DENSE, None)
-        except QueueFullError:
+        except QueueFullError as error:
             self.ends[place] = (Fate.QUEUE_FULL, None)
+            return error.retry_after_s
         except TooLargeError:
             self.ends[place] = (Fate.TOO_LARGE, None)
         except tuple(NO_ROOM) as error:
             self.ends[place] = (Fate.NO_ROOM, NO_ROOM[type(error)])
+            return error.retry_after_s
         finally:
             permit.leave()
+        return None
 
 
 @pytest.mark.parametrize(
@@ -153,3 +167,21 @@ def test_the_simulation_says_what_the_service_does(
     assert different == []
     # It would say nothing if every request ended alike.
     assert len(Counter(foretold)) >= 4, Counter(foretold)
+
+
+def test_crowds_that_come_back_end_as_foretold():
+    """Who is known again, and what it is told, is decided by both in the same order."""
+    machine = SimulatedMachine(
+        400 * MIB, SHAPES[NOMIC_V1_5.name], 8192, tokens_per_s=2500.0, queue_s=5.0
+    )
+    trace = [
+        Arrival(30.0 * number + 0.01 * caller, [20 + caller % 3] * 50, n_retries=2)
+        for number in range(2)
+        for caller in range(90)
+    ]
+    foretold = [(found.fate, found.reason) for found in simulate(trace, machine).requests]
+    replay = Replay(trace, machine)
+    replay.run()
+
+    assert replay.ends == foretold
+    assert {fate for fate, _ in foretold} == {Fate.DENSE, Fate.QUEUE_FULL}

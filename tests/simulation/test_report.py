@@ -35,6 +35,7 @@ def test_a_trace_is_read_line_by_line():
         b'{"at_s": 3, "cores": 1.5}',
         b'{"at_s": 4, "others": 0.3, "cores": 2}',
         b'{"at_s": 5, "reread_s": 0.4}',
+        b'{"at_s": 6, "retries": 2, "tokens": [1]}',
     ]
 
     assert parse_trace(lines) == [
@@ -45,6 +46,7 @@ def test_a_trace_is_read_line_by_line():
         Processors(3.0, 1.5),
         Processors(4.0, 2.0, 0.3),
         Rereading(5.0, 0.4),
+        Arrival(6.0, (1,), n_retries=2),
     ]
 
 
@@ -70,6 +72,9 @@ def test_a_trace_is_read_line_by_line():
         ('{"at_s": 1, "tokens": [1.5]}', r"tokens holds 1\.5"),
         ('{"at_s": 1, "tokens": [true]}', "tokens holds true"),
         ('{"at_s": 1, "tokens": [1000001]}', "from 1 to 1000000"),
+        ('{"at_s": 1, "tokens": [1], "retries": 1.5}', "retries is 1.5"),
+        ('{"at_s": 1, "tokens": [1], "retries": 101}', "from 0 to 100"),
+        ('{"at_s": 1, "retries": 2}', "beside at_s"),
         ('{"at_s": 1, "cores": "two"}', 'cores is "two"'),
         ('{"at_s": 1, "cores": 2, "others": 1.5}', "others is 1.5, not a number from 0 to 1"),
         ('{"at_s": 1, "others": 0.5}', "beside at_s"),
@@ -88,7 +93,7 @@ def test_a_line_that_is_none_of_the_events_is_named_by_its_number(line: str, tol
 
 
 def report_of(seconds: Sequence[Second] = (), waits: Sequence[float] = ()) -> SimulationReport:
-    requests = [RequestRecord(0.0, 1, 5, Fate.DENSE, None, wait_s, wait_s) for wait_s in waits]
+    requests = [RequestRecord(0.0, 1, 5, 1, Fate.DENSE, None, wait_s, wait_s) for wait_s in waits]
     peak_bytes = max((second.used_bytes for second in seconds), default=0)
     return SimulationReport(1000, 700, peak_bytes, requests, [], seconds)
 

@@ -55,7 +55,8 @@ class _TraceFile(click.File):
     type=_TraceFile("rb"),
     required=True,
     help='JSON lines such as {"at_s": 0.5, "tokens": [32, 128]}: a request and the tokens of each '
-    'of its texts. {"at_s": 9, "used_bytes_extra": 100000000}: from then on something else uses '
+    'of its texts; with "retries": 2 its client comes back so often when it is told to. '
+    '{"at_s": 9, "used_bytes_extra": 100000000}: from then on something else uses '
     'so much. {"at_s": 9, "memory_failure": true}: an allocation is refused. {"at_s": 9, "cores": '
     '1.5, "others": 0.3}: so many cores, of which others take a share. {"at_s": 9, "reread_s": '
     '0.4}: each run reads the weights again. "-" reads standard input.',

@@ -143,7 +143,7 @@ class ModelPool:
         except TimeoutError:
             raise ModelLoadingError(
                 f"{slot.name} waits for one of the {self.max_open} models that may be open at once "
-                "(PLIMSOLL_MAX_OPEN_MODELS), which are all in use; try again in a moment",
+                "(PLIMSOLL_MAX_OPEN_MODELS), which are all in use",
                 retry_after_s=LOADING_RETRY_S,
             ) from None
 

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # A model that would not open is not tried again for every request that comes in.
 RETRY_PAUSE_S = 5.0
 RETRY_UNASKED_S = 30.0
+# What is told at least, and where nothing is known of how long it will take.
 LOADING_RETRY_S = 5.0
 
 
@@ -65,6 +66,7 @@ class ModelSlot:
         self.traits: Traits | None = None  # of the last open; kept when the model closes
         self.error: PlimsollError | None = None
         self.progress = (0, 0)  # bytes done and in all, of the phase of loading under way
+        self._phase: tuple[Phase | None, float] = (None, 0.0)  # and when it began
         self.last_used_s = clock()
         self._opener = opener
         self._metrics = metrics
@@ -226,14 +228,14 @@ class ModelSlot:
             loading.add_done_callback(self._note_loaded)
         done, _ = await asyncio.wait([loading], timeout=wait_s)
         if not done:
-            raise ModelLoadingError(self._waiting_message(), retry_after_s=LOADING_RETRY_S)
+            raise ModelLoadingError(self._waiting_message(), retry_after_s=self._loading_left_s())
         return loading.result()
 
     async def _open(self) -> EmbeddingModel:
         if self._closing is not None and not self._closing.done():
             await asyncio.wait([self._closing])  # two at once would need twice the memory
         start = perf_counter()
-        self.progress = (0, 0)
+        self.progress, self._phase = (0, 0), (None, 0.0)
         try:
             model = await asyncio.to_thread(self._opener.open, self._note_progress)
         except PlimsollError as error:
@@ -275,9 +277,17 @@ class ModelSlot:
 
     def _note_progress(self, done_bytes: int, total_bytes: int, phase: Phase) -> None:
         self.progress = (done_bytes, total_bytes)
+        if self._phase[0] != phase:
+            self._phase = (phase, self._clock())
         self._on_progress(done_bytes, total_bytes, phase)
+
+    def _loading_left_s(self) -> float:
+        """Until the phase under way ends, if it goes on as it has."""
+        done, total = self.progress
+        passed_s = self._clock() - self._phase[1]
+        return max(LOADING_RETRY_S, passed_s * (total - done) / done) if done else LOADING_RETRY_S
 
     def _waiting_message(self) -> str:
         done, total = self.progress
         share = f" ({100 * done // total} % done)" if total else ""
-        return f"{self.name} is being fetched or converted{share}; try again in a moment"
+        return f"{self.name} is being fetched or converted{share}"

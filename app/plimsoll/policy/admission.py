@@ -1,4 +1,4 @@
-"""The books of what admitted requests reserve: memory, tokens in the queue, memory at rest.
+"""The books of what admitted requests reserve: memory, and places in the queue (backlog.py).
 
 Pure: no I/O, no thread, no waiting; measurements and the clock come in. What becomes of a request
 is for the governor to decide, from the numbers here. What stands against the line:
@@ -14,21 +14,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from plimsoll.policy.backlog import Backlog
 from plimsoll.policy.breaker import Admittance
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.floor import SETTLED_AFTER_S, MemoryFloor
 from plimsoll.policy.lines import FALLBACK_RATIO, OPEN_RATIO, admission_ratio
-from plimsoll.policy.priority import Priority, WaitingTokens
-from plimsoll.policy.runs import short_run_tokens
-
-# What the drain rate is taken for until runs have been measured.
-FIRST_TOKENS_PER_S = 200.0
-# A run of so many tokens counts as much as everything before it.
-RATE_TOKENS = 4096
-# A queue of so many tokens is no queue, at any rate.
-LEAST_QUEUE_TOKENS = 8192
-
-LEAST_RETRY_S, MOST_RETRY_S = 1.0, 60.0
+from plimsoll.policy.return_times import Place
 
 
 @dataclass(eq=False)
@@ -38,12 +29,16 @@ class Permit:
     demand: of its texts, once they are known. kept_bytes: of its body, and of results that it has
         already: they stay until its reply has been sent.
     admittance: what the breaker has said of it; None where it was not asked.
+    size: of its body or its texts, by which it is known where it comes back; 0: not known.
+    place: that it has come back to.
     """
 
     demand: Demand = NOTHING
     kept_bytes: int = 0
     tokens_left: int = 0
     admittance: Admittance | None = None
+    size: int = 0
+    place: Place | None = None
 
     @property
     def held_bytes(self) -> int:
@@ -58,42 +53,23 @@ class Permit:
 
 
 class Admission:
-    """Owns the permits of admitted requests, the drain rate and the floor.
+    """Owns the permits of admitted requests, the backlog and the floor.
 
-    `queue_s`: work that may wait, in seconds of the drain rate.
+    queue_s: work that may wait, in seconds of the drain rate.
     """
 
     def __init__(self, clock: Callable[[], float], *, budget_bytes: int, queue_s: float) -> None:
         self._clock = clock
         self._budget_bytes = budget_bytes
-        self._queue_s = queue_s
+        self.backlog = Backlog(clock, queue_s=queue_s)
         self._permits: set[Permit] = set()
         # Of all permits; kept as they change, since every decision asks for them.
         self._held_bytes = 0
-        self._waiting_tokens = dict.fromkeys(Priority, 0)
         self._runs: Counter[int] = Counter()  # bytes of their runs: how many permits
         self._used_bytes = 0
         self._floor = MemoryFloor()
         self._busy_at_s = clock() - SETTLED_AFTER_S
-        self.tokens_per_s = FIRST_TOKENS_PER_S  # measured drain rate of the engine
         self._under_way_bytes = 0
-
-    @property
-    def queue_tokens(self) -> int:
-        """Tokens of admitted requests that wait for the engine, of both classes."""
-        return self.waiting_tokens.total
-
-    @property
-    def waiting_tokens(self) -> WaitingTokens:
-        """The same by class."""
-        return WaitingTokens(
-            self._waiting_tokens[Priority.INTERACTIVE], self._waiting_tokens[Priority.BULK]
-        )
-
-    @property
-    def queue_limit_tokens(self) -> int:
-        """Tokens that may run before one more request does; its own do not wait, they run."""
-        return max(LEAST_QUEUE_TOKENS, round(self.tokens_per_s * self._queue_s))
 
     @property
     def held_bytes(self) -> int:
@@ -176,13 +152,9 @@ class Admission:
         self._under_way_bytes = n_bytes
 
     def end_run(self, n_tokens: int, seconds: float) -> None:
-        """End a run, and take its measured speed into the drain rate."""
+        """End a run, and tell the backlog how fast it was."""
         self._under_way_bytes = 0
-        if seconds <= 0:
-            return
-        # Small runs are slow for other reasons than the engine's capacity, so tokens give weight.
-        weight = n_tokens / (n_tokens + RATE_TOKENS)
-        self.tokens_per_s += weight * (n_tokens / seconds - self.tokens_per_s)
+        self.backlog.note_run(n_tokens, seconds)
 
     def largest_bytes(self, demand: Demand) -> int:
         """What a request of this kind might take in an idle server."""
@@ -207,6 +179,8 @@ class Admission:
         permit.demand = demand
         permit.tokens_left = demand.n_tokens
         self._enter(permit)
+        if demand.n_tokens:
+            self._end_place(permit)
 
     def keep(self, permit: Permit, n_bytes: int) -> None:
         """Let a permit hold so many bytes beside its demand."""
@@ -224,14 +198,41 @@ class Admission:
 
     def release(self, permit: Permit) -> None:
         """End a request."""
+        self._end_place(permit)
         if permit in self._permits:
             self._take_out(permit)
             self._busy_at_s = self._clock()
 
+    def know_again(self, permit: Permit, size: int) -> None:
+        """Let a request take up the place that it got when it was refused, where it has one."""
+        if size and not permit.size:
+            permit.size = size
+            permit.place = self.backlog.returns.come_back(size)
+
+    def expect_back(
+        self, permit: Permit, demand: Demand, *, room_s: float, retry_after_s: float
+    ) -> None:
+        """Keep a place for a request that is told when to come back.
+
+        room_s: until the queue has room for it.
+        """
+        if permit.size:
+            place = permit.place or Place(permit.size)
+            self.backlog.returns.expect(
+                place, demand.priority, demand.n_tokens, room_s=room_s, back_s=retry_after_s
+            )
+            permit.place = None
+
+    def _end_place(self, permit: Permit) -> None:
+        """It is let in, or has ended otherwise."""
+        if permit.place is not None:
+            self.backlog.returns.end(permit.place)
+            permit.place = None
+
     def _enter(self, permit: Permit) -> None:
         self._permits.add(permit)
         self._held_bytes += permit.held_bytes
-        self._waiting_tokens[permit.demand.priority] += permit.waiting_tokens
+        self.backlog.add(permit.demand.priority, permit.waiting_tokens)
         if permit.demand.run_bytes:
             self._runs[permit.demand.run_bytes] += 1
 
@@ -241,7 +242,7 @@ class Admission:
             return
         self._permits.discard(permit)
         self._held_bytes -= permit.held_bytes
-        self._waiting_tokens[permit.demand.priority] -= permit.waiting_tokens
+        self.backlog.add(permit.demand.priority, -permit.waiting_tokens)
         n_bytes = permit.demand.run_bytes
         if n_bytes:
             self._runs[n_bytes] -= 1
@@ -251,30 +252,6 @@ class Admission:
     def room_for_run_bytes(self) -> int:
         """What the next run may take beside everything that admitted requests keep."""
         return max(0, self.line_bytes - self.floor_bytes - self.held_bytes)
-
-    def tokens_before(self, priority: Priority, n_tokens: int = 0) -> int:
-        """Waiting tokens that run before the last of so many of a class that come now."""
-        layer_tokens = short_run_tokens(self.tokens_per_s)
-        return self.waiting_tokens.before(priority, n_tokens, layer_tokens=layer_tokens)
-
-    def has_place(self, priority: Priority) -> bool:
-        """Whether one more request of a class would get its turn in good time."""
-        return self.tokens_before(priority) <= self.queue_limit_tokens
-
-    def predicted_s(self, demand: Demand) -> float:
-        """Until its last token would have run, by the drain rate."""
-        before = self.tokens_before(demand.priority, demand.n_tokens)
-        return (before + demand.n_tokens) / self.tokens_per_s
-
-    def retry_after_s(self, priority: Priority) -> float:
-        """Until the queue has room for a class again, or half of what stands before it is gone.
-
-        The API rounds it.
-        """
-        before = self.tokens_before(priority)
-        excess = before - self.queue_limit_tokens
-        drained = excess if excess > 0 else before / 2
-        return min(MOST_RETRY_S, max(LEAST_RETRY_S, drained / self.tokens_per_s))
 
     @property
     def _open_bytes(self) -> float:

@@ -28,6 +28,8 @@ STEM_BYTES = 200
 # No text has more different words than this; the largest dictionaries do.
 MOST_STEMS = 100_000
 RANKING_CHARACTER_BYTES = 8
+# English words, with what stands between them, over their word pieces.
+CHARACTERS_PER_TOKEN = 5
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ class Demand:
 
 
 NOTHING = Demand(0, 0)
+
+
+def door_demand(size: int, priority: Priority) -> Demand:
+    """What a request asks for before its tokens are known: a place in the queue of its class.
+
+    size: bytes of its body, or characters of its texts; 0: not known.
+    """
+    n_tokens = max(1, size // CHARACTERS_PER_TOKEN)
+    return Demand(n_tokens, held_bytes=0, waiting_tokens=0, priority=priority)
 
 
 @dataclass

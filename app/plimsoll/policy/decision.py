@@ -21,7 +21,8 @@ class Decision:
 
     peak_bytes: what it takes. headroom_bytes: what it may take now. largest_bytes: what it might
     take in an idle server. predicted_s: until its last row, by the measured drain rate.
-    retry_after_s: for a refusal.
+    room_s: until the queue has room for it. retry_after_s: for a refusal, which is sooner where
+    that is far off.
     """
 
     outcome: Outcome
@@ -29,4 +30,5 @@ class Decision:
     headroom_bytes: int
     largest_bytes: int
     predicted_s: float
+    room_s: float
     retry_after_s: float

@@ -26,8 +26,9 @@ from plimsoll.policy.breaker import (
     Transition,
     Verdict,
 )
-from plimsoll.policy.costs import NOTHING, Demand
+from plimsoll.policy.costs import NOTHING, Demand, door_demand
 from plimsoll.policy.decision import Decision, Outcome
+from plimsoll.policy.engine_work import EngineWork
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.reading import Reading
 from plimsoll.policy.runs import EngineTotals, RunEnded, RunLimits, short_run_tokens
@@ -35,11 +36,6 @@ from plimsoll.policy.scheduler import AdaptiveScheduler, Observation, Plan
 
 # More requests than this do not wait for room: each holds its texts until then.
 MOST_WAITING = 256
-# What a request asks for before more is known of it: a place in the queue of its class.
-DOORS = {
-    priority: Demand(n_tokens=1, held_bytes=0, waiting_tokens=0, priority=priority)
-    for priority in Priority
-}
 
 
 class Governor:
@@ -59,7 +55,6 @@ class Governor:
 
         recovery_timeout_s: how long the breaker stays open. on_transition: told its changes.
         """
-        self._clock = clock
         self._budget_bytes = budget_bytes
         self.admission = Admission(clock, budget_bytes=budget_bytes, queue_s=queue_s)
         self.breaker = MemoryCircuitBreaker(
@@ -67,10 +62,7 @@ class Governor:
         )
         self._scheduler = AdaptiveScheduler(clock, cores=cores)
         self._waiting: dict[Permit, None] = {}  # in the order they came
-        self._ended = EngineTotals()
-        self._run_began_s: float | None = None
-        self._observed_s, self._observed_tokens = clock(), 0
-        self.tokens_per_s = 0.0  # that have run, between the last two observations
+        self._work = EngineWork(clock)
         self._asked = NOTHING_ASKED
         self._is_hard = False
 
@@ -94,9 +86,12 @@ class Governor:
     @property
     def totals(self) -> EngineTotals:
         """The engine's work up to now."""
-        under_way_s = 0.0 if self._run_began_s is None else self._clock() - self._run_began_s
-        ended = self._ended
-        return EngineTotals(ended.busy_s + under_way_s, ended.n_runs, ended.n_tokens, ended.run_s)
+        return self._work.totals
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that have run, between the last two observations."""
+        return self._work.tokens_per_s
 
     def measure(self, used_bytes: int, budget_bytes: int) -> None:
         """Take a fresh measurement of memory, for the decisions that follow."""
@@ -110,23 +105,18 @@ class Governor:
     def observe(self, reading: Reading, asked: Asked = NOTHING_ASKED) -> Plan:
         """Decide anew, once a second; `asked`: by what is being tried against a bottleneck."""
         self._asked = asked
-        now_s = self._clock()
-        elapsed_s = max(1e-3, now_s - self._observed_s)
-        n_tokens = self._ended.n_tokens
-        self.tokens_per_s = (n_tokens - self._observed_tokens) / elapsed_s
-        self._observed_s, self._observed_tokens = now_s, n_tokens
         self.measure(reading.used_bytes, reading.budget_bytes)
         self._is_hard = reading.is_hard
         self.breaker.observe(reading.used_ratio, floor_ratio=self.admission.rest_ratio)
-        is_asked = self.admission.queue_tokens > 0
+        is_asked = self.admission.backlog.queue_tokens > 0
         return self._scheduler.next(
             Observation(
                 utilization_ratio=reading.used_ratio,
                 cores=reading.cores,
                 others_ratio=reading.others_ratio,
                 throttled_ratio=reading.throttled_ratio,
-                tokens_per_s=self.tokens_per_s,
-                target_tokens_per_s=self.admission.tokens_per_s if is_asked else 0.0,
+                tokens_per_s=self._work.observe(),
+                target_tokens_per_s=self.admission.backlog.tokens_per_s if is_asked else 0.0,
                 working_set_ratio=reading.working_set_bytes / reading.budget_bytes,
                 pressure_ratio=reading.pressure_ratio,
                 refaults_per_s=reading.refaults_per_s,
@@ -148,6 +138,7 @@ class Governor:
         *,
         asks_breaker: bool,
         priority: Priority = Priority.INTERACTIVE,
+        size: int = 0,
     ) -> Decision:
         """Ask for a place in the queue, and the breaker, before any work is done for a request.
 
@@ -155,8 +146,13 @@ class Governor:
         only later, and is asked again then.
         asks_breaker: its texts go through the engine. The breaker's leave ends with `succeeded`,
         `failed` or `leave`.
+        size: bytes of its body or characters of its texts, which are the same when it comes back;
+        the first one that is said counts. Without it a refusal is not remembered.
         """
-        decision = self._decide(permit, DOORS[priority], asks_breaker=asks_breaker)
+        self.admission.know_again(permit, size)
+        door = door_demand(size, priority)
+        decision = self._decide(permit, door, asks_breaker=asks_breaker)
+        self._expect_back(permit, door, decision)
         if decision.outcome is Outcome.ADMIT and asks_breaker:
             permit.admittance = self.breaker.admit()
         return decision
@@ -174,6 +170,7 @@ class Governor:
         self._waiting.pop(permit, None)
         if decision.outcome is Outcome.ADMIT:
             self.admission.reserve(permit, demand)
+        self._expect_back(permit, demand, decision)
         return decision
 
     def keep(self, permit: Permit, n_bytes: int) -> Decision:
@@ -233,7 +230,7 @@ class Governor:
     def run_began(self, n_bytes: int) -> None:
         """A run that is predicted to take so much has started."""
         self.admission.begin_run(n_bytes)
-        self._run_began_s = self._clock()
+        self._work.run_began()
 
     def run_takes(self, n_bytes: int) -> None:
         """The run under way takes so much now, with what was let in between its layers."""
@@ -242,14 +239,7 @@ class Governor:
     def run_ended(self, run: RunEnded) -> None:
         """It has ended."""
         self.admission.end_run(run.n_tokens, run.seconds)
-        ended = self._ended
-        self._ended = EngineTotals(
-            busy_s=self.totals.busy_s,
-            n_runs=ended.n_runs + 1,
-            n_tokens=ended.n_tokens + run.n_tokens,
-            run_s=ended.run_s + run.seconds,
-        )
-        self._run_began_s = None
+        self._work.run_ended(run)
 
     def limits(self) -> RunLimits:
         """What the engine may do now."""
@@ -259,7 +249,7 @@ class Governor:
             is_paused=self.breaker.state is BreakerState.OPEN,
             resident_bytes=round(lines.RESIDENT_WEIGHTS_RATIO * self._budget_bytes),
             kept_bytes=self._asked.kept_bytes,
-            short_tokens=short_run_tokens(self.admission.tokens_per_s),
+            short_tokens=short_run_tokens(self.admission.backlog.tokens_per_s),
             is_hard=self._is_hard,
         )
 
@@ -275,13 +265,13 @@ class Governor:
         peak_bytes = permit.kept_bytes + demand.peak_bytes
         largest_bytes = admission.largest_bytes(demand)
         # What it holds already is in the numbers of those that hold, and stays there.
-        others_wait = admission.queue_tokens > permit.waiting_tokens
+        others_wait = admission.backlog.queue_tokens > permit.waiting_tokens
         run_ratio = self._asked.run_ratio if others_wait and demand.n_tokens else 0.0
         headroom_bytes = permit.held_bytes + admission.headroom_bytes(demand, run_ratio=run_ratio)
         asks_queue = demand.n_tokens > 0 and not permit.tokens_left
         if peak_bytes > largest_bytes:
             outcome = Outcome.TOO_LARGE
-        elif asks_queue and not admission.has_place(demand.priority):
+        elif asks_queue and not admission.backlog.has_place(demand, permit.place):
             outcome = Outcome.QUEUE_FULL
         elif asks_breaker and self.breaker.verdict is Verdict.REFUSED:
             outcome = Outcome.BREAKER_OPEN
@@ -292,11 +282,22 @@ class Governor:
             outcome = Outcome.ADMIT
         is_breaker = outcome is Outcome.BREAKER_OPEN
         breaker_retry_s = self.breaker.snapshot().retry_after_s if is_breaker else None
+        is_full = outcome is Outcome.QUEUE_FULL
+        room_s = admission.backlog.room_s(demand, permit.place) if is_full else 0.0
         return Decision(
             outcome=outcome,
             peak_bytes=peak_bytes,
             headroom_bytes=headroom_bytes,
             largest_bytes=largest_bytes,
-            predicted_s=admission.predicted_s(demand),
-            retry_after_s=breaker_retry_s or admission.retry_after_s(demand.priority),
+            predicted_s=admission.backlog.predicted_s(demand),
+            room_s=room_s,
+            retry_after_s=breaker_retry_s
+            or admission.backlog.retry_after_s(demand, room_s, is_first=permit.place is None),
         )
+
+    def _expect_back(self, permit: Permit, demand: Demand, decision: Decision) -> None:
+        """Keep a place for a request that is refused because the queue is full."""
+        if decision.outcome is Outcome.QUEUE_FULL:
+            self.admission.expect_back(
+                permit, demand, room_s=decision.room_s, retry_after_s=decision.retry_after_s
+            )

@@ -12,6 +12,8 @@ from plimsoll.policy.lines import SEQUENCE_TOKENS
 # What one sequence of the parallelism may take: at most a few short runs. A query, a message or a
 # page of text has no more; a list that is to be stored has.
 INTERACTIVE_TOKENS = SEQUENCE_TOKENS
+# One line of text: a query. It has its turn soon whatever waits, since requests take turns.
+QUERY_TOKENS = 32
 # Of the tokens that run while texts of both classes wait.
 BULK_SHARE = 0.25
 
@@ -28,6 +30,11 @@ def priority_of(n_tokens: int, asked: Priority | None = None) -> Priority:
     return asked or (Priority.INTERACTIVE if n_tokens <= INTERACTIVE_TOKENS else Priority.BULK)
 
 
+def is_query(priority: Priority, n_tokens: int) -> bool:
+    """Whether a request is one line of text that is waited for."""
+    return priority is Priority.INTERACTIVE and n_tokens <= QUERY_TOKENS
+
+
 @dataclass(frozen=True, slots=True)
 class WaitingTokens:
     """Tokens that wait for the engine, by class."""
@@ -39,6 +46,10 @@ class WaitingTokens:
     def total(self) -> int:
         """Of both classes."""
         return self.interactive + self.bulk
+
+    def plus(self, others: "WaitingTokens") -> "WaitingTokens":
+        """With others that wait too."""
+        return WaitingTokens(self.interactive + others.interactive, self.bulk + others.bulk)
 
     def before(self, priority: Priority, n_tokens: int, *, layer_tokens: int) -> int:
         """How many of them run before the last of `n_tokens` that come now, at most.

@@ -126,7 +126,11 @@ class EmbeddingService:
         self._note_model(name)
         # The breaker comes before the model, which would open into the memory that is short.
         n_texts = max(len(task.texts) for task in tasks)  # each has a token at least
-        permit.enter(asks_breaker=True, priority=priority_of(n_texts, tasks[0].priority))
+        permit.enter(
+            asks_breaker=True,
+            priority=priority_of(n_texts, tasks[0].priority),
+            size=sum(len(text) for task in tasks for text in task.texts),
+        )
         answers: list[Embeddings] = []
         async with _failure_told(permit), self._models.lease(name) as model:
             for task in tasks:
@@ -188,8 +192,8 @@ class EmbeddingService:
             predicted_s=decision.predicted_s,
             headroom_bytes=decision.headroom_bytes,
             largest_bytes=decision.largest_bytes,
-            queue_tokens=governor.admission.tokens_before(demand.priority, demand.n_tokens),
-            tokens_per_s=governor.admission.tokens_per_s,
+            queue_tokens=governor.admission.backlog.tokens_before(demand.priority, demand.n_tokens),
+            tokens_per_s=governor.admission.backlog.tokens_per_s,
             retry_after_s=retry_after_s,
         )
 

@@ -139,9 +139,16 @@ class RequestPermit:
         """What it keeps in all."""
         return self._permit.held_bytes
 
-    def enter(self, *, asks_breaker: bool, priority: Priority = Priority.INTERACTIVE) -> None:
-        """Ask for a place in the queue of its class, and the breaker, before any work is done."""
-        decision = self._governor.enter(self._permit, asks_breaker=asks_breaker, priority=priority)
+    def enter(
+        self, *, asks_breaker: bool, priority: Priority = Priority.INTERACTIVE, size: int = 0
+    ) -> None:
+        """Ask for a place in the queue of its class, and the breaker, before any work is done.
+
+        size: of its body or texts, as the governor's `enter` has it.
+        """
+        decision = self._governor.enter(
+            self._permit, asks_breaker=asks_breaker, priority=priority, size=size
+        )
         self._admit(decision)
 
     async def renew(self, demand: Demand) -> None:
@@ -235,14 +242,10 @@ def _refusal(decision: Decision) -> OverloadError | TooLargeError:
                 "texts at a time, or raise its memory limit"
             )
         case Outcome.QUEUE_FULL:
-            return QueueFullError(
-                f"this request would wait {decision.predicted_s:.0f} s; try again later",
-                retry_after_s=decision.retry_after_s,
-            )
+            return QueueFullError(_queue_full(decision), retry_after_s=decision.retry_after_s)
         case Outcome.BREAKER_OPEN:
             return BreakerOpenError(
-                f"memory failed or ran high; trying again in {decision.retry_after_s:.0f} s",
-                retry_after_s=decision.retry_after_s,
+                "memory failed or ran high", retry_after_s=decision.retry_after_s
             )
         case _:
             return MemoryPressureError(
@@ -250,6 +253,13 @@ def _refusal(decision: Decision) -> OverloadError | TooLargeError:
                 f"{_size(decision.headroom_bytes)} are free below the memory line",
                 retry_after_s=decision.retry_after_s,
             )
+
+
+def _queue_full(decision: Decision) -> str:
+    told = "more texts wait before this request than run in good time"
+    if decision.room_s <= decision.retry_after_s:
+        return told
+    return f"{told}, so that its turn comes in {decision.room_s:.0f} s, and its place is kept"
 
 
 def _size(n_bytes: int) -> str:

@@ -14,11 +14,14 @@ from typing import Generic, Protocol, TypeVar
 from plimsoll.encoder.layout import PACK_TOKENS
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.priority import Priority
+from plimsoll.policy.reading import Reading
 from plimsoll.policy.runs import RunEnded, RunLimits, retry_after_failure
 from plimsoll.policy.text_queue import Next, TextQueue
 from plimsoll.simulation.clock import Timeline
 from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.trace import Processors
+
+PAGE_BYTES = 4096
 
 
 class TextOwner(Protocol):
@@ -135,6 +138,18 @@ class SimulatedEngine(Generic[Owner]):
     def is_busy(self) -> bool:
         """Whether a run is under way."""
         return self._run is not None
+
+    def reading(self, used_bytes: int) -> Reading:
+        """What monitors would measure now, where so much memory is in use."""
+        n_pages = self._machine.weights_bytes / PAGE_BYTES
+        return Reading(
+            used_bytes=used_bytes,
+            budget_bytes=self._machine.limit_bytes,
+            cores=self.processors.cores,
+            others_ratio=self.processors.others_ratio,
+            io_pressure_ratio=self.reading_ratio if self.is_busy else 0.0,
+            refaults_per_s=self.rereads_per_s * n_pages if self.is_busy else 0.0,
+        )
 
     def put(self, owner: Owner, n_tokens: int, priority: Priority) -> None:
         """Queue a text; `start` lets it run."""

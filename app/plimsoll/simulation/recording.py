@@ -26,7 +26,7 @@ class Recording:
                 parallelism=governor.plan.parallelism,
                 step=governor.step,
                 breaker=governor.breaker.state,
-                queue_tokens=governor.admission.queue_tokens,
+                queue_tokens=governor.admission.backlog.queue_tokens,
                 n_waiting=len(governor.waiting),
             )
         )

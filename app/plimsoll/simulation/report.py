@@ -26,13 +26,15 @@ class Fate(Enum):
 class RequestRecord:
     """A request and its end.
 
-    reason: why the answer is not the model's own. wait_s: until its first text ran, if one did.
+    n_attempts: how often its client sent it. reason: why the answer is not the model's own.
+    wait_s: until its first text ran, if one did.
     answered_s: from its arrival to its end.
     """
 
     at_s: float
     n_texts: int
     n_tokens: int
+    n_attempts: int
     fate: Fate
     reason: str | None
     wait_s: float | None
@@ -74,6 +76,11 @@ class SimulationReport:
         """Requests that ended so."""
         return sum(request.fate is fate for request in self.requests)
 
+    def count_by_attempts(self) -> dict[int, int]:
+        """Requests with an answer, by how often their clients sent them."""
+        answered = (r for r in self.requests if r.fate in (Fate.DENSE, Fate.SPARSE))
+        return dict(sorted(Counter(request.n_attempts for request in answered).items()))
+
     def reasons(self, fate: Fate) -> dict[str, int]:
         """Requests that ended so, by the reason why the model did not answer."""
         found = (request.reason for request in self.requests if request.fate is fate)
@@ -100,6 +107,7 @@ class SimulationReport:
             "line_bytes": self.line_bytes,
             "peak_bytes": self.peak_bytes,
             "counts": {fate.value: self.count(fate) for fate in Fate},
+            "answered_by_attempts": self.count_by_attempts(),
             "sparse_reasons": self.reasons(Fate.SPARSE),
             "wait_s": {"p50": self.wait_s(50), "p99": self.wait_s(99)},
             "answered_s": {"p50": self.answered_s(50), "p99": self.answered_s(99)},

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from plimsoll.policy.admission import Permit
-from plimsoll.policy.costs import Demand
+from plimsoll.policy.costs import CHARACTERS_PER_TOKEN, Demand
 from plimsoll.simulation.report import Fate, RequestRecord
 from plimsoll.simulation.trace import Arrival
 
@@ -14,7 +14,8 @@ class SimulatedRequest:
     """What has become of it so far.
 
     lengths: tokens of each text. demands: one after the other: ids, and then everything.
-    n_admitted: of its demands. record: from its end on.
+    n_admitted: of its demands. n_attempts: this one, and those that were refused before it.
+    record: from its end on.
     """
 
     arrival: Arrival
@@ -22,6 +23,7 @@ class SimulatedRequest:
     demands: Sequence[Demand]
     permit: Permit = field(default_factory=Permit)
     n_admitted: int = 0
+    n_attempts: int = 1
     has_waited: bool = False
     n_queued: int = 0
     n_done: int = 0
@@ -33,12 +35,24 @@ class SimulatedRequest:
         """Whether it has its answer."""
         return self.record is not None
 
+    @property
+    def size(self) -> int:
+        """Characters of its texts, as made up."""
+        return CHARACTERS_PER_TOKEN * sum(self.arrival.tokens)
+
+    def again(self) -> "SimulatedRequest":
+        """The same, as its client sends it once more."""
+        return SimulatedRequest(
+            self.arrival, self.lengths, self.demands, n_attempts=self.n_attempts + 1
+        )
+
     def end(self, fate: Fate, reason: str | None, now_s: float) -> None:
         """Note what it came to."""
         self.record = RequestRecord(
             at_s=self.arrival.at_s,
             n_texts=len(self.lengths),
             n_tokens=sum(self.lengths),
+            n_attempts=self.n_attempts,
             fate=fate,
             reason=reason,
             wait_s=self.wait_s,

@@ -17,6 +17,7 @@ from plimsoll.policy.admission import Permit
 from plimsoll.policy.breaker import Transition
 from plimsoll.policy.costs import (
     BATCH_TEXTS,
+    CHARACTERS_PER_TOKEN,
     IDS_STEP_BYTES,
     WINDOW_TEXTS,
     Demand,
@@ -26,7 +27,7 @@ from plimsoll.policy.costs import (
 from plimsoll.policy.decision import Decision, Outcome
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.priority import priority_of
-from plimsoll.policy.reading import Reading
+from plimsoll.simulation.attempts import Attempts
 from plimsoll.simulation.clock import JumpingClock
 from plimsoll.simulation.engine import SimulatedEngine, SimulatedText
 from plimsoll.simulation.machine import SimulatedMachine
@@ -43,11 +44,8 @@ from plimsoll.simulation.trace import (
 )
 
 PERIOD_S = 1.0
-PAGE_BYTES = 4096
 # After the last event of a trace; what has no answer by then is reported as unfinished.
 MOST_TAIL_S = 3600.0
-# English words, with what stands between them, over their word pieces.
-CHARACTERS_PER_TOKEN = 5
 
 
 def simulate(trace: Iterable[TraceEvent], machine: SimulatedMachine) -> SimulationReport:
@@ -73,7 +71,7 @@ class _Server:
         self._engine: SimulatedEngine[SimulatedRequest] = SimulatedEngine(
             machine, self._clock, self._governor, self
         )
-        self._requests: list[SimulatedRequest] = []
+        self._attempts = Attempts()
         self._waiting: dict[Permit, SimulatedRequest] = {}
         self._n_open = self._n_events = 0
         self._extra_bytes = 0
@@ -91,15 +89,12 @@ class _Server:
         end_s = MOST_TAIL_S + max((event.at_s for event in trace), default=0.0)
         while (self._n_events or self._n_open) and clock.now_s < end_s:
             clock.step()
-        for request in self._requests:
-            if request.record is None:
-                request.end(Fate.UNFINISHED, None, clock.now_s)
         self._note_second()
         return SimulationReport(
             limit_bytes=self._machine.limit_bytes,
             line_bytes=line_bytes,
             peak_bytes=self._recording.peak_bytes,
-            requests=[request.record for request in self._requests if request.record],
+            requests=self._attempts.records(clock.now_s),
             transitions=self._transitions,
             seconds=self._recording.seconds,
         )
@@ -171,10 +166,16 @@ class _Server:
         sizes = TextSizes.of(lengths)
         ids = [Demand(0, sizes.ids_bytes)] if sizes.ids_bytes >= IDS_STEP_BYTES else []
         request = SimulatedRequest(arrival, lengths, [*ids, self._machine.demand(sizes)])
-        self._requests.append(request)
+        self._attempts.begin(request)
+        self._ask(request)
+
+    def _ask(self, request: SimulatedRequest) -> None:
         self._n_open += 1
         decision = self._governor.enter(
-            request.permit, asks_breaker=True, priority=priority_of(len(lengths))
+            request.permit,
+            asks_breaker=True,
+            priority=priority_of(len(request.lengths)),
+            size=request.size,
         )
         if decision.outcome is not Outcome.ADMIT:
             self._refuse(request, decision)
@@ -225,7 +226,7 @@ class _Server:
             case Outcome.TOO_LARGE:
                 self._end(request, Fate.TOO_LARGE)
             case Outcome.QUEUE_FULL:
-                self._end(request, Fate.QUEUE_FULL)
+                self._send_back(request, Fate.QUEUE_FULL, None, decision)
             case Outcome.BREAKER_OPEN:
                 self._fall_back(request, "breaker_open")
             case _:
@@ -262,7 +263,22 @@ class _Server:
         elif decision.outcome is Outcome.TOO_LARGE:
             self._end(request, Fate.NO_ROOM, reason)
         else:  # what the client is told last
-            self._end(request, Fate.NO_ROOM, "memory_pressure")
+            self._send_back(request, Fate.NO_ROOM, "memory_pressure", decision)
+
+    def _send_back(
+        self, request: SimulatedRequest, fate: Fate, reason: str | None, decision: Decision
+    ) -> None:
+        """Refuse a request, whose client may come back when it is told to."""
+        self._end(request, fate, reason)
+        if found := self._attempts.next_of(request, decision.retry_after_s):
+            again, back_s = found
+            self._n_events += 1
+            self._clock.plan(self._clock.now_s + back_s, partial(self._come_back, again))
+
+    def _come_back(self, request: SimulatedRequest) -> None:
+        self._n_events -= 1
+        self._ask(request)
+        self._start_run()
 
     def _end(self, request: SimulatedRequest, fate: Fate, reason: str | None = None) -> None:
         request.end(fate, reason, self._clock.now_s)
@@ -277,19 +293,8 @@ class _Server:
 
     def _look(self) -> None:
         """What happens every second: the same that the server's control loop does."""
-        machine, engine = self._machine, self._engine
         self._note_peak()
-        n_pages = machine.weights_bytes / PAGE_BYTES
-        self._governor.observe(
-            Reading(
-                used_bytes=self._used_bytes,
-                budget_bytes=machine.limit_bytes,
-                cores=engine.processors.cores,
-                others_ratio=engine.processors.others_ratio,
-                io_pressure_ratio=engine.reading_ratio if engine.is_busy else 0.0,
-                refaults_per_s=engine.rereads_per_s * n_pages if engine.is_busy else 0.0,
-            )
-        )
+        self._governor.observe(self._engine.reading(self._used_bytes))
         self._note_second()
         self._wake()
         self._start_run()

@@ -28,6 +28,9 @@ BREAKER = {BreakerState.CLOSED: "·", BreakerState.HALF_OPEN: "h", BreakerState.
 def render(report: SimulationReport) -> str:
     """The whole report, without a line end."""
     rows = [("requests", f"{len(report.requests)}"), *_fates(report)]
+    if len(by_attempts := report.count_by_attempts()) > 1:
+        told = ", ".join(f"{count} at attempt {n}" for n, count in by_attempts.items())
+        rows.append(("answered", told))
     for label, percentile in (("waited", report.wait_s), ("answered in", report.answered_s)):
         rows.append((label, f"p50 {_seconds(percentile(50))}, p99 {_seconds(percentile(99))}"))
     peak, line, limit = (

@@ -1,6 +1,8 @@
 """What a simulation replays: requests, and what becomes of the machine, a JSON line each.
 
     {"at_s": 0.5, "tokens": [32, 128]}             a request for two texts of so many tokens
+    {"at_s": 0.5, "tokens": [32], "retries": 2}    one whose client comes back so often when it is
+                                                   refused, each time as late as it is told
     {"at_s": 3.0, "used_bytes_extra": 100000000}   from now on something else uses so much
     {"at_s": 4.0, "memory_failure": true}          the engine's allocation is refused, and with
                                                    "for_s": 2.5 every one for so long
@@ -22,14 +24,16 @@ MOST_S = 86_400.0  # a day
 MOST_TEXT_TOKENS = 1_000_000
 MOST_EXTRA_BYTES = 1 << 50
 MOST_CORES = 1024
+MOST_RETRIES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request: tokens of each of its texts."""
+    """A request: tokens of each of its texts, and how often its client tries again."""
 
     at_s: float
     tokens: Sequence[int]
+    n_retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,12 @@ def _parse_event(line: bytes) -> TraceEvent:
     match sorted(fields.items()):
         case [("tokens", tokens)]:
             return Arrival(float(at_s), _token_counts(tokens))
+        case [("retries", n_retries), ("tokens", tokens)]:
+            if not _is_count(n_retries, 0, MOST_RETRIES):
+                raise ValueError(
+                    f"retries is {_shown(n_retries)}, not a number from 0 to {MOST_RETRIES}"
+                )
+            return Arrival(float(at_s), _token_counts(tokens), n_retries)
         case [("used_bytes_extra", n_bytes)]:
             if not _is_count(n_bytes, 0, MOST_EXTRA_BYTES):
                 raise ValueError(f"used_bytes_extra is {_shown(n_bytes)}, not a number of bytes")
@@ -118,7 +128,7 @@ def _parse_event(line: bytes) -> TraceEvent:
         case [("reread_s", reread_s)]:
             return Rereading(float(at_s), _number("reread_s", reread_s, MOST_S))
     raise ValueError(
-        "beside at_s there is one of tokens (a list), used_bytes_extra (a number), "
+        "beside at_s there is one of tokens (a list, and retries), used_bytes_extra (a number), "
         "memory_failure (true), cores (a number) and reread_s (seconds); this has "
         f"{_shown(fields)}"
     )

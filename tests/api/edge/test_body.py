@@ -238,7 +238,9 @@ def test_a_refused_body_is_answered_first_and_then_read_to_its_end(
         page = server.telemetry.render().decode()
 
     assert (client.status, client.error["code"]) == (status, code)
-    assert client.error["message"] == str(error)
+    told = client.answer_headers.get(b"retry-after")
+    retry = f"; retry in {told.decode()} s" if told else ""
+    assert client.error["message"] == f"{error}{retry}"
     assert client.answer_headers[b"connection"] == b"close"
     assert (b"retry-after" in client.answer_headers) == waits
     assert client.n_received == len(client.body)

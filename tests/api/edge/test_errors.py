@@ -86,14 +86,13 @@ def test_statuses_and_codes_are_those_that_clients_rely_on(
 
 
 def test_clients_refused_together_come_back_apart():
-    """Whole seconds, a fifth around what was measured; together they would be refused again."""
+    """Whole seconds, never before what was measured; together they would be refused again."""
     chance = random.Random(0).random
     waits = [
         retry_after_s(errors.QueueFullError("x", retry_after_s=20), chance) for _ in range(1000)
     ]
 
-    assert set(waits) == set(range(16, 25))
-    assert sum(waits) / len(waits) == pytest.approx(20, abs=0.5)
+    assert set(waits) - {20} == {21, 22}
 
 
 @pytest.mark.parametrize("chance", [0, 0.5, 1])
@@ -102,10 +101,11 @@ def test_clients_refused_together_come_back_apart():
     [
         (errors.MemoryPressureError("x", retry_after_s=0), 1, 1),
         (errors.MemoryPressureError("x", retry_after_s=-3), 1, 1),
-        (errors.BreakerOpenError("x", retry_after_s=1e9), 60, 60),
-        (errors.BreakerOpenError("x", retry_after_s=float("inf")), 60, 60),
-        (errors.ModelLoadingError("x", retry_after_s=10), 8, 12),
-        (errors.EncodeMemoryError("x"), 1, 1),
+        (errors.BreakerOpenError("x", retry_after_s=1e9), 120, 120),
+        (errors.BreakerOpenError("x", retry_after_s=float("inf")), 120, 120),
+        (errors.BreakerOpenError("x", retry_after_s=59), 59, 60),
+        (errors.ModelLoadingError("x", retry_after_s=10), 10, 11),
+        (errors.EncodeMemoryError("x"), 1, 2),
     ],
 )
 def test_the_time_to_come_back_has_bounds(
@@ -143,7 +143,8 @@ def test_a_refusal_has_what_any_dialect_may_want_to_say():
 
     refusal = refusal_of(error, scope_of(), lambda: 0.5)
 
-    assert refusal == Refusal(429, "queue_full", "8192 tokens wait", retry_after_s=20)
+    message = "8192 tokens wait; retry in 21 s"
+    assert refusal == Refusal(429, "queue_full", message, retry_after_s=21)
 
 
 def test_a_refusal_names_the_field_at_fault():

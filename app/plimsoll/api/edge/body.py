@@ -196,7 +196,9 @@ class IncomingBody:
                 "(PLIMSOLL_BODY_LIMIT); send fewer texts at a time"
             )
         if n_bytes >= GATE_FROM_BYTES and not self._has_entered:
-            self._permit.enter(asks_breaker=False, priority=self._priority)
+            self._permit.enter(
+                asks_breaker=False, priority=self._priority, size=self._declared_bytes
+            )
             self._has_entered = True
 
     def _admit(self, n_bytes: int) -> None:

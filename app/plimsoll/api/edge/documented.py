@@ -9,10 +9,11 @@ from itertools import groupby
 from typing import Any, TypeAlias
 
 from plimsoll import errors
-from plimsoll.api.edge.errors import RETRY_AFTER_MOST_S, Refusal, lasting_message_of, refusal_of
+from plimsoll.api.edge.errors import Refusal, lasting_message_of, refusal_of
 from plimsoll.api.edge.guard import MISSING_KEY, NO_ADMIN_KEY, UNKNOWN_KEY
 from plimsoll.api.edge.refusals import ErrorShape
 from plimsoll.corpora.records import COLLECTION_NAME
+from plimsoll.policy.return_times import LEAST_TOLD_S, MOST_TOLD_S
 
 Examples: TypeAlias = tuple[Exception, ...]
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
@@ -45,7 +46,9 @@ OF_A_QUEUE: Examples = (
         "this request takes 900 MiB at its peak and this server can never give more than 210 MiB; "
         "send fewer or shorter texts at a time, or raise its memory limit"
     ),
-    errors.QueueFullError("this request would wait 42 s; try again later", retry_after_s=20),
+    errors.QueueFullError(
+        "more texts wait before this request than run in good time", retry_after_s=20
+    ),
     errors.MemoryPressureError(
         "this request takes 40 MiB at its peak and 12 MiB are free below the memory line",
         retry_after_s=3,
@@ -83,7 +86,7 @@ OF_A_MODEL: Examples = (
     *OF_A_MODEL_NAME,
     errors.ModelLoadingError("all-MiniLM-L6-v2 is being made ready: 25 % done", retry_after_s=5),
     errors.ModelError("there is no file /models/nomic.gguf"),
-    errors.BreakerOpenError("memory failed or ran high; trying again in 15 s", retry_after_s=15),
+    errors.BreakerOpenError("memory failed or ran high", retry_after_s=15),
     errors.EncodeMemoryError("the engine found no memory for a text of 256 tokens"),
 )
 
@@ -201,7 +204,7 @@ OF_A_CUTOVER: Examples = (
 OF_DOCUMENTS: Examples = (
     errors.IngestStoppedError(
         "512 documents were added, 0 updated, 0 were there and 0 failed before this: memory failed "
-        "or ran high; trying again in 15 s; send all of them again, what is stored is skipped",
+        "or ran high; send all of them again, what is stored is skipped",
         retry_after_s=15,
     ),
 )
@@ -288,5 +291,5 @@ def _retry_after(*, is_always_there: bool) -> dict[str, Any]:
     return {
         "description": "Whole seconds after which to try again; missing where that is no use.",
         "required": is_always_there,
-        "schema": {"type": "integer", "minimum": 1, "maximum": RETRY_AFTER_MOST_S},
+        "schema": {"type": "integer", "minimum": LEAST_TOLD_S, "maximum": MOST_TOLD_S},
     }

@@ -15,8 +15,7 @@ from starlette.types import Scope
 
 from plimsoll import errors
 from plimsoll.api.edge.content_encoding import ACCEPTED
-
-RETRY_AFTER_MOST_S = 60
+from plimsoll.policy.return_times import told_s
 
 # Most specific first: the first class that fits gives the status.
 STATUS: dict[type[errors.PlimsollError], int] = {
@@ -69,6 +68,7 @@ STATUS: dict[type[errors.PlimsollError], int] = {
 class Refusal:
     """Why a request has no answer, before a dialect gives it a shape.
 
+    message: it has `retry_after_s` too.
     param: the field that is at fault. retry_after_s: None where waiting would not help.
     headers: those that belong to the status, as `Allow` to 405.
     """
@@ -92,13 +92,13 @@ def refusal_of(error: Exception, scope: Scope, chance: Callable[[], float]) -> R
     if isinstance(error, RequestValidationError):
         message, param = _explain(error)
         error = errors.InvalidRequestError(message, param=param)
-    status = status_of(error)
+    status, message, seconds = status_of(error), _message_of(error), retry_after_s(error, chance)
     return Refusal(
         status,
         code_of(error),
-        _message_of(error),
+        message if seconds is None else f"{message}; retry in {seconds} s",
         error.param if isinstance(error, errors.RequestError) else None,
-        retry_after_s(error, chance),
+        seconds,
         _headers_of(error, status),
     )
 
@@ -123,15 +123,12 @@ def code_of(error: Exception) -> str:
 
 
 def retry_after_s(error: Exception, chance: Callable[[], float]) -> int | None:
-    """Whole seconds from 1 to 60 after which to try again, None where that would not help.
+    """Whole seconds after which to try again, None where that would not help.
 
-    ± 20 % by `chance`, from 0 to 1: clients refused together must not come back together.
+    chance: as `refusal_of` has it: clients refused together must not come back together.
     """
     seconds = error.retry_after_s if isinstance(error, errors.PlimsollError) else None
-    if seconds is None:
-        return None
-    spread = seconds * (0.8 + 0.4 * chance())
-    return round(min(RETRY_AFTER_MOST_S, max(1, spread)))
+    return None if seconds is None else told_s(seconds, chance())
 
 
 def lasting_message_of(error: Exception) -> str:
