@@ -86,6 +86,7 @@ class FakeModel:
         self.close_gate.set()
         self.closed = threading.Event()
         self.error: Exception | None = None
+        self.damage: PlimsollError | None = None  # of its files
 
     def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
         """One token a word, and one at either end."""
@@ -128,6 +129,11 @@ class FakeModel:
         cut = vectors[:, :dimensions]
         return (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(np.float32)
 
+    def check_unchanged(self) -> None:
+        """Fail as a test says."""
+        if self.damage is not None:
+            raise self.damage
+
     def release_memory(self) -> None:
         """Note it."""
         self.n_releases += 1
@@ -154,6 +160,7 @@ class FakeOpener:
         self.look_errors: list[PlimsollError] = []
         self.n_looks = 0
         self.file_is_new = False
+        self.change: str | None = None  # of the file, since it was read
         self.opening = threading.Event()
         self.released = threading.Event()
         self.released.set()
@@ -167,6 +174,10 @@ class FakeOpener:
     def has_new_file(self) -> bool:
         """As a test says."""
         return self.file_is_new
+
+    def source_change(self) -> str | None:
+        """As a test says."""
+        return self.change
 
     def open(self, progress: Callable[[int, int, str], None]) -> FakeModel:
         """Wait until released, then fail or open."""

@@ -43,6 +43,8 @@ PlimsollError
 │   ├── HookStoppedError        a hook that stops a migration, or gives no answer
 │   ├── SpaceMismatchError      vectors of two spaces that would have to be compared
 │   ├── MediaTypeError          a request that may change something and is not sent as JSON
+│   ├── MalformedRequestError   bytes that are no HTTP request
+│   ├── HeaderTooLargeError     a header over the limit
 │   ├── MissingKeyError         no key where one is needed
 │   ├── InvalidKeyError         a key that is none of this server's
 │   ├── AdminKeyError           a key of the role embed where admin is needed
@@ -55,10 +57,14 @@ PlimsollError
 │   ├── QueueFullError          more tokens wait than drain in good time
 │   ├── MemoryPressureError     no room below the memory line within the wait
 │   ├── BreakerOpenError        memory failed or ran high; only the fallback answers
+│   ├── ConnectionLimitError    as many connections are open as may be
+│   │   └── ClientConnectionLimitError  as many of one client
+│   ├── StoppingError           the server ends before it could answer
 │   ├── SearchStoppedError      a search that read its collection for too long
 │   └── IngestStoppedError      some documents of a list are stored; send all of them again
 ├── TooLargeError             could never fit this budget, however long one waits
 │   └── BodyTooLargeError       a body over the limit of this route
+├── SlowHeaderError           a header that arrives too slowly
 ├── SlowBodyError             a body that arrives too slowly
 └── SettingsError             a setting that is unknown or out of bounds
 """
@@ -297,6 +303,18 @@ class MediaTypeError(RequestError):
     code = "unsupported_media_type"
 
 
+class MalformedRequestError(RequestError):
+    """What came over the connection is no HTTP request."""
+
+    code = "malformed_request"
+
+
+class HeaderTooLargeError(RequestError):
+    """A request line and header fields over the limit."""
+
+    code = "header_too_large"
+
+
 class MissingKeyError(RequestError):
     """No key where one is needed."""
 
@@ -371,6 +389,24 @@ class BreakerOpenError(OverloadError):
     code = "breaker_open"
 
 
+class ConnectionLimitError(OverloadError):
+    """As many connections are open as may be."""
+
+    code = "too_many_connections"
+
+
+class ClientConnectionLimitError(ConnectionLimitError):
+    """As many connections of one client are open as may be."""
+
+    code = "too_many_client_connections"
+
+
+class StoppingError(OverloadError):
+    """The server ends, and could not answer in time."""
+
+    code = "stopping"
+
+
 class SearchStoppedError(OverloadError):
     """A search that read its collection for too long, or until the server ended."""
 
@@ -393,6 +429,12 @@ class BodyTooLargeError(TooLargeError):
     """A body over a limit that is not the budget's."""
 
     code = "body_too_large"
+
+
+class SlowHeaderError(PlimsollError):
+    """A header that did not arrive in time."""
+
+    code = "slow_header"
 
 
 class SlowBodyError(PlimsollError):

@@ -217,6 +217,52 @@ class Settings(BaseSettings):
         description="Seconds that an idle connection stays open; more than the idle time of a "
         "balancer in front, which is 60 as a rule.",
     )
+    header_limit: Size = Field(
+        Size(16 << 10),
+        ge=Size(4 << 10),
+        le=Size(1 << 20),
+        description="Largest request line and header fields accepted.",
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        ge=1,
+        le=600,
+        description="Seconds within which a request's header must have arrived whole, from the "
+        "connection's start or the header's first byte.",
+    )
+    send_timeout_s: float = Field(
+        60.0,
+        ge=1,
+        le=3600,
+        description="Seconds in which a client must take something of its answer.",
+    )
+    connections: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Connections open at once; one more gets 503.",
+    )
+    client_connections: int = Field(
+        512,
+        ge=1,
+        le=1_000_000,
+        description="Connections open at once of one client, which is an IPv4 address or a /64 of "
+        "IPv6; one more gets 429. Behind a proxy all are the proxy's.",
+    )
+    drain_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that requests under way have to finish when the server ends; the "
+        "rest gets 503.",
+    )
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="Seconds for which a server that ends says so in /health/ready and still takes "
+        "connections, so that a balancer can turn to others first.",
+    )
     otlp_endpoint: str | None = Field(
         None,
         min_length=1,

@@ -142,6 +142,16 @@ def process() -> Sequence[Panel]:
             overrides=(limit("limit$", GREY),),
         ),
         lines(
+            "Connections", "Open ones of clients.", "short",
+            Query(select("plimsoll_connections"), "{{instance}}"),
+        ),
+        lines(
+            "Connections ended", "By the server, for what their client did.", "cps",
+            Query(
+                f"sum by (reason) ({per_second('plimsoll_connections_ended_total')})", "{{reason}}"
+            ),
+        ),
+        lines(
             "Uptime", "By version; it falls where a process has started anew.", "s",
             Query(
                 f"(time() - {select('process_start_time_seconds')}) * on (instance, job) "

@@ -77,6 +77,7 @@ MAY_BE_ZERO = (
     "plimsoll_cpu_throttled_ratio",
     "plimsoll_cpu_others_ratio",
     "plimsoll_model_evictions_total",
+    "plimsoll_connections_ended_total",
     "plimsoll_recoveries_total",
     "plimsoll_bottleneck",
     "plimsoll_vector_cache_bytes",  # off by default

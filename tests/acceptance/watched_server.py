@@ -10,7 +10,6 @@ import uvicorn
 
 from plimsoll.composition.application import create_app
 from plimsoll.machine.memory import MIB, MemoryMonitor
-from plimsoll.server import http_config
 from plimsoll.settings import Settings
 from tests.browser import Browser
 from tests.running_server import RunningServer
@@ -30,7 +29,11 @@ def limited(folder: Path, cache: Path, *options: str) -> RunningServer:
 def serving_here(settings: Settings) -> Iterator[str]:
     """A server in a thread of this process, whose memory and engine a test can reach."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(http_config(create_app(settings), settings))
+    # uvicorn's own default ends idle connections after 5 s, which a test may just pass.
+    config = uvicorn.Config(
+        create_app(settings), log_config=None, timeout_keep_alive=settings.keep_alive_s
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

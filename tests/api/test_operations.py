@@ -92,6 +92,7 @@ def test_health_before_the_first_request_knows_the_name_and_the_memory(tiny: Tes
         "compute_reason": None,
         "int8": None,
         "error": None,
+        "notice": None,
         "loaded_bytes": 0,
         "total_bytes": 0,
     }

@@ -26,7 +26,7 @@ from plimsoll.sidecar.cache import list_sidecars, verify
 from plimsoll.sidecar.checked_file import CheckedFile
 from plimsoll.sidecar.loader import unreported
 from plimsoll.sidecar.packed import PACKED_NAME, PackedFile, packed_folders
-from plimsoll.sidecar.sidecar import INDEX_NAME, Sidecar
+from plimsoll.sidecar.sidecar import INDEX_NAME, WEIGHTS_NAME, Sidecar
 from tests.small_models import NARROW, opened, small_settings
 from tests.synthetic import write_synthetic
 
@@ -129,6 +129,46 @@ def test_a_damaged_blob_ends_the_run_and_is_made_again_by_the_next_opening(
     with opened(settings) as model:
         assert np.isfinite(model.encode(TEXTS)).all()
     assert len(packed_of(settings)) == 1
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["by layers", "at once"])
+@pytest.mark.parametrize("change", ["cut", "written to"])
+@pytest.mark.parametrize("which", ["weights", "packed"])
+def test_a_file_that_changes_under_an_open_model_ends_the_run_and_not_the_process(
+    settings: Settings, texts: list[np.ndarray], change: str, which: str
+):
+    """A read behind its end is SIGBUS, and what is written shows in vectors."""
+    prepare_model(settings, unreported)
+    (folder,) = packed_of(settings)
+    path = folder / PACKED_NAME if which == "packed" else folder.parent / WEIGHTS_NAME
+    with opened(settings) as model:
+        expected = model.encode(texts)
+        if change == "cut":
+            os.truncate(path, 4096)
+        else:
+            with path.open("r+b") as file:
+                file.write(file.read(1))
+        with pytest.raises(CacheCorruptError, match="while it was served"):
+            model.encode(texts)
+        with pytest.raises(CacheCorruptError, match="while it was served"):
+            model.check_unchanged()
+
+    with opened(settings) as model:
+        np.testing.assert_array_equal(model.encode(texts), expected)
+
+
+def test_a_file_that_is_cut_between_two_layers_is_noticed_before_the_next(settings: Settings):
+    """A run of long texts takes seconds."""
+    prepare_model(settings, unreported)
+    (folder,) = packed_of(settings)
+
+    def cut() -> None:
+        os.truncate(folder / PACKED_NAME, 4096)
+
+    with opened(settings) as model:
+        model.encode(TEXTS)
+        with pytest.raises(CacheCorruptError, match="while it was served"):
+            model.encode(TEXTS, between_layers=cut)
 
 
 def test_damage_that_is_found_while_opening_is_mended_at_once(settings: Settings):

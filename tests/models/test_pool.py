@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from plimsoll.errors import (
+    CacheCorruptError,
     ModelDownloadError,
     ModelLoadingError,
     ModelNotFoundError,
@@ -81,6 +82,7 @@ class CountingOpener:
         self._opener = opener
         self._opened = opened
         self.look, self.has_new_file = opener.look, opener.has_new_file
+        self.source_change = opener.source_change
 
     def open(self, progress: Callable[[int, int, str], None]) -> FakeModel:
         """Open, then say so."""
@@ -493,6 +495,22 @@ def test_the_default_model_is_tried_again_unasked_where_it_would_not_open():
             await fleet.pool.look_after(slot)
         assert a.state is ModelState.READY
         assert b.state is ModelState.FAILED  # requests for it are not held off: they try it again
+
+    asyncio.run(scenario())
+
+
+def test_a_model_whose_weights_were_changed_on_disk_is_opened_again_unasked():
+    """Made again beside the requests, not in front of the next one."""
+
+    async def scenario() -> None:
+        fleet = Fleet("ab")
+        await fleet.use("ab")
+        b = fleet.pool.slots[1]
+        fleet.openers["b"].models[0].damage = CacheCorruptError("cut")
+        for slot in fleet.pool.slots:
+            await fleet.pool.look_after(slot)
+        assert b.state is ModelState.READY
+        assert (fleet.openers["a"].n_tries, fleet.openers["b"].n_tries) == (1, 2)
 
     asyncio.run(scenario())
 

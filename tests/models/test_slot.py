@@ -9,9 +9,17 @@ from dataclasses import replace
 import pytest
 
 from plimsoll.errors import CacheCorruptError, ModelDownloadError, ModelLoadingError
-from plimsoll.models.slot import LOADING_RETRY_S, RETRY_PAUSE_S, ModelSlot, ModelState, SlotEvent
+from plimsoll.models.slot import (
+    LOADING_RETRY_S,
+    RETRY_PAUSE_S,
+    SOURCE_LOOK_S,
+    ModelSlot,
+    ModelState,
+    SlotEvent,
+)
 from plimsoll.telemetry.metrics import Telemetry
 from tests.fakes import DEADLINE_S, FakeClock, FakeOpener, fake_slot, metric
+from tests.logged import own_records
 
 
 async def use(slot: ModelSlot) -> object:
@@ -214,6 +222,71 @@ def test_a_damaged_model_closes_with_the_last_request_that_holds_it():
             assert healed is opener.models[1]
 
     asyncio.run(scenario())
+
+
+def test_an_unused_model_whose_weights_were_changed_on_disk_closes():
+    """What is read of a file that has been cut kills the process."""
+    opener = FakeOpener()
+
+    async def scenario() -> None:
+        slot = fake_slot(opener)
+        async with slot.lease():
+            pass
+        assert not await slot.check_files()
+        opener.models[0].damage = CacheCorruptError("cut to 10 bytes")
+        assert await slot.check_files()
+        assert opener.models[0].closed.is_set()
+        assert slot.damage == "cut to 10 bytes"
+        async with slot.lease():
+            assert slot.damage is None
+
+    asyncio.run(scenario())
+
+
+def test_a_model_in_use_whose_weights_were_changed_takes_no_more_requests():
+    """The ones that hold it fail at their next layer; then it closes."""
+    opener = FakeOpener()
+
+    async def scenario() -> None:
+        slot = fake_slot(opener)
+        async with slot.lease() as model:
+            model.damage = CacheCorruptError("cut to 10 bytes")
+            assert not await slot.check_files()
+            with pytest.raises(ModelLoadingError, match="being made again"):
+                slot.refuse_unusable()
+            assert not model.closed.is_set()
+        assert model.closed.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_a_file_that_was_replaced_under_the_server_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+):
+    """Its vectors stay; whoever replaced it has to know that."""
+    opener, clock = FakeOpener(), FakeClock()
+
+    async def look(slot: ModelSlot) -> None:
+        clock.now_s += SOURCE_LOOK_S
+        await slot.check_files()
+
+    async def scenario() -> None:
+        slot = fake_slot(opener, clock=clock)
+        async with slot.lease():
+            pass
+        await look(slot)
+        assert slot.source_change is None
+        opener.change = "its file has changed"
+        for _ in range(3):
+            await look(slot)
+        assert slot.source_change == "its file has changed"
+        opener.change = None  # it was put back
+        await look(slot)
+        assert slot.source_change is None
+
+    asyncio.run(scenario())
+    told = [r for r in own_records(caplog) if "its file has changed" in r.getMessage()]
+    assert len(told) == 1
 
 
 def test_closing_waits_for_an_opening_under_way():

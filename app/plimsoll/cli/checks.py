@@ -22,7 +22,7 @@ from plimsoll.encoder.backends.onnx_runtime import runtime_version
 from plimsoll.errors import CacheUnsafeError
 from plimsoll.machine.cpu import CPUMonitor
 from plimsoll.machine.groups import read_text
-from plimsoll.server import check_reach
+from plimsoll.server.listening import check_reach
 from plimsoll.settings import Settings
 
 LIBRARIES = ("numpy", "tokenizers", "huggingface_hub", "fastapi", "uvicorn")

@@ -32,7 +32,7 @@ def serve(welcome: bool | None, **overrides: Any) -> None:
     settings = load(overrides).settings
     from plimsoll.composition.models import spec_of
     from plimsoll.encoder.known_models import NOMIC_V1_5
-    from plimsoll.server import serve as run
+    from plimsoll.server.run import serve as run
 
     spec = spec_of(settings)
     other = "builtin" if spec.known is NOMIC_V1_5 else NOMIC_V1_5.name

@@ -112,6 +112,7 @@ class Engine:
             encode other texts. Without it a lone text may pass all layers in one call.
         Returns float32 (tokens, hidden) per text, in the order given.
         """
+        self.check_unchanged()
         self._weights.verify_tokens(texts)
         n_threads = min(n_threads or self._n_threads, self._n_threads)
         run = self._lay_out(texts, n_threads, pack_tokens)
@@ -123,16 +124,28 @@ class Engine:
                 between_layers()
             self._pages.enter_layer(layer, prefetch=drop_pages, is_scarce=kept_layers is not None)
             if whole is None:
+                self.check_unchanged()
                 self._each(run, partial(self._layer, layer))
             if drop_pages and layer >= (kept_layers or 0):
                 self._pages.drop_layer(layer, evict=kept_layers is not None)
         if whole is not None:
+            self.check_unchanged()
             whole.run(run.states, run.positions, run.packs[0].rotation)
         states: list[np.ndarray] = [run.states] * len(texts)
         for pack in run.packs:
             for index, rows in zip(pack.indices, pack.texts, strict=True):
                 states[index] = run.states[rows]
         return states
+
+    def check_unchanged(self) -> None:
+        """See that no mapped file has been written to or cut. Raises CacheCorruptError.
+
+        Cheap enough for every layer: the less lies between the look and the reading, the fewer
+        changes kill the process.
+        """
+        self._weights.check_unchanged()
+        if self._pages is not self._weights:
+            self._pages.check_unchanged()
 
     def close(self) -> None:
         """Stop the engine threads and let go of their runners."""

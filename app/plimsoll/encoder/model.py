@@ -298,6 +298,14 @@ class EmbeddingModel:
             vectors, dimensions, norm_first=cut and self.traits.known.layer_norm_before_cut
         )
 
+    def check_unchanged(self) -> None:
+        """See that no file that the model has mapped was written to or cut; also beside a run.
+
+        Raises CacheCorruptError; the caller closes the model and opens it anew.
+        """
+        for road in self._roads:
+            road.engine.check_unchanged()
+
     def release_memory(self) -> None:
         """Give memory that only a run needs back to the kernel; a closed model has none.
 

@@ -111,6 +111,12 @@ class Weights:
             self._sidecar.verify("token_embd.weight", token * row_bytes, (token + 1) * row_bytes)
             self._verified_tokens[token] = True
 
+    def check_unchanged(self) -> None:
+        """See that sidecar and codes are as they were when mapped. Raises CacheCorruptError."""
+        self._sidecar.check_unchanged()
+        if self._codes is not None:
+            self._codes.check_unchanged()
+
     def enter_layer(self, layer: int, *, prefetch: bool, is_scarce: bool = False) -> None:
         """Check a block before its first use; with `prefetch`, start reading the next one."""
         if prefetch:

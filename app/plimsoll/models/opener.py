@@ -95,6 +95,16 @@ class ModelOpener:
         rests, self._last_seen = seen == self._last_seen, seen
         return rests and seen != self._tried
 
+    def source_change(self) -> str | None:
+        """What has become of the model's file since it was read; None where it is the same."""
+        if self._tried is None or (found := self._identity()) == self._tried:
+            return None
+        what = "is gone" if found is None else "has changed"
+        return (
+            f"its file {what} since the server read it; what was read goes on being served until "
+            "the server is started again"
+        )
+
     def open(self, progress: Progress) -> EmbeddingModel:
         """Fetch, convert and open; blocks. Makes damaged weights anew. Raises PlimsollError."""
         with self._refused_memory_named():

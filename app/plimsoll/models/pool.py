@@ -100,20 +100,26 @@ class ModelPool:
         await asyncio.gather(*(self._watch(slot) for slot in self.slots))
 
     async def look_after(self, slot: ModelSlot) -> None:
-        """Close after a long pause, try again what failed."""
+        """Close after a long pause, try again what failed, open again what has been damaged."""
         if slot.state is ModelState.FAILED and await slot.has_new_file():
             await slot.look()
         elif slot is self.slots[0] and slot.is_due_for_retry:
             # While the default model has failed, the server is not ready and gets no requests.
-            with suppress(PlimsollError):  # in the log and in /health already
-                async with self.lease():
-                    pass
+            await self._open_again(slot)
+        elif await slot.check_files():
+            await self._open_again(slot)
         else:
             await slot.check_idleness()
 
     async def close(self) -> None:
         """Close every model, waiting for openings under way."""
         await asyncio.gather(*(slot.close() for slot in self.slots))
+
+    async def _open_again(self, slot: ModelSlot) -> None:
+        """Open a model unasked."""
+        with suppress(PlimsollError):  # in the log and in /health already
+            async with self.lease(slot.name):
+                pass
 
     def _note_change(self, slot: ModelSlot, event: SlotEvent) -> None:
         self._changed.set()

@@ -26,6 +26,7 @@ RETRY_PAUSE_S = 5.0
 RETRY_UNASKED_S = 30.0
 # What is told at least, and where nothing is known of how long it will take.
 LOADING_RETRY_S = 5.0
+SOURCE_LOOK_S = 2.0
 
 
 class ModelState(Enum):
@@ -65,6 +66,8 @@ class ModelSlot:
         self.names = names
         self.traits: Traits | None = None  # of the last open; kept when the model closes
         self.error: PlimsollError | None = None
+        self.damage: str | None = None  # of the weights, from when it is found until they are anew
+        self.source_change: str | None = None  # what became of its file while it is open
         self.progress = (0, 0)  # bytes done and in all, of the phase of loading under way
         self._phase: tuple[Phase | None, float] = (None, 0.0)  # and when it began
         self.last_used_s = clock()
@@ -78,6 +81,7 @@ class ModelSlot:
         self._leases = 0  # held or waited for
         self._failed_at_s = -RETRY_PAUSE_S
         self._damaged = False
+        self._source_looked_s = clock()
         self._on_progress: Progress = unreported
         self._listeners: list[SlotListener] = []
 
@@ -136,8 +140,8 @@ class ModelSlot:
             model = await self._opened(wait_s)
             try:
                 yield model
-            except CacheCorruptError:
-                self._damaged = True
+            except CacheCorruptError as error:
+                self._note_damage(error)
                 raise
             finally:
                 self.last_used_s = self._clock()
@@ -178,6 +182,27 @@ class ModelSlot:
             # Without the frames of earlier requests that met it, which would pile up.
             raise self.error.with_traceback(None)
 
+    async def check_files(self) -> bool:
+        """Look whether files of the open model have changed under it; close it where its weights
+        have, as soon as no request uses it.
+
+        Returns whether it has been closed for that.
+        """
+        model = self._model
+        if model is None:
+            self.source_change = None
+            return False
+        if not self._damaged:
+            try:
+                model.check_unchanged()
+            except CacheCorruptError as error:
+                self._note_damage(error)
+                if not self._leases:
+                    await self._close_damaged()
+                    return True
+        await self._look_at_source()
+        return False
+
     async def check_idleness(self) -> None:
         """Close the model where no request has come for long."""
         if self._model is None or self._leases:
@@ -212,11 +237,29 @@ class ModelSlot:
         if self._leases:
             return
         if self._damaged:
-            # The damaged sidecar has put itself aside: the next open builds it anew.
-            self._damaged = False
-            await self.close()
+            await self._close_damaged()
         else:
             self._tell(SlotEvent.FREE)
+
+    async def _close_damaged(self) -> None:
+        # What is damaged has put itself aside: the next open builds it anew.
+        self._damaged = False
+        await self.close()
+
+    def _note_damage(self, error: CacheCorruptError) -> None:
+        if not self._damaged:
+            log.error("%s is to be opened again: %s", self.name, str(error))
+        self._damaged, self.damage = True, str(error)
+
+    async def _look_at_source(self) -> None:
+        now_s = self._clock()
+        if now_s - self._source_looked_s < SOURCE_LOOK_S:
+            return
+        self._source_looked_s = now_s
+        found = await asyncio.to_thread(self._opener.source_change)
+        if found is not None and found != self.source_change:
+            log.warning("%s: %s", self.name, found)
+        self.source_change = found
 
     async def _opened(self, wait_s: float | None) -> EmbeddingModel:
         self.refuse_unusable()
@@ -251,7 +294,7 @@ class ModelSlot:
         seconds = perf_counter() - start
         log.info("opened %s in %.2f s", self.name, seconds)
         self._note_traits(model.traits)
-        self.error, self._model = None, model
+        self.error, self.damage, self._model = None, None, model
         self.last_used_s = self._clock()
         self._metrics.opened(self.name, seconds)
         return model
@@ -259,7 +302,7 @@ class ModelSlot:
     def _note_failure(self, error: PlimsollError) -> None:
         if str(error) != str(self.error):  # else the log has it
             log.error("cannot open %s: %s", self.name, error)
-        self.error, self._failed_at_s = error, self._clock()
+        self.error, self.damage, self._failed_at_s = error, None, self._clock()
 
     def _note_loaded(self, _: asyncio.Task[EmbeddingModel]) -> None:
         self._tell(SlotEvent.CLOSED if self._model is None else SlotEvent.OPENED)

@@ -28,9 +28,13 @@ SMALLEST_TOKENS = 16
 
 @dataclass
 class Drain:
-    """Whether the server is on its way out; owned by the server's signal handling."""
+    """Whether the server is on its way out; owned by the server's signal handling.
+
+    is_over: also the time that requests under way had to finish.
+    """
 
     started: bool = False
+    is_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class ServingCore:
             return Unready("draining", "the server is stopping")
         if default.state is ModelState.FAILED:
             return Unready("unavailable", f"{default.name} would not open: {default.error}")
+        if default.damage is not None:
+            return Unready("damaged", f"{default.name} is made again: {default.damage}")
         # Before the first open there is nothing to answer from while the model loads.
         if default.state is ModelState.LOADING and default.traits is None:
             return Unready("starting", f"{default.name} is being made ready")
@@ -153,6 +159,7 @@ def _status(slot: ModelSlot) -> ModelStatus:
         state=slot.state.value,
         traits=slot.traits,
         error=str(slot.error) if slot.error else None,
+        notice=slot.damage or slot.source_change,
         loaded_bytes=slot.progress[0],
         total_bytes=slot.progress[1],
     )

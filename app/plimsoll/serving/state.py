@@ -31,13 +31,15 @@ class Moment:
 class ModelStatus:
     """One served model. traits: of its last open, None before the first.
 
-    error: why it would not open. loaded_bytes, total_bytes: while it loads.
+    error: why it would not open. notice: what has become of its files on disk.
+    loaded_bytes, total_bytes: while it loads.
     """
 
     name: str
     state: str
     traits: Traits | None
     error: str | None
+    notice: str | None
     loaded_bytes: int
     total_bytes: int
 

@@ -55,6 +55,7 @@ class CheckedFile:
             self._file = opened.enter_context(FileSource(self.fd))
             self.map = mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
             self._opened = opened.pop_all()
+        self._found = self._stamp()
         self._verified = {name: bytearray(n_chunks(p.n_bytes)) for name, p in places.items()}
 
     def verify(self, name: str, start_byte: int = 0, stop_byte: int | None = None) -> None:
@@ -78,6 +79,23 @@ class CheckedFile:
                         "built again when the model is loaded next"
                     )
                 done[chunk] = 1
+
+    def check_unchanged(self) -> None:
+        """See that the file is as it was when it was mapped, by its size and time: cheap.
+
+        A read behind the end of a file that has been cut kills the process, and what is written
+        into it shows through the map. Raises CacheCorruptError and puts the file aside.
+        """
+        found = self._stamp()
+        if found == self._found:
+            return
+        self._put_aside()
+        was, now = self._found[0], found[0]
+        change = "written to" if now == was else f"changed from {was} to {now} bytes"
+        raise CacheCorruptError(
+            f"{self.path} was {change} while it was served; it is built again when the model is "
+            "loaded next"
+        )
 
     def damaged_chunks(self, name: str) -> list[tuple[int, int]]:
         """Read a whole place; bytes of the file, from and to, that are not as written."""
@@ -128,6 +146,11 @@ class CheckedFile:
         self._opened.close()
         # A method of the owner: both would keep each other, and all that the owner has read.
         self._put_aside = _nothing
+
+    def _stamp(self) -> tuple[int, int]:
+        """Bytes, and time of the last write."""
+        found = os.fstat(self.fd)
+        return found.st_size, found.st_mtime_ns
 
     def _is_whole(self, place: Place, chunk: int, buffer: bytearray) -> bool:
         """Read a chunk into a buffer, which is used again: to map a new one costs more."""

@@ -111,6 +111,10 @@ class PackedFile:
         for name in self._names(graphs):
             self._data.verify(name)
 
+    def check_unchanged(self) -> None:
+        """Raises CacheCorruptError where the file is written to or cut; see `CheckedFile`."""
+        self._data.check_unchanged()
+
     def advise(self, graphs: Sequence[str], advice: int) -> None:
         """madvise our own map of these graphs' blobs; the backend's map shares the file cache."""
         self._data.advise(self._names(graphs), advice)

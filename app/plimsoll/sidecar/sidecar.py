@@ -86,6 +86,10 @@ class Sidecar:
         """
         self._weights.verify(name, start_byte, stop_byte)
 
+    def check_unchanged(self) -> None:
+        """Raises CacheCorruptError where the weights are written to or cut; see `CheckedFile`."""
+        self._weights.check_unchanged()
+
     def damaged_chunks(self, name: str) -> list[tuple[int, int]]:
         """Read a whole tensor; bytes of the weights file, from and to, that are not as written."""
         return self._weights.damaged_chunks(name)

@@ -21,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.metrics import MetricWrapperBase
 
 from plimsoll.telemetry.bottleneck import BottleneckMetrics
+from plimsoll.telemetry.connections import ConnectionMetrics
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.engine import EngineMetrics
 from plimsoll.telemetry.links import LinkMetrics
@@ -55,6 +56,7 @@ class Telemetry:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = RequestMetrics(self.registry)
+        self.connections = ConnectionMetrics(self.registry)
         self.engine = EngineMetrics(self.registry)
         self.pressure = PressureMetrics(self.registry)
         self.corpora = CorpusMetrics(self.registry)
@@ -78,6 +80,7 @@ class Telemetry:
     def _metrics(self) -> Iterator[MetricWrapperBase]:
         families = (
             self.requests,
+            self.connections,
             self.engine,
             self.pressure,
             self.corpora,

@@ -19,8 +19,26 @@ Examples: TypeAlias = tuple[Exception, ...]
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 """What FastAPI takes for a route's `responses`."""
 
+# What the server refuses before it knows a route, in Plimsoll's own shape, but for the last.
+OF_A_CONNECTION: Examples = (
+    errors.MalformedRequestError("what came is no HTTP request: illegal request line"),
+    errors.SlowHeaderError(
+        "after 10 s (PLIMSOLL_HEADER_TIMEOUT_S) the header had not arrived whole"
+    ),
+    errors.ClientConnectionLimitError(
+        "192.0.2.7 has 512 connections open, which is the most (PLIMSOLL_CLIENT_CONNECTIONS): use "
+        "them again, or close some",
+        retry_after_s=5,
+    ),
+    errors.HeaderTooLargeError("the header is larger than 16 KiB (PLIMSOLL_HEADER_LIMIT)"),
+    errors.ConnectionLimitError(
+        "1024 connections are open, which is the most (PLIMSOLL_CONNECTIONS)", retry_after_s=5
+    ),
+    errors.StoppingError("the server ends now; send the request again", retry_after_s=5),
+)
+
 # Common to all routes: every `documented` has them.
-OF_ANY_ROUTE: Examples = (RuntimeError(),)
+OF_ANY_ROUTE: Examples = (RuntimeError(), *OF_A_CONNECTION)
 
 # Of routes that ask for a key; those that are open to everyone have none of these.
 OF_A_CLIENT: Examples = (

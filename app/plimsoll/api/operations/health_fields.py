@@ -52,6 +52,10 @@ class ModelHealth:
     compute_reason: Annotated[str | None, Field(description="Why `auto` has taken that.")]
     int8: Int8Figures | None
     error: Annotated[str | None, Field(description="Why it would not open.")]
+    notice: Annotated[
+        str | None,
+        Field(description="What has become of its files on disk while it is served."),
+    ]
     loaded_bytes: Annotated[int, Field(description="Of `total_bytes`, while it loads.")]
     total_bytes: int
 
@@ -179,6 +183,7 @@ def _model(model: ModelStatus) -> ModelHealth:
         compute_reason=traits.compute_reason if traits else None,
         int8=traits.codes.choice.figures() if traits and traits.codes else None,
         error=model.error,
+        notice=model.notice,
         loaded_bytes=model.loaded_bytes,
         total_bytes=model.total_bytes,
     )

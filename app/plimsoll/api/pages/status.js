@@ -180,7 +180,7 @@ function modelItem(model) {
   if (model.state === "loading" && model.total_bytes) {
     row.append(` (${percent(model.loaded_bytes / model.total_bytes)})`);
   }
-  if (model.error) row.append(element("p", model.error));
+  for (const said of [model.error, model.notice]) if (said) row.append(element("p", said));
   if (model.fingerprint) {
     row.append(element("p", `${model.dimensions} dimensions, ${count(model.token_limit)} tokens a text, ${model.compute}, space ${model.fingerprint}`, "quiet"));
   }

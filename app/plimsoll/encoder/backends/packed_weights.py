@@ -96,6 +96,10 @@ class PackedWeights:
         with ThreadPoolExecutor(min(MOST_OPENING, available_cores())) as verifying:
             list(verifying.map(self._verify, range(self._n_layers)))
 
+    def check_unchanged(self) -> None:
+        """See that the packed file is as it was when it was mapped. Raises CacheCorruptError."""
+        self._file.check_unchanged()
+
     def enter_layer(self, layer: int, *, prefetch: bool, is_scarce: bool = False) -> None:
         """Check a layer before its first use; with `prefetch`, read the next one's blobs.
 

@@ -90,6 +90,9 @@ class WholeRunner(Protocol):
 class LayerPages(Protocol):
     """Looks after the pages of what a backend reads, layer by layer."""
 
+    def check_unchanged(self) -> None:
+        """See that the mapped files are as they were. Raises CacheCorruptError."""
+
     def enter_layer(self, layer: int, *, prefetch: bool, is_scarce: bool = False) -> None:
         """Check a layer's bytes before their first use; with `prefetch`, read the next one's.
 

@@ -124,6 +124,10 @@ class CodesFile:
         """Compare a layer with its checksums, once. Raises CacheCorruptError."""
         self._data.verify(self.index.places[layer].name)
 
+    def check_unchanged(self) -> None:
+        """Raises CacheCorruptError where the file is written to or cut; see `CheckedFile`."""
+        self._data.check_unchanged()
+
     def advise(self, layer: int, advice: int) -> None:
         """madvise the pages of a layer's codes."""
         self._data.advise([self.index.places[layer].name], advice)
