@@ -66,8 +66,13 @@ PlimsollError
 │   └── BodyTooLargeError       a body over the limit of this route
 ├── SlowHeaderError           a header that arrives too slowly
 ├── SlowBodyError             a body that arrives too slowly
+├── ServerError               a server that a client asks gives no answer
+│   ├── RefusedError            it refuses the request, or one text of it
+│   └── NoAnswerError           it is not reached, or what comes back is no answer of Plimsoll's
 └── SettingsError             a setting that is unknown or out of bounds
 """
+
+from typing import Any
 
 
 class PlimsollError(Exception):
@@ -441,6 +446,49 @@ class SlowBodyError(PlimsollError):
     """A body that did not arrive in time."""
 
     code = "slow_body"
+
+
+class ServerError(PlimsollError):
+    """A server that a client asks gives no answer.
+
+    answered: plimsoll.client's Embeddings of the texts before the one that has none; else None.
+    """
+
+    answered: Any = None
+
+
+class RefusedError(ServerError):
+    """The server refuses the request, or one text of it.
+
+    status: None where it refuses a text and has answered for others. code: as docs/api.md has it.
+    param: the field that is at fault. retry_after_s: None where waiting would not help.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code or "internal_error"
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class NoAnswerError(ServerError):
+    """The server is not reached, or what comes back is no answer of Plimsoll's.
+
+    sent: whether the request may have reached it.
+    """
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class SettingsError(PlimsollError):

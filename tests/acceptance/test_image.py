@@ -108,7 +108,7 @@ def test_every_package_of_the_image_has_hashes_and_no_address(file):
 def test_an_image_can_link_collections_to_databases_unless_its_build_says_otherwise():
     """An operator finds that out when the server does not start."""
     assert {"postgres", "qdrant"} <= {*usual_extras()} <= {*EXTRAS}
-    assert sorted(file.name for file in (ROOT / "locks").iterdir()) == [
+    assert sorted(file.name for file in (ROOT / "locks").glob("*.lock")) == [
         f"{extra}.lock" for extra in EXTRAS
     ]
 
@@ -185,6 +185,27 @@ def test_the_server_is_the_first_process_and_not_root(server):
     status = server.inside("cat", "/proc/1/status")
     assert re.search(rf"^Uid:(\s+{USER_ID}){{4}}$", status, flags=re.MULTILINE)
     assert "plimsoll\0serve" in server.inside("cat", "/proc/1/cmdline")
+
+
+def test_the_bill_of_materials_lists_what_is_installed(server):
+    """A package that it leaves out is not looked up when a weakness becomes known."""
+    bill = json.loads(server.inside("cat", "/opt/plimsoll/share/plimsoll/sbom.cdx.json"))
+    listed = {
+        canonicalize_name(one["name"]): one["version"]
+        for one in bill["components"]
+        if one["type"] == "library"
+    }
+    in_image = {LOCK, *map(lock_of, usual_extras())}
+    installed = {name: version for file in in_image for name, version in pins(file).items()}
+    del installed["setuptools"]  # which has built the project, and has gone
+    assert listed.items() >= installed.items()
+    assert bill["metadata"]["component"]["name"] == "plimsoll"
+    assert all(one.get("licenses") for one in bill["components"])
+    [model] = [one for one in bill["components"] if one["type"] == "machine-learning-model"]
+    assert (model["name"], model["licenses"][0]["license"]["id"]) == (
+        "all-MiniLM-L6-v2",
+        "Apache-2.0",
+    )
 
 
 def test_only_the_servers_user_can_enter_the_cache(server):

@@ -15,7 +15,9 @@ import pytest
 from click.testing import Result
 from pyarrow import parquet
 
+from plimsoll import Client
 from plimsoll.cli import file_export, file_import
+from plimsoll.client.asking import Answer, Ask, Pause
 from plimsoll.links.files.paths import files_of
 from plimsoll.links.files.reading import read_rows
 from plimsoll.links.files.rows import Columns, FileRow
@@ -271,17 +273,17 @@ def test_a_part_that_was_stopped_in_its_midst_is_written_again(
     monkeypatch.setattr(file_export, "PART_ROWS", 40)
     monkeypatch.setattr(file_export, "PAGE_DOCUMENTS", 15)
     collections("export", "ships", "quiet/")
-    get, n_pages = file_export.ServerClient.get, 0
+    request, n_pages = Client.request, 0
 
-    def stopped(self, path: str, **parameters: Any) -> Any:
+    def stopped(self, method: str, path: str, **options: Any) -> Any:
         nonlocal n_pages
         n_pages += path.endswith("/documents")
         if n_pages == 4:
             n_pages = 0
             raise KeyboardInterrupt
-        return get(self, path, **parameters)
+        return request(self, method, path, **options)
 
-    monkeypatch.setattr(file_export.ServerClient, "get", stopped)
+    monkeypatch.setattr(Client, "request", stopped)
     codes = [collections("export", "ships", "killed/").exit_code]
     half = sorted(path.name for path in Path("killed").iterdir())
     while codes[-1] == 130:
@@ -328,21 +330,22 @@ def test_an_import_waits_while_the_server_has_no_room(
     collections: Collections, ships: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """It says so once, and what it sends again is not stored twice."""
-    post, n_refusals = file_import.ServerClient.post_lines, 3
+    do, n_refusals = Client._do, 3
+    told = b'{"error": {"message": "send all of them again", "code": "documents_unfinished"}}'
 
-    def refused(self, path: str, lines: bytes, **parameters: Any) -> Any:
+    def refused(self, step: Ask | Pause) -> Answer | None:
         nonlocal n_refusals
-        answer = post(self, path, lines, **parameters)
-        if n_refusals:
+        done = do(self, step)
+        if n_refusals and isinstance(step, Ask) and step.method == "POST":
             n_refusals -= 1
-            raise file_import.ServerRefusedError("documents_unfinished", 503, 0.0)
-        return answer
+            return Answer(503, {"retry-after": "0"}, told)
+        return done
 
-    monkeypatch.setattr(file_import.ServerClient, "post_lines", refused)
+    monkeypatch.setattr(Client, "_do", refused)
     done = collections("import", str(ships), "--collection", "ships", *OPENAI)
 
     assert done.exit_code == 0
-    assert done.stderr.count("plimsoll: waiting: documents_unfinished") == 1
+    assert done.stderr.count("plimsoll: waiting: the server refused (503): send all of") == 1
     assert "0 left out" in done.stdout
 
 

@@ -65,14 +65,14 @@ def import_files(
     stored already is skipped, so a command that was stopped is given again. A row that cannot be a
     document is left out and told, and then the exit code is 1.
     """
-    from plimsoll.cli.file_import import FileImport, Target
+    from plimsoll.cli.file_import import FileImport, Target, ToldWaits
     from plimsoll.links.files.rows import Columns
 
     if (vector is None) != (space is None):
         raise click.UsageError("--vector goes with --space: whose vectors they are has to be known")
     kept = None if metadata is None else tuple(filter(None, metadata.split(",")))
     columns = Columns(id_column, text_column, vector, kept)
-    target = Target(client_of(given), collection, space, model)
+    target = Target(client_of(given, ToldWaits()), collection, space, model)
     FileImport(target, columns).run(files, as_json=given["as_json"])
 
 

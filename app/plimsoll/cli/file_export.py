@@ -9,9 +9,9 @@ from typing import Any
 import click
 import numpy as np
 
+from plimsoll import Client
 from plimsoll.cli.collections import path_of
 from plimsoll.cli.progress import PhaseProgress, progress_of
-from plimsoll.cli.server_client import ServerClient
 from plimsoll.cli.standard_output import STANDARD_OUTPUT, standard_output
 from plimsoll.corpora.documents import as_json
 from plimsoll.links.files import manifest
@@ -24,7 +24,7 @@ PAGE_DOCUMENTS = 1000
 
 
 def export_collection(
-    client: ServerClient,
+    client: Client,
     collection: str,
     target: str,
     columns: Columns,
@@ -42,7 +42,7 @@ def export_collection(
     path = Path(target)
     if path.is_file() and not writes_over and target != STANDARD_OUTPUT:
         raise click.UsageError(f"{target} is there already: --force writes over it")
-    state = client.get(path_of(collection))
+    state = client.request("GET", path_of(collection))
     chosen = _version_of(state, version)
     dimensions = None if columns.vector is None else chosen["dimensions"]
     layout = Layout(columns, dimensions, has_text, has_text)
@@ -70,7 +70,7 @@ class _Documents:
 
     def __init__(
         self,
-        client: ServerClient,
+        client: Client,
         state: dict[str, Any],
         version: dict[str, Any],
         progress: PhaseProgress,
@@ -98,13 +98,14 @@ class _Documents:
         """Give `rows` the next documents, up to so many or all that are left."""
         end = None if most is None else self.n_rows + most
         while self.after is not None and self.n_rows != end:
-            page = self._client.get(
-                self._path,
-                after=self.after,
-                limit=PAGE_DOCUMENTS if end is None else min(PAGE_DOCUMENTS, end - self.n_rows),
-                version=self.version["id"],
-                vectors=self._has_vectors,
-            )
+            most_now = PAGE_DOCUMENTS if end is None else min(PAGE_DOCUMENTS, end - self.n_rows)
+            asked = {
+                "after": self.after,
+                "limit": most_now,
+                "version": self.version["id"],
+                "vectors": self._has_vectors,
+            }
+            page = self._client.request("GET", self._path, parameters=asked)
             some = list(_rows(page))
             rows.write(some)
             self.n_rows += len(some)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import Any
 import click
 import orjson
 
+from plimsoll import Client
 from plimsoll.cli import INTERRUPTED
 from plimsoll.cli.collections import path_of
 from plimsoll.cli.progress import progress_of
-from plimsoll.cli.server_client import ServerClient, ServerRefusedError
 from plimsoll.corpora.records import FOREIGN_PREFIX
-from plimsoll.errors import OutsideError
+from plimsoll.errors import OutsideError, RefusedError, ServerError
 from plimsoll.links.files.json_lines import read_json_lines
 from plimsoll.links.files.paths import files_of
 from plimsoll.links.files.reading import n_rows_of, read_rows
@@ -26,53 +25,53 @@ from plimsoll.links.files.seen import SeenIds
 STANDARD_INPUT = "-"
 LIST_DOCUMENTS = 128
 LIST_BYTES = 4 << 20
-MOST_WAIT_S = 5.0  # between two tries while the server has no room
 NAMED_ROWS = 20  # of those left out
 NOT_FOUND = 404
 COUNTS = ("added", "updated", "unchanged")
 FINGERPRINT_PREFIX = "v1:"
 
 
+class ToldWaits:
+    """Says why a command waits. Owns what was said: each reason once."""
+
+    def __init__(self) -> None:
+        """Nothing said yet."""
+        self._said = set[str]()
+
+    def __call__(self, error: ServerError, seconds: float) -> None:
+        """Say it, unless it has been said."""
+        if error.code not in self._said:
+            self._said.add(error.code)
+            click.echo(f"plimsoll: waiting: {error}", err=True)
+
+
 @dataclass(frozen=True)
 class Target:
     """The collection that rows go to. space: of the vectors that come along."""
 
-    client: ServerClient
+    client: Client
     collection: str
     space: str | None
     model: str | None
 
     def ensure(self, dimensions: int | None) -> None:
-        """Have the collection. dimensions: of the vectors. Raises click.ClickException."""
+        """Have the collection. dimensions: of the vectors. Raises ServerError, UsageError."""
         path = path_of(self.collection)
         if self.model is not None:
-            self.client.put(path, {"model": self.model})
+            self.client.request("PUT", path, {"model": self.model})
             return
         try:
-            self.client.get(path)
-        except ServerRefusedError as refused:
+            self.client.request("GET", path)
+        except RefusedError as refused:
             if refused.status != NOT_FOUND:
                 raise
-            self.client.put(path, self._wanted(dimensions))
+            self.client.request("PUT", path, self._wanted(dimensions))
 
     def send(self, lines: bytes) -> dict[str, Any]:
         """Store documents; waits for as long as the server has no room."""
         space = {} if self.space is None else {"space": self.space}
-        has_told = False
-        while True:
-            try:
-                found = self.client.post_lines(
-                    path_of(self.collection, "/documents"), lines, **space
-                )
-            except ServerRefusedError as refused:
-                if refused.retry_after_s is None:
-                    raise
-                if not has_told:
-                    click.echo(f"plimsoll: waiting: {refused.message}", err=True)
-                has_told = True
-                time.sleep(min(MOST_WAIT_S, refused.retry_after_s))
-            else:
-                return dict(found)
+        path = path_of(self.collection, "/documents")
+        return dict(self.client.request("POST", path, lines=lines, parameters=space))
 
     def _wanted(self, dimensions: int | None) -> dict[str, Any]:
         if self.space is None:
@@ -119,7 +118,7 @@ class FileImport:
             self._send()
             self._tell(as_json)
             raise
-        except ServerRefusedError:
+        except ServerError:
             self._tell(as_json)
             raise
         except KeyboardInterrupt:

@@ -30,7 +30,7 @@ def list_hooks(**given: Any) -> None:
     """Show every hook: when it is asked, and what it does."""
     from plimsoll.cli.migration_tables import print_hooks
 
-    show(client_of(given).get("/hooks")["hooks"], given, print_hooks)
+    show(client_of(given).request("GET", "/hooks")["hooks"], given, print_hooks)
 
 
 @hooks.command()
@@ -46,7 +46,9 @@ def run(name: str, migration: int | None, **given: Any) -> None:
     The exit code is 0 where it says yes, 1 where it says no, and 2 where it
     gives no answer, the server refused or does not answer.
     """
-    answer = client_of(given).post(f"/hooks/{quote(name, safe='')}/run", {"migration": migration})
+    answer = client_of(given).request(
+        "POST", f"/hooks/{quote(name, safe='')}/run", {"migration": migration}
+    )
     show(answer, given, _print_answer)
     if answer["outcome"] != "passed":
         sys.exit(STOPPED if answer["outcome"] == "stopped" else FAILED)

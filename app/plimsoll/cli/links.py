@@ -36,7 +36,7 @@ def links() -> None:
 @asks_server
 def list_links(**given: Any) -> None:
     """Show every link: what is mirrored, and what is still to be brought out."""
-    show(client_of(given).get("/links")["links"], given, _print_links)
+    show(client_of(given).request("GET", "/links")["links"], given, _print_links)
 
 
 @links.command()
@@ -44,7 +44,7 @@ def list_links(**given: Any) -> None:
 @asks_server
 def doctor(name: str, **given: Any) -> None:
     """Look at what a link leads to, and change nothing; exit code 1 where it cannot be used."""
-    survey = client_of(given).get(f"{_path(name)}/doctor")
+    survey = client_of(given).request("GET", f"{_path(name)}/doctor")
     show(survey, given, _print_survey)
     if any(found["blocks"] for found in survey["findings"]):
         click.get_current_context().exit(1)
@@ -58,12 +58,12 @@ def pull(name: str, **given: Any) -> None:
     from plimsoll.cli.progress import PhaseProgress
 
     client = client_of(given)
-    link = client.post(f"{_path(name)}/pull", {})
+    link = client.request("POST", f"{_path(name)}/pull", {})
     progress = PhaseProgress(name, "texts")
     while link["pulling"]:
         progress(link["rows"], None, "pull" if link["waits"] is None else f"wait: {link['waits']}")
         sleep(LOOK_EVERY_S)
-        link = client.get(_path(name))
+        link = client.request("GET", _path(name))
     progress(link["rows"], link["rows"], "pull")
     progress.end_phase()
     show(link, given, _print_link)
@@ -74,7 +74,7 @@ def pull(name: str, **given: Any) -> None:
 @asks_server
 def push(name: str, **given: Any) -> None:
     """Bring every vector out once more, such as after a backup was put back there."""
-    show(client_of(given).post(f"{_path(name)}/push", {}), given, _print_link)
+    show(client_of(given).request("POST", f"{_path(name)}/push", {}), given, _print_link)
 
 
 @links.command()
@@ -88,7 +88,7 @@ def push(name: str, **given: Any) -> None:
 @asks_server
 def unlink(name: str, force: bool, **given: Any) -> None:
     """Follow a link no more, and let its collection be one of its own."""
-    left = client_of(given).post(f"{_path(name)}/unlink", {"force": force})["links"]
+    left = client_of(given).request("POST", f"{_path(name)}/unlink", {"force": force})["links"]
     show(left, given, _print_links)
 
 

@@ -56,7 +56,7 @@ def doctor(collection: str, **given: Any) -> None:
     """Look at a collection: sizes, norms, spaces, and what would stand in the way."""
     from plimsoll.cli.migration_tables import print_doctor
 
-    report = client_of(given).get(_path(collection, "doctor"))
+    report = client_of(given).request("GET", _path(collection, "doctor"))
     show(report, given, print_doctor)
 
 
@@ -75,7 +75,7 @@ def plan(collection: str, model: str, dimensions: int | None, bridge: bool, **gi
     from plimsoll.cli.migration_tables import print_plan
 
     asked = {"model": model, "dimensions": dimensions, "bridge": bridge}
-    show(client_of(given).post(_path(collection, "plan"), asked), given, print_plan)
+    show(client_of(given).request("POST", _path(collection, "plan"), asked), given, print_plan)
 
 
 @migrate.command()
@@ -151,9 +151,9 @@ def status(number: int | None, **given: Any) -> None:
 
     client = client_of(given)
     if number is not None:
-        show(client.get(f"/migrations/{number}"), given, print_migration)
+        show(client.request("GET", f"/migrations/{number}"), given, print_migration)
         return
-    found = client.get("/migrations")["migrations"]
+    found = client.request("GET", "/migrations")["migrations"]
     show(found, given, print_migrations)
 
 
@@ -172,7 +172,7 @@ def report(number: int, html: Path | None, **given: Any) -> None:
     from plimsoll.cli.migration_page import migration_page
     from plimsoll.cli.migration_tables import print_migration
 
-    found = client_of(given).get(f"/migrations/{number}/report")
+    found = client_of(given).request("GET", f"/migrations/{number}/report")
     if html is not None:
         html.write_text(migration_page(found), encoding="utf-8")
         click.echo(f"wrote {html}", err=True)
@@ -189,7 +189,7 @@ def validate(number: int, queries: Path | None, why: str, **given: Any) -> None:
     """Judge a ready, failed or rolled back migration again, and wait for its verdict."""
     client = client_of(given)
     judged = None if queries is None else judged_queries(queries)
-    client.post(f"/migrations/{number}/validate", {"queries": judged, "why": why})
+    client.request("POST", f"/migrations/{number}/validate", {"queries": judged, "why": why})
     watch(client, number, given)
 
 
@@ -270,7 +270,7 @@ def purge(number: int, why: str, **given: Any) -> None:
 def _change(verb: str, number: int, asked: dict[str, Any], given: dict[str, Any]) -> None:
     from plimsoll.cli.migration_tables import print_migrations
 
-    changed = client_of(given).post(f"/migrations/{number}/{verb}", asked)
+    changed = client_of(given).request("POST", f"/migrations/{number}/{verb}", asked)
     show(changed, given, lambda migration: print_migrations([migration]))
 
 

@@ -13,7 +13,7 @@ from plimsoll.cli.job_file import MigrationJob
 from plimsoll.cli.server_options import show
 
 if TYPE_CHECKING:
-    from plimsoll.cli.server_client import ServerClient
+    from plimsoll import Client
 
 NOT_GO = 1
 """Exit code where a verdict is not go."""
@@ -25,7 +25,7 @@ class StoppedError(click.ClickException):
     exit_code = FAILED
 
 
-def begin(client: "ServerClient", asked: MigrationJob) -> int:
+def begin(client: "Client", asked: MigrationJob) -> int:
     """Begin a migration, or go on with the open one to this model. Returns its number.
 
     Raises StoppedError for options that an open one cannot take.
@@ -34,7 +34,8 @@ def begin(client: "ServerClient", asked: MigrationJob) -> int:
     if migration is not None:
         _go_on(client, migration, asked)
         return int(migration["id"])
-    begun = client.post(
+    begun = client.request(
+        "POST",
         "/migrations",
         {
             "collection": asked.collection,
@@ -50,18 +51,18 @@ def begin(client: "ServerClient", asked: MigrationJob) -> int:
     return int(begun["id"])
 
 
-def watch(client: "ServerClient", number: int, given: dict[str, Any]) -> None:
+def watch(client: "Client", number: int, given: dict[str, Any]) -> None:
     """Show how far it is until it has its verdict, and exit as that says."""
     from plimsoll.cli.migration_tables import print_migration, speed
     from plimsoll.cli.progress import progress_of
 
-    migration = client.get(f"/migrations/{number}")
+    migration = client.request("GET", f"/migrations/{number}")
     with progress_of(migration["collection"], "documents") as progress:
         for now in client.events(f"/migrations/{number}/events"):
             if now["state"] in ("running", "validating"):
                 n_done = now["vectors"] + now["quarantined"]
                 progress(n_done, now["documents"], now["state"], speed(now))
-    migration = client.get(f"/migrations/{number}")
+    migration = client.request("GET", f"/migrations/{number}")
     if migration["state"] not in ("ready", "cut_over", "rolled_back"):
         why = migration["failure"] or "something has changed its state, or the server stops"
         raise StoppedError(f"migration {number} is {migration['state']}: {why}")
@@ -112,7 +113,7 @@ def judged_queries(file: Path | None) -> list[dict[str, Any]]:
     return judged
 
 
-def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJob) -> None:
+def _go_on(client: "Client", migration: dict[str, Any], asked: MigrationJob) -> None:
     """Resume an open migration that rests. Raises StoppedError for options it cannot take."""
     number, size = migration["id"], migration["target"]["dimensions"]
     judged = judged_queries(asked.queries)
@@ -133,14 +134,14 @@ def _go_on(client: "ServerClient", migration: dict[str, Any], asked: MigrationJo
             f"{', '.join(migration['named_hooks']) or 'none'}; cancel it to begin with others"
         )
     if asked.progressive and not migration["progressive"]:
-        client.post(f"/migrations/{number}/progressive", {"on": True, "why": asked.why})
+        client.request("POST", f"/migrations/{number}/progressive", {"on": True, "why": asked.why})
     if asked.bridge != "none" and asked.bridge != _bridge(migration):
         raise StoppedError(
             f"migration {number} is open already, with the bridge {_bridge(migration)!r}; cancel "
             f"it to begin with {asked.bridge!r}"
         )
     if migration["state"] in ("planned", "paused", "failed"):
-        client.post(f"/migrations/{number}/resume", {"why": asked.why})
+        client.request("POST", f"/migrations/{number}/resume", {"why": asked.why})
 
 
 def _differing(judged: list[dict[str, Any]], migration: dict[str, Any]) -> str | None:
@@ -166,9 +167,9 @@ def _bridge(migration: dict[str, Any]) -> str:
     return "forced" if migration["bridge"]["forced"] else "gated"
 
 
-def _open_migration(client: "ServerClient", collection: str, model: str) -> dict[str, Any] | None:
+def _open_migration(client: "Client", collection: str, model: str) -> dict[str, Any] | None:
     """The one to this model that has not ended."""
-    for migration in client.get("/migrations")["migrations"]:
+    for migration in client.request("GET", "/migrations")["migrations"]:
         is_open = migration["state"] not in ("purged", "cancelled")
         is_this = (migration["collection"], migration["target"]["model"]) == (collection, model)
         if is_open and is_this:

@@ -1,6 +1,7 @@
 """Which running server a command asks, what it sends along, and how the answer is shown."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,8 @@ from plimsoll.settings import local_url
 from plimsoll.settings_sources import load_settings
 
 if TYPE_CHECKING:
-    from plimsoll.cli.server_client import ServerClient
+    from plimsoll import Client
+    from plimsoll.client.asking import OnWait
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -62,11 +64,19 @@ def show(answer: Any, given: dict[str, Any], print_answer: Callable[[Any], None]
         print_answer(answer)
 
 
-def client_of(given: dict[str, Any]) -> "ServerClient":
-    """A connection that ends with the command."""
-    from plimsoll.cli.server_client import ServerClient
+def client_of(given: dict[str, Any], on_wait: "OnWait | None" = None) -> "Client":
+    """A client that is closed with the command; a question may take as long as it has to.
 
-    headers = dict(header_of(text) for text in given["headers"])
-    client = ServerClient(given["url"] or own_url(), headers)
+    on_wait: asks again for as long as the server says when, and tells it; without, asks once.
+    """
+    from plimsoll import Client
+
+    client = Client(
+        given["url"] or own_url(),
+        headers=dict(header_of(text) for text in given["headers"]),
+        deadline_s=math.inf,
+        max_retries=0 if on_wait is None else None,
+        on_wait=on_wait,
+    )
     click.get_current_context().call_on_close(client.close)
     return client

@@ -66,6 +66,7 @@ STATUS: dict[type[errors.PlimsollError], int] = {
     errors.TooLargeError: 413,
     errors.SlowHeaderError: 408,
     errors.SlowBodyError: 408,
+    errors.ServerError: 500,
     errors.SettingsError: 500,
 }
 

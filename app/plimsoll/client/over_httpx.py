@@ -1,0 +1,55 @@
+"""What the two clients share of httpx: what is sent, how long it may take, what is raised."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import isinf
+from typing import Any
+
+import httpx
+
+from plimsoll.client.asking import Ask
+from plimsoll.client.calls import Calls
+from plimsoll.errors import NoAnswerError
+
+URL = "http://127.0.0.1:8080"
+CONNECT_TIMEOUT_S = 10.0
+# Nothing has reached the server, so that asking again cannot do a thing twice.
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+def headers_of(key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
+    """What goes along with every request."""
+    return dict(headers or {}) | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+def sent_by(asked: Ask, calls: Calls, headers: Mapping[str, str]) -> dict[str, Any]:
+    """What either of httpx's clients sends."""
+    own = {"Content-Type": "application/json"} if asked.content else {}
+    return {
+        "method": asked.method,
+        "url": calls.address(asked.path),
+        "content": asked.content,
+        "params": asked.parameters or None,
+        "headers": own | dict(headers) | dict(asked.headers),
+        "timeout": timeout_of(asked.timeout_s),
+    }
+
+
+def timeout_of(seconds: float) -> httpx.Timeout:
+    """A model may have to be opened before the first byte comes, so only connecting is short."""
+    whole = None if isinf(seconds) else seconds
+    return httpx.Timeout(whole, connect=min(seconds, CONNECT_TIMEOUT_S))
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """Turn what httpx and the event loop's clock raise into NoAnswerError."""
+    try:
+        yield
+    except (httpx.HTTPError, TimeoutError) as error:
+        why = str(error) or "it has not answered in time"
+        raise NoAnswerError(
+            f"the server at {url} does not answer: {why}; start it with `plimsoll serve`, or give "
+            "the address of one that runs",
+            sent=not isinstance(error, NOT_SENT),
+        ) from error
