@@ -49,6 +49,17 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     plimsoll pull
 
 
+FROM builder AS bill
+# What the packages in /opt/plimsoll are, with their licences, by a tool that stays behind.
+COPY scripts/sbom.py /opt/sbom.py
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca_bundle,target=/etc/ssl/certs/ca-certificates.crt \
+    python -m venv /opt/tools \
+    && /opt/tools/bin/pip install --no-cache-dir --require-hashes --only-binary :all: \
+        --requirement locks/tools/requirements.lock \
+    && /opt/tools/bin/python /opt/sbom.py /opt/plimsoll/bin/python /opt/sbom.cdx.json
+
+
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Plimsoll" \
       org.opencontainers.image.description="Text embeddings inside a memory budget" \
@@ -61,6 +72,7 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/cache/plim
 # the code changes. Sidecars stay behind, as they name the very file that they were made from.
 COPY --from=model --chown=10001:10001 /var/cache/plimsoll/built /var/cache/plimsoll/built
 COPY --from=builder /opt/plimsoll /opt/plimsoll
+COPY --from=bill /opt/sbom.cdx.json /opt/plimsoll/share/plimsoll/sbom.cdx.json
 ENV PATH=/opt/plimsoll/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 \
     HF_HUB_DISABLE_XET=1 \

@@ -1,7 +1,8 @@
 """Write locks/EXTRA.lock: what each extra of the image brings beside requirements.lock, by hash.
 
-`python -m scripts.locks` after a change of requirements.txt and requirements.lock; pip-compile, of
-pip-tools, has to be on the PATH.
+And a requirements.lock beside each requirements.in below locks/. `python -m scripts.locks` after a
+change of requirements.txt and requirements.lock; pip-compile, of pip-tools, and uv have to be on
+the PATH.
 """
 
 import re
@@ -16,8 +17,10 @@ COMMENT = """\
 # What the extra {extra} brings to the Docker image beside requirements.lock, by hash, for CPython
 # 3.11 and 3.12 on x86-64 and aarch64. After a change of requirements.txt: python -m scripts.locks
 """
+APART = """\
+# What {folder}requirements.in asks for, by hash. After a change of it: python -m scripts.locks
+"""
 OPTIONS = (
-    "--constraint=requirements.txt",
     "--generate-hashes",
     "--strip-extras",
     "--allow-unsafe",
@@ -25,6 +28,15 @@ OPTIONS = (
     "--no-header",
     "--no-emit-index-url",
     "--no-emit-find-links",
+    "--quiet",
+)
+# For any Python that Plimsoll runs with, on any processor.
+OPTIONS_APART = (
+    "--universal",
+    "--python-version=3.11",
+    "--generate-hashes",
+    "--no-annotate",
+    "--no-header",
     "--quiet",
 )
 
@@ -40,13 +52,25 @@ def locked(extra: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "lock"
         output.write_bytes(LOCK.read_bytes())  # whose hashes are taken over
-        command = ["pip-compile", *OPTIONS, f"--extra={extra}", f"--output-file={output}"]
+        command = ["pip-compile", *OPTIONS, "--constraint=requirements.txt"]
+        command += [f"--extra={extra}", f"--output-file={output}"]
         subprocess.run([*command, "pyproject.toml"], cwd=ROOT, check=True)
         return output.read_text(encoding="utf-8")
 
 
+def lock_apart(wanted: Path) -> None:
+    """Lock packages that are never installed beside Plimsoll, in versions of their own."""
+    lock = wanted.with_suffix(".lock")
+    command = ["uv", "pip", "compile", *OPTIONS_APART, f"--output-file={lock}", str(wanted)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    comment = APART.format(folder=f"{wanted.parent.relative_to(ROOT)}/")
+    lock.write_text(comment + lock.read_text(encoding="utf-8"), encoding="utf-8")
+
+
 def main() -> None:
     """Write all of them."""
+    for wanted in sorted((ROOT / "locks").glob("*/requirements.in")):
+        lock_apart(wanted)
     base = entries(LOCK.read_text(encoding="utf-8"))
     for extra in EXTRAS:
         further = {
