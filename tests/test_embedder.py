@@ -67,11 +67,22 @@ def test_settings_and_single_ones_are_not_given_together(model_cache: Path):
 
 def test_the_package_alone_is_light_to_import():
     """A program that only asks for the version must not wait for ONNX Runtime."""
-    code = "import plimsoll, sys; print([n for n in ('numpy', 'onnxruntime') if n in sys.modules])"
+    assert imported_with("import plimsoll", "numpy", "onnxruntime", "httpx") == []
+
+
+def test_a_client_alone_is_light_to_import():
+    """A program that asks a server elsewhere needs no engine."""
+    heavy = ("onnxruntime", "fastapi", "pydantic", "tokenizers", "httpx")
+    assert imported_with("from plimsoll import AsyncClient, Client", *heavy) == ["httpx"]
+
+
+def imported_with(statement: str, *names: str) -> list[str]:
+    """Which of these modules a process has after a statement."""
+    code = f"import sys; {statement}; print(*[name for name in {names} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[]\n"
+    return done.stdout.split()
 
 
 def test_a_name_that_the_package_lacks_is_an_attribute_error():

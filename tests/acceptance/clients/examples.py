@@ -15,7 +15,8 @@ from tests.running_server import ROOT
 PAGE = ROOT / "docs" / "clients.md"
 ADDRESS = "http://127.0.0.1:8080"
 RUNNER = Path(__file__).with_name("run_example.py")
-TIMEOUT_S = 120
+CALLERS = Path(__file__).with_name("callers.py")
+TIMEOUT_S = 300
 FENCE = r"^```(python|js)\n(.*?)^```$"
 # A client that would ask a hub or another host first is to fail at once, not to wait for it.
 OFFLINE = {
@@ -38,11 +39,12 @@ class Example:
 
     def paths(self) -> set[str]:
         """What stands behind Plimsoll's address in it, with a slash before."""
-        return set(re.findall(re.escape(ADDRESS) + r"(/[\w/]*)?", self.code))
+        found = re.findall(re.escape(ADDRESS) + r"(/[\w/]*)?", self.code)
+        return {path.rstrip("/") for path in found}
 
 
 def examples() -> list[Example]:
-    """Those of the page that set `vectors`, in its order."""
+    """Those of the page, in its order."""
     found = []
     for section in re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         heading, _, rest = section.partition("\n")
@@ -74,6 +76,12 @@ def run(code: str, language: Literal["python", "js"], url: str, texts: list[str]
     script += "console.log(JSON.stringify({ vectors: vectors.map((row) => [...row]) }));\n"
     # From the folder in which Node looks for what is imported.
     return _run(["node", "--input-type=module", "-"], script, folder)
+
+
+def run_callers(kind: str, url: str, texts: list[str], n_callers: int) -> dict:
+    """What became of lists that callers of one kind send at once; see callers.py."""
+    given = {"kind": kind, "url": url, "texts": texts, "n_callers": n_callers}
+    return _run([packages("clients") / "bin/python", CALLERS], json.dumps(given), ROOT)
 
 
 def _run(command: list[str | Path], given: str, folder: Path) -> dict:

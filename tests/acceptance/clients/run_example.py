@@ -1,7 +1,7 @@
 """Run an example of docs/clients.md, in the environment of the clients and not of Plimsoll.
 
-Standard input is JSON: `code`, and `texts` that it finds under that name. Standard output gets the
-`vectors` that it leaves, or the error that it ends in, as JSON too.
+Standard input is JSON: `code`, and `texts` that it finds under that name. Standard output gets, as
+JSON too, the `vectors` that it leaves, null where there are none, or the error that it ends in.
 """
 
 import json
@@ -15,7 +15,8 @@ def main() -> None:
     names = {"texts": given["texts"]}
     try:
         exec(compile(given["code"], "docs/clients.md", "exec"), names)
-        rows = [[float(value) for value in vector] for vector in names["vectors"]]
+        vectors = names.get("vectors")
+        rows = None if vectors is None else [[float(value) for value in row] for row in vectors]
         found = {"vectors": rows}
     except Exception as error:
         traceback.print_exc()

@@ -41,9 +41,10 @@ def native(server: RunningServer) -> np.ndarray:
 
 
 def routes_of(example: Example) -> set[str]:
-    """The routes that an example needs."""
-    named = next(name for name in (*OF_NO_PATH, "") if name in example.code.lower())
-    return {ROUTES[path] if path else OF_NO_PATH[named] for path in example.paths()}
+    """The routes that an example is known to need."""
+    of_no_path = {route for name, route in OF_NO_PATH.items() if name in example.code.lower()}
+    paths = example.paths()
+    return {ROUTES[path] for path in paths if path} | (of_no_path if "" in paths else set())
 
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
@@ -58,6 +59,8 @@ def test_a_client_gets_the_vectors_of_embed(
     found = run(example.code, example.language, server.url, TEXTS)
 
     assert "error" not in found
+    if "vectors" not in example.code:  # it shows something else
+        return
     vectors = np.float32(found["vectors"])
     assert vectors.shape == native.shape
     if "texts[1:]" in example.code:  # documents first, then the query
