@@ -170,7 +170,8 @@ def test_who_is_refused_again_keeps_its_place_before_others(bench: Bench):
     back = bench.send()
 
     assert back.outcome is Outcome.QUEUE_FULL
-    assert back.room_s == pytest.approx(1)  # without those behind it, and with what is promised
+    # Without those behind it.
+    assert back.room_s == pytest.approx((QUEUE_TOKENS + 1000) / TOKENS_PER_S)
 
 
 def test_a_promise_is_kept_also_past_the_limit_but_not_without_end(bench: Bench):

@@ -79,11 +79,12 @@ class Backlog:
 
         place: its own among them. An idle engine waits for none of them.
         """
-        return not self.queue_tokens or self._excess_tokens(demand, place) <= 0
+        is_due = place is not None and self.returns.is_due(place)
+        return not self.queue_tokens or self._excess_tokens(demand, place, is_due=is_due) <= 0
 
     def room_s(self, demand: Demand, place: Place | None = None) -> float:
-        """Until it would."""
-        return max(0, self._excess_tokens(demand, place)) / self.tokens_per_s
+        """Until it would, without what is let in past the limit for a promise's sake."""
+        return max(0, self._excess_tokens(demand, place, is_due=False)) / self.tokens_per_s
 
     def retry_after_s(self, demand: Demand, room_s: float, *, is_first: bool) -> float:
         """How long to wait before asking again, where the queue has room after `room_s`.
@@ -97,12 +98,14 @@ class Backlog:
         is_guess = is_first and self._measured_tokens < RATE_TOKENS
         return min(UNMEASURED_S, room_s) if is_guess else wait_s(room_s, is_first=is_first)
 
-    def _excess_tokens(self, demand: Demand, place: Place | None) -> int:
-        """Tokens before a request that have to run until the queue has room for it."""
+    def _excess_tokens(self, demand: Demand, place: Place | None, *, is_due: bool) -> int:
+        """Tokens before a request that have to run until the queue has room for it.
+
+        is_due: it was told that there would be by now.
+        """
         of_query = is_query(demand.priority, demand.n_tokens)
         ahead = self.returns.ahead(place, of_queries=of_query)
         before = self._before(self.waiting_tokens.plus(ahead), demand.priority, 0)
-        is_due = place is not None and self.returns.is_due(place)
         return before - self.queue_limit_tokens * (STRETCH if of_query or is_due else 1)
 
     def _before(self, waiting: WaitingTokens, priority: Priority, n_tokens: int) -> int:
