@@ -72,6 +72,16 @@ def test_no_row_of_the_table_hides_another():
         (errors.TooLargeError("x"), 413, "too_large_for_budget"),
         (errors.BodyTooLargeError("x"), 413, "body_too_large"),
         (errors.SlowBodyError("x"), 408, "slow_body"),
+        (errors.SlowHeaderError("x"), 408, "slow_header"),
+        (errors.HeaderTooLargeError("x"), 431, "header_too_large"),
+        (errors.MalformedRequestError("x"), 400, "malformed_request"),
+        (errors.ConnectionLimitError("x", retry_after_s=1), 503, "too_many_connections"),
+        (
+            errors.ClientConnectionLimitError("x", retry_after_s=1),
+            429,
+            "too_many_client_connections",
+        ),
+        (errors.StoppingError("x", retry_after_s=1), 503, "stopping"),
         (ZeroDivisionError("x"), 500, "internal_error"),
     ],
 )
