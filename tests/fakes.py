@@ -23,8 +23,10 @@ from plimsoll.composition.serving import build_core
 from plimsoll.encoder.architecture import Architecture, Pooling
 from plimsoll.encoder.known_models import KnownModel
 from plimsoll.encoder.model import Traits, WeightSizes
+from plimsoll.encoder.pooling import RowForm
+from plimsoll.encoder.token_spans import TokenSpans
 from plimsoll.encoder.tokenizer import TokenizedText
-from plimsoll.errors import PlimsollError
+from plimsoll.errors import PlimsollError, TokenIdsError
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.models.pool import ModelPool
 from plimsoll.models.slot import ModelSlot
@@ -64,8 +66,24 @@ def fake_traits(name: str = "fake") -> Traits:
     )
 
 
+class FakeTokenizer:
+    """Ids are letters, up to 127."""
+
+    def decode(self, ids: Sequence[int], *, skips_special: bool) -> str:
+        """The letters."""
+        if any(each > 127 for each in ids):
+            raise TokenIdsError("no letter")
+        return "".join(map(chr, ids))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The letters."""
+        return self.decode(ids, skips_special=False)
+
+
 class FakeModel:
     """Encodes when it is let; keeps every run that it was given."""
+
+    tokenizer = FakeTokenizer()
 
     weights_bytes = 0
     sizes = WeightSizes(weights_bytes=0, layer_bytes=0, n_layers=1)
@@ -103,11 +121,22 @@ class FakeModel:
         return self.tokenize([""], input_type)[0].n_tokens
 
     def tokenize_steps(
-        self, texts: Sequence[str], input_type: str | None
+        self, texts: Sequence[str], input_type: str | None, cut: str = "end"
     ) -> Iterator[list[TokenizedText]]:
         """One text a step."""
         for text in texts:
             yield self.tokenize([text], input_type)
+
+    def token_spans_steps(
+        self, texts: Sequence[str], input_type: str | None, *, with_ends: bool
+    ) -> Iterator[list[TokenSpans]]:
+        """The letters of each text, one text a step."""
+        for text in texts:
+            source = text.encode()
+            starts = np.arange(len(source))
+            ids = np.frombuffer(source, np.uint8).astype(np.uint32)
+            ends = ((1, "[1]"), (2, "[2]")) if with_ends else None
+            yield [TokenSpans(source, ids, starts, starts + 1, ends)]
 
     def run_bytes(self, lengths: Sequence[int], **options: object) -> int:
         """A hundred a token."""
@@ -124,9 +153,18 @@ class FakeModel:
         rows = [[len(ids), ids.sum(), ids.max(), np.nan if 9 in ids else 1.0] for ids in texts]
         return np.array(rows, np.float64)
 
-    def finish(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    def token_states(self, texts: Sequence[np.ndarray], **options: object) -> list[np.ndarray]:
+        """A row a token, of the text's own values."""
+        return [
+            np.tile(row, (len(ids), 1)).astype(np.float32)
+            for ids, row in zip(texts, self.encode(texts, **options), strict=True)
+        ]
+
+    def finish(self, vectors: np.ndarray, dimensions: int, form: RowForm = "unit") -> np.ndarray:
         """Cut and normalise."""
         cut = vectors[:, :dimensions]
+        if form == "pooled":
+            return cut.astype(np.float32)
         return (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(np.float32)
 
     def check_unchanged(self) -> None:

@@ -30,6 +30,7 @@ PlimsollError
 │   ├── UnsupportedEncodingError  a body with an encoding that is not read here
 │   ├── EmptyTextError          a text without a token
 │   ├── TextTooLongError        over the token limit with truncation off
+│   ├── TokenIdsError           token ids that are not the model's
 │   ├── UnknownModelError       a model that this server does not serve
 │   ├── UnknownCollectionError  a collection that is not there
 │   ├── UnknownDocumentError    a document that is not in its collection
@@ -228,6 +229,12 @@ class TextTooLongError(RequestError):
     """A text over the token limit while truncation is off."""
 
     code = "too_long"
+
+
+class TokenIdsError(RequestError):
+    """Token ids that are not the model's, or that come where only texts are taken."""
+
+    code = "token_ids"
 
 
 class UnknownModelError(RequestError):

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
 from plimsoll import errors
+from plimsoll.api.dialects import tei
 from plimsoll.api.dialects.native import Answer
 from plimsoll.api.dialects.openai import EmbeddingsResponse
 from plimsoll.api.dialects.rank import RankResponse
@@ -65,6 +66,18 @@ OPERATIONS = {
     "get_hooks": "GET /hooks",
     "run_hook": "POST /hooks/{name}/run",
     "create_embeddings": "POST /v1/embeddings",
+    "tei_embed": "POST /tei/embed",
+    "tei_embed_at_base": "POST /tei",
+    "tei_embed_all": "POST /tei/embed_all",
+    "tei_embed_sparse": "POST /tei/embed_sparse",
+    "tei_rerank": "POST /tei/rerank",
+    "tei_similarity": "POST /tei/similarity",
+    "tei_tokenize": "POST /tei/tokenize",
+    "tei_decode": "POST /tei/decode",
+    "tei_create_embeddings": "POST /tei/v1/embeddings",
+    "tei_info": "GET /tei/info",
+    "tei_health": "GET /tei/health",
+    "tei_metrics": "GET /tei/metrics",
     "list_models": "GET /v1/models",
     "retrieve_model": "GET /v1/models/{name}",
     "get_health": "GET /health",
@@ -163,10 +176,11 @@ def test_pages_and_metrics_are_not_documented_as_json(document: dict[str, Any]):
         for route, operation in operations(document)
     }
     assert answers["GET /"] == ["text/html"]
-    assert answers["GET /metrics"] == ["text/plain"]
+    assert answers["GET /metrics"] == answers["GET /tei/metrics"] == ["text/plain"]
+    assert answers["GET /tei/health"] == ["text/plain"]  # and empty
     assert answers["GET /migrations/{number}/events"] == ["text/event-stream"]
     others = [types for types in answers.values() if not types[0].startswith("text/")]
-    assert len(others) == len(answers) - 3
+    assert len(others) == len(answers) - 5
     assert all(types == ["application/json"] for types in others)
 
 
@@ -197,16 +211,17 @@ def test_every_error_of_the_table_stands_in_the_document(
     """A client that was generated without it cannot tell it from a fault of the network."""
     shown = set[str]()
     for _, operation in operations(document):
-        response = operation["responses"].get(str(STATUS[kind]), {"content": {}})
-        shown |= set(response["content"].get("application/json", {}).get("examples", {}))
+        for response in operation["responses"].values():  # TEI has other statuses
+            shown |= set(response["content"].get("application/json", {}).get("examples", {}))
     assert kind.code in shown, f"give {kind.__name__} a place in api/edge/documented.py"
 
 
 def test_what_any_route_may_end_in_stands_at_every_route(document: dict[str, Any]):
     """Said once, it must not be forgotten at a route."""
-    common = {str(status) for status in documented(NATIVE)}
     assert len(OF_ANY_ROUTE) >= 1
     for route, operation in operations(document):
+        shape = tei.ERRORS if " /tei" in route else NATIVE
+        common = {str(status) for status in documented(shape)}
         assert common <= set(operation["responses"]), route
 
 
@@ -230,7 +245,8 @@ def test_what_a_client_without_a_key_is_told_stands_where_it_comes(
 def test_what_never_comes_is_not_listed(document: dict[str, Any]):
     """FastAPI lists 422 by itself; and an operation that is there is not answered 405."""
     for route, operation in operations(document):
-        assert not {"422", "405"} & set(operation["responses"]), route
+        never = {"405"} if " /tei" in route else {"422", "405"}
+        assert not never & set(operation["responses"]), route
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 

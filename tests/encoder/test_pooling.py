@@ -84,6 +84,19 @@ def test_the_layer_norm_sees_all_values_before_the_cut():
     )
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_pooled_row_has_the_length_that_it_was_given(norm_first: bool):
+    """Whoever asks for it wants the length too; the direction is that of the unit row."""
+    vectors = random(3, 768) + 0.5
+
+    rows = finish(vectors, 64, norm_first=norm_first, form="pooled")
+
+    cut = (layer_norm(vectors) if norm_first else vectors)[:, :64]
+    np.testing.assert_array_equal(rows, cut.astype(np.float32))
+    units = finish(vectors, 64, norm_first=norm_first)
+    np.testing.assert_allclose(rows / np.linalg.norm(rows, axis=1)[:, None], units, atol=1e-6)
+
+
 def test_a_row_of_zeros_stays_zero():
     """NaN would be told as an error of the text; zero is what it is."""
     rows = finish(np.zeros((1, 8)), 8, norm_first=False)

@@ -172,6 +172,29 @@ async def queued(
 # --- what runs together ---------------------------------------------------------------------
 
 
+def test_texts_whose_tokens_are_all_wanted_run_by_themselves():
+    """The engine pools a run or does not; vectors of either length come from one."""
+    model = WatchedModel()
+
+    async def scenario(runs: RunExecutor) -> None:
+        forms = ("unit", "tokens", "pooled", "tokens")
+        calls = [
+            asyncio.create_task(runs.encode(model, [text(marker)], HIDDEN, form=form))
+            for marker, form in enumerate(forms)
+        ]
+        await asyncio.sleep(0)
+        runs.set_limits(limits())
+        (unit,), (states,), (pooled,), (others,) = await asyncio.gather(*calls)
+        np.testing.assert_array_equal(unit, expected(text(0)))
+        np.testing.assert_array_equal(states, [[3, 303, 101, 1]] * 3)
+        np.testing.assert_array_equal(pooled, [3, 306, 102, 1])
+        np.testing.assert_array_equal(others, [[3, 309, 103, 1]] * 3)
+
+    run_executor(scenario, allowed=PAUSED, room_timeout_s=LONG_S)
+    markers = [sorted(ids[0] - 100 for ids in run) for run in model.runs]
+    assert sorted(markers) == [[0, 2], [1, 3]]
+
+
 @pytest.mark.parametrize("parallelism", [1, 2, 4, 8])
 def test_a_run_has_as_many_tokens_as_the_plans_parallelism_allows(parallelism: int):
     """The plan is worth nothing if the engine gets something else; and no fewer than it may."""

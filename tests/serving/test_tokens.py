@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.encoder.tokenizer import STEP_CHARACTERS, TokenizedText
+from plimsoll.encoder.tokenizer import STEP_CHARACTERS, Cut, TokenizedText
 from plimsoll.errors import MemoryPressureError, PlimsollError, TooLargeError
 from plimsoll.policy.costs import ID_BYTES, IDS_STEP_BYTES
 from plimsoll.serving.tasks import EmbedTask, TextFailure, Truncation
@@ -41,7 +41,7 @@ class SteppingModel(FakeModel):
         self.may_step.set()
 
     def tokenize_steps(
-        self, texts: Sequence[str], input_type: str | None
+        self, texts: Sequence[str], input_type: str | None, cut: str = "end"
     ) -> Iterator[list[TokenizedText]]:
         ends = list(accumulate(self.step_sizes, initial=0))
         for start, end in zip(ends, [*ends[1:], len(texts)], strict=True):
@@ -211,8 +211,10 @@ def test_a_short_text_is_tokenized_between_the_steps_of_a_long_one(
     with opened(small_settings(tmp_path, file, threads=1)) as model:
         steps = model.tokenize_steps
 
-        def watched(texts: Sequence[str], input_type: str | None) -> Iterator[list[TokenizedText]]:
-            for finished in steps(texts, input_type):
+        def watched(
+            texts: Sequence[str], input_type: str | None, cut: Cut = "end"
+        ) -> Iterator[list[TokenizedText]]:
+            for finished in steps(texts, input_type, cut):
                 order.append("long" if len(texts[0]) > STEP_CHARACTERS else "short")
                 yield finished
 

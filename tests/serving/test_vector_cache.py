@@ -71,6 +71,25 @@ def test_other_dimensions_are_another_row():
     run_executor(scenario)
 
 
+def test_rows_of_another_form_are_neither_kept_nor_found():
+    """A pooled vector in the place of a unit one would spoil every distance."""
+    model = WatchedModel()
+
+    async def scenario(runs: RunExecutor) -> None:
+        encoder = CachedEncoder(runs, cache_of(10), Telemetry("test").engine)
+        options = (HIDDEN, lambda n_tokens: None, Priority.BULK)
+        (unit,) = await encoder.encode(model, [text(1)], *options)
+        (pooled,) = await encoder.encode(model, [text(1)], *options, "pooled")
+        (states,) = await encoder.encode(model, [text(1)], *options, "tokens")
+        (again,) = await encoder.encode(model, [text(1)], *options)
+        np.testing.assert_array_equal(again, unit)
+        np.testing.assert_allclose(pooled / np.linalg.norm(pooled), unit)
+        assert (pooled[0], states.shape) == (3, (3, HIDDEN))
+
+    run_executor(scenario)
+    assert sum(model.run_sizes) == 3
+
+
 def test_the_row_that_was_asked_for_longest_ago_goes_first():
     """What is popular stays; and the bytes are never more than allowed."""
     cache = cache_of(2)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from plimsoll.encoder.layout import run_bytes
+from plimsoll.encoder.pooling import RowForm
 from plimsoll.encoder.tokenizer import TokenizedText
 from plimsoll.errors import EncodeMemoryError, MemoryPressureError
 from plimsoll.machine.cpu import CPUSample
@@ -109,7 +110,7 @@ class ShapedModel(FakeModel):
         return found
 
     def tokenize_steps(
-        self, texts: Sequence[str], input_type: str | None
+        self, texts: Sequence[str], input_type: str | None, cut: str = "end"
     ) -> Iterator[list[TokenizedText]]:
         """All in one step, as tokenizing takes no time in a simulation."""
         yield self.tokenize(texts, input_type)
@@ -156,6 +157,7 @@ class VirtualExecutor:
         dimensions: int,
         on_row: Callable[[int], None],
         priority: Priority,
+        form: RowForm = "unit",
     ) -> list[np.ndarray]:
         """As the real one: a window of texts in the queue, rows in order."""
         call = _Call(on_row=on_row)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from plimsoll import __version__
-from plimsoll.api.dialects import collections, documents, native, openai, rank, surveys
+from plimsoll.api.dialects import collections, documents, native, openai, rank, surveys, tei
 from plimsoll.api.dialects import hooks as hook_routes
 from plimsoll.api.dialects import links as link_routes
 from plimsoll.api.dialects import migrations as migration_routes
@@ -81,10 +81,21 @@ def build_application(
     )
     app.state.refusals = refusals
     refusals.register("/v1", openai.ERRORS.render)
+    refusals.register(tei.BASE, tei.ERRORS.render, tei.ERRORS.restate)
+    refusals.register(f"{tei.BASE}/v1", tei.OPENAI_ERRORS.render, tei.OPENAI_ERRORS.restate)
     # The router tries one after another, and these are asked for most.
     app.include_router(native.router(core.service))
     app.include_router(openai.router(core.service, core.models, created=int(time())))
     app.include_router(rank.router(core.ranking))
+    app.include_router(
+        tei.router(
+            core,
+            telemetry,
+            version=__version__,
+            metrics_open=access.metrics_open,
+            has_keys=access.keys is not None,
+        )
+    )
     app.include_router(collections.router(corpora.catalog, corpora.search))
     app.include_router(documents.router(corpora.catalog, corpora.ingest))
     app.include_router(surveys.router(survey))

@@ -67,6 +67,7 @@ MOST_RESULTS = 1000
 # The bounds beside each other: a `le` over a Count stands in the schema by a name that is none.
 Dimensions = Annotated[StrictInt, Field(ge=1, le=MOST_DIMENSIONS), BeforeValidator(_as_whole)]
 ResultCount = Annotated[StrictInt, Field(ge=1, le=MOST_RESULTS), BeforeValidator(_as_whole)]
+TokenId = Annotated[StrictInt, Field(ge=0), BeforeValidator(_as_whole)]
 CollectionName = Annotated[
     str,
     Path(

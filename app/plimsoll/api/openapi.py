@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from plimsoll.api.dialects import tei
 from plimsoll.api.edge.documented import examples_of
 from plimsoll.api.edge.refusals import NATIVE
 
@@ -24,6 +25,7 @@ TAGS = [
     {"name": "collections", "description": "Documents that are kept, and search in them."},
     {"name": "migrations", "description": "Moves of a collection to another model, and back."},
     {"name": "links", "description": "Tables and files elsewhere that collections mirror."},
+    {"name": "tei", "description": "What clients of Text Embeddings Inference speak."},
     {"name": "openai", "description": "What clients of OpenAI's API speak."},
     {"name": "operations", "description": "What the server does. None of these opens a model."},
 ]
@@ -42,7 +44,7 @@ REQUEST_ID = {
     "required": True,
     "schema": {"type": "string", "pattern": "^[ -~]{1,128}$"},
 }
-SHAPES = (NATIVE,)  # of errors; that of OpenAI is the same
+SHAPES = (NATIVE, tei.ERRORS, tei.OPENAI_ERRORS)  # of errors; that of OpenAI is the native one
 
 
 class DocumentedAPI(FastAPI):
@@ -72,12 +74,17 @@ def _complete(document: dict[str, Any]) -> None:
     components["securitySchemes"] = SECURITY_SCHEMES
     document["security"] = SECURITY
     for operation in _operations(document):
-        operation["responses"].pop("422", None)  # ours is 400
+        _drop_frameworks_422(operation["responses"])  # ours has another status or shape
         if "401" not in operation["responses"]:
             operation["security"] = []  # open to everyone
         for response in operation["responses"].values():
             headers = response.setdefault("headers", {})
             headers["X-Request-Id"] = {"$ref": "#/components/headers/X-Request-Id"}
+
+
+def _drop_frameworks_422(responses: dict[str, Any]) -> None:
+    if "HTTPValidationError" in _references(responses.get("422", {})):
+        del responses["422"]
 
 
 def _drop_unnamed_schemas(document: dict[str, Any]) -> None:

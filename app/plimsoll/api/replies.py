@@ -5,13 +5,13 @@ request was admitted, and stays so until the reply has been sent.
 """
 
 from binascii import b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import orjson
 from fastapi import Request, Response
 
-from plimsoll.api.edge.json_rendering import render_json
+from plimsoll.api.edge.json_rendering import LongList, render_json
 from plimsoll.api.fields import Encoding
 from plimsoll.corpora.listing import DocumentPage
 from plimsoll.corpora.tasks import DegradedSearch, IngestResult, SearchResults
@@ -54,29 +54,52 @@ async def embeddings_response(
     """Render an answer made of vectors, noting for log line and metrics what it was."""
     n_texts = len(result.vectors)
     _note(request, "dense", n_texts, result.n_tokens)
-    return await _rendered(request, content, headers, n_texts, n_texts * result.dimensions)
+    n_numbers = sum(vector.size for vector in result.vectors if vector is not None)
+    return await _rendered(request, content, headers, n_texts, n_numbers)
 
 
 async def sparse_response(
-    request: Request, result: SparseEmbeddings, content: Callable[[], object]
+    request: Request,
+    result: SparseEmbeddings,
+    content: Callable[[], object],
+    headers: dict[str, str] | None = None,
 ) -> Response:
     """Render sparse vectors, likewise; a header says where they are not what was asked for."""
     n_texts = len(result.vectors)
     _note(request, "sparse", n_texts, None, result.degraded)
     n_numbers = 2 * sum(len(vector.indices) for vector in result.vectors)
-    headers = _degraded_header(result.degraded)
+    headers = {**(headers or {}), **_degraded_header(result.degraded)}
     return await _rendered(request, content, headers, n_texts, n_numbers)
 
 
 async def ranking_response(
-    request: Request, result: Ranking, content: Callable[[], object]
+    request: Request,
+    result: Ranking,
+    content: Callable[[], object],
+    headers: dict[str, str] | None = None,
 ) -> Response:
     """Render an order of documents, likewise."""
     kind = "dense" if result.kind == "dense" else "sparse"
     n_results = len(result.results)
     _note(request, kind, n_results, result.n_tokens, result.degraded)
-    headers = _degraded_header(result.degraded)
+    headers = {**(headers or {}), **_degraded_header(result.degraded)}
     return await _rendered(request, content, headers, n_results, n_results)
+
+
+async def similarities_response(
+    request: Request, scores: Sequence[float], n_tokens: int, headers: dict[str, str]
+) -> Response:
+    """Render likenesses to one text, likewise."""
+    _note(request, "dense", len(scores), n_tokens)
+    return await _rendered(request, lambda: LongList(scores), headers, 0, len(scores))
+
+
+async def tokens_response(
+    request: Request, n_texts: int, n_tokens: int, content: Callable[[], object]
+) -> Response:
+    """Render tokens with their places, likewise."""
+    _note(request, "none", n_texts, n_tokens)
+    return await _rendered(request, content, None, n_tokens, 0)
 
 
 async def search_response(
@@ -149,5 +172,5 @@ async def _rendered(
     return Response(body, 200, headers, "application/json")
 
 
-def _degraded_header(degraded: Degraded | DegradedSearch | None) -> dict[str, str] | None:
-    return None if degraded is None else {DEGRADED: degraded.reason}
+def _degraded_header(degraded: Degraded | DegradedSearch | None) -> dict[str, str]:
+    return {} if degraded is None else {DEGRADED: degraded.reason}

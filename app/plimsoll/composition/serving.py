@@ -17,6 +17,7 @@ from plimsoll.serving.executor import RunExecutor
 from plimsoll.serving.gate import AdmissionGate
 from plimsoll.serving.ranking import RankingService
 from plimsoll.serving.reclaim import Reclaim
+from plimsoll.serving.tokenizing import TokenService
 from plimsoll.serving.vector_cache import CachedEncoder, VectorCache
 from plimsoll.settings import Settings
 from plimsoll.telemetry.metrics import Telemetry
@@ -133,6 +134,7 @@ def build_core(
         threads=(texts_thread, words_thread),
         service=service,
         ranking=RankingService(service, telemetry.pressure, words_thread),
+        tokens=TokenService(models, texts_thread),
         drain=drain or Drain(),
     )
 

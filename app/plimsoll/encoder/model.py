@@ -22,11 +22,13 @@ from plimsoll.encoder.backends.protocol import OpenBackend
 from plimsoll.encoder.description import read_description
 from plimsoll.encoder.known_models import KnownModel
 from plimsoll.encoder.layout import FLOAT_BYTES, PACK_TOKENS, run_bytes
+from plimsoll.encoder.pooling import RowForm
 from plimsoll.encoder.quantization.codes_file import CodesFile, CodesIndex
 from plimsoll.encoder.refused_memory import refused_memory_named
 from plimsoll.encoder.roads import open_roads
 from plimsoll.encoder.token_limit import token_limit
-from plimsoll.encoder.tokenizer import TokenizedText, WordPieceTokenizer
+from plimsoll.encoder.token_spans import TokenSpans, token_spans_steps
+from plimsoll.encoder.tokenizer import Cut, TokenizedText, WordPieceTokenizer
 from plimsoll.errors import InvalidRequestError
 from plimsoll.machine import allocator
 from plimsoll.sidecar.sidecar import Sidecar
@@ -235,14 +237,21 @@ class EmbeddingModel:
         return self._n_empty_tokens[input_type]
 
     def tokenize_steps(
-        self, texts: Iterable[str], input_type: str | None
+        self, texts: Iterable[str], input_type: str | None, cut: Cut = "end"
     ) -> Iterator[list[TokenizedText]]:
         """Like `tokenize`, in steps that each take little time and memory.
 
         Each gives the texts, in order, that it came to the end of; often none.
         """
         prefix = self.traits.prefix(input_type)
-        return self.tokenizer.steps(texts, self.traits.token_limit, prefix)
+        return self.tokenizer.steps(texts, self.traits.token_limit, prefix, cut)
+
+    def token_spans_steps(
+        self, texts: Iterable[str], input_type: str | None, *, with_ends: bool
+    ) -> Iterator[list[TokenSpans]]:
+        """Every token of each text with its place, uncut, in steps as of `tokenize_steps`."""
+        prefix = self.traits.prefix(input_type)
+        return token_spans_steps(self.tokenizer, texts, prefix, with_ends=with_ends)
 
     def encode(
         self,
@@ -275,6 +284,18 @@ class EmbeddingModel:
                 vectors[index] = pooled([texts[index]])[0]
         return vectors
 
+    def token_states(self, texts: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
+        """States of every token of each text: float32 (tokens, hidden).
+
+        Takes and does as `encode`, but for the pooling.
+        """
+        with self._computing, self._refused_memory_named():
+            found = dict(self._each_states(texts, **options))
+            for index in [at for at, states in found.items() if not np.isfinite(states).all()]:
+                ((_, found[index]),) = self._each_states([texts[index]], **options)
+        # Views of what the run had as a whole would keep all of it.
+        return [found[index].copy() for index in range(len(texts))]
+
     def run_bytes(
         self,
         lengths: Sequence[int],
@@ -291,12 +312,10 @@ class EmbeddingModel:
             linear_attention=self._backend.attention_is_linear,
         )
 
-    def finish(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    def finish(self, vectors: np.ndarray, dimensions: int, form: RowForm = "unit") -> np.ndarray:
         """Cut and normalise pooled vectors: float32 (texts, dimensions)."""
-        cut = dimensions < self.traits.dimensions
-        return pooling.finish(
-            vectors, dimensions, norm_first=cut and self.traits.known.layer_norm_before_cut
-        )
+        norm_first = dimensions < self.traits.dimensions and self.traits.known.layer_norm_before_cut
+        return pooling.finish(vectors, dimensions, norm_first=norm_first, form=form)
 
     def check_unchanged(self) -> None:
         """See that no file that the model has mapped was written to or cut; also beside a run.
@@ -330,15 +349,21 @@ class EmbeddingModel:
     def _pooled(self, texts: Sequence[np.ndarray], **options: Any) -> np.ndarray:
         how = self.traits.architecture.pooling
         vectors = np.empty((len(texts), self.traits.dimensions), np.float64)
+        for index, states in self._each_states(texts, **options):
+            vectors[index] = pooling.pool(states, how)
+        return vectors
+
+    def _each_states(
+        self, texts: Sequence[np.ndarray], **options: Any
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """States of each text by its index, road after road."""
         left = list(range(len(texts)))
         for road in self._roads:
             taken = [index for index in left if len(texts[index]) >= road.least_tokens]
             left = [index for index in left if len(texts[index]) < road.least_tokens]
             if taken:
                 states = road.engine.encode([texts[index] for index in taken], **options)
-                for index, rows in zip(taken, states, strict=True):
-                    vectors[index] = pooling.pool(rows, how)
-        return vectors
+                yield from zip(taken, states, strict=True)
 
     def _refused_memory_named(self) -> AbstractContextManager[None]:
         return refused_memory_named(self._backend.is_allocation_failure, "to compute")

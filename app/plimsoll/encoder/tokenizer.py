@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -27,6 +28,10 @@ from plimsoll.encoder.vocabulary import (
     Normalizer,
     Vocabulary,
 )
+from plimsoll.errors import TokenIdsError
+
+Cut = Literal["end", "start"]
+"""Which side of a text goes where it is over the limit. What stands before it stays."""
 
 # What WordPiece's reference implementation gives up on, as one unknown token.
 MAX_WORD_CHARACTERS = 100
@@ -66,6 +71,20 @@ class _Piece:
     ends_text: bool = False
 
 
+class PlacedPiece(NamedTuple):
+    """Characters of a text and their tokens; `offsets` are from which of them up to which.
+
+    n_read: characters that were read for them. Of a word that is too long for a piece, parts come
+    first that hold none of what was read, and then what normalisation leaves of it, with nothing
+    read.
+    """
+
+    characters: str
+    n_read: int
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Boundaries:
     """Where a text may be cut without a change to its tokens."""
@@ -95,25 +114,36 @@ class WordPieceTokenizer:
         return [text for finished in self.steps(texts, limit) for text in finished]
 
     def steps(
-        self, texts: Iterable[str], limit: int, prefix: str = ""
+        self, texts: Iterable[str], limit: int, prefix: str = "", cut: Cut = "end"
     ) -> Iterator[list[TokenizedText]]:
         """Tokenize in steps, between which a caller may let others in.
 
         A step reads STEP_CHARACTERS at most and gives the texts that it came to the end of, often
         none; all steps together give what `tokenize` gives. `prefix` stands before every text.
         """
+        front: list[int] = []
+        if cut == "start":
+            front, prefix = self._prefix_ids(prefix), ""
         kept: list[int] = []
-        n_tokens = len(self._ends)
+        n_tokens = 0
         for pieces in self._batches(texts, prefix):
             finished = []
             for piece, encoding in zip(pieces, self._encode(pieces), strict=True):
                 n_tokens += len(encoding)
-                if len(kept) < limit:
+                if cut == "start":
+                    kept += encoding.ids
+                    del kept[:-limit]
+                elif len(kept) < limit:
                     kept += encoding.ids[: limit - len(kept)]
                 if piece.ends_text:
-                    finished.append(self._finished(kept, n_tokens, limit))
-                    kept, n_tokens = [], len(self._ends)
+                    finished.append(self._finished(front, kept, n_tokens, limit, cut))
+                    kept, n_tokens = [], 0
             yield finished
+
+    def _prefix_ids(self, prefix: str) -> list[int]:
+        """Ids of what stands before a text: a prefix ends where words are parted."""
+        ids: list[int] = self._encode([_Piece(prefix, len(prefix))])[0].ids
+        return ids
 
     def _encode(self, pieces: Sequence[_Piece]) -> list[Encoding]:
         # Batch calls release the GIL, single ones do not.
@@ -121,9 +151,16 @@ class WordPieceTokenizer:
             [piece.characters for piece in pieces], add_special_tokens=False
         )
 
-    def _finished(self, kept: Sequence[int], n_tokens: int, limit: int) -> TokenizedText:
+    def _finished(
+        self, front: Sequence[int], kept: Sequence[int], n_tokens: int, limit: int, cut: Cut
+    ) -> TokenizedText:
+        """The text of `n_tokens`, of which `kept` are at least those that fit behind `front`."""
         start, separator = self._ends
-        ids = np.array([start, *kept, separator], np.int64)
+        n_around = len(self._ends) + len(front)
+        n_tokens += n_around
+        if cut == "start":
+            kept = kept[max(0, len(kept) + n_around - limit) :]
+        ids = np.array([start, *front, *kept, separator], np.int64)
         if n_tokens > limit:
             ids = ids[:limit]
             ids[-1] = separator
@@ -182,6 +219,45 @@ class WordPieceTokenizer:
             start = stop
         yield _Piece(word[: MAX_WORD_CHARACTERS + 1], 0)
         return start
+
+    @property
+    def ends(self) -> tuple[tuple[int, str], tuple[int, str]]:
+        """Id and word of the special tokens before and after a text."""
+        start, separator = self._ends
+        word = self._tokenizer.id_to_token
+        return (start, str(word(start))), (separator, str(word(separator)))
+
+    def placed_pieces(self, text: str) -> Iterator[list[PlacedPiece]]:
+        """The pieces of a text with their tokens, those of a step together."""
+        for pieces in self._batches([text], ""):
+            encodings = self._tokenizer.encode_batch(
+                [piece.characters for piece in pieces], add_special_tokens=False
+            )
+            yield [
+                PlacedPiece(piece.characters, piece.n_read, encoding.ids, encoding.offsets)
+                for piece, encoding in zip(pieces, encodings, strict=True)
+            ]
+
+    def decode(self, ids: Sequence[int], *, skips_special: bool) -> str:
+        """The words of ids as a text; normalisation is not undone.
+
+        Raises TokenIdsError for ids that the vocabulary does not have.
+        """
+        n_words = self._tokenizer.get_vocab_size()
+        if any(not 0 <= token < n_words for token in ids):
+            raise TokenIdsError(
+                f"this model's tokens have the ids 0 to {n_words - 1}, and other ids came; were "
+                "they made by another tokenizer?"
+            )
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=skips_special)
+        return text
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """A text that ids come from, without the special tokens at its ends. Raises as `decode`."""
+        start, separator = self._ends
+        inner = ids[1:] if ids and ids[0] == start else ids
+        inner = inner[:-1] if inner and inner[-1] == separator else inner
+        return self.decode(inner, skips_special=False)
 
 
 @cache

@@ -30,6 +30,8 @@ MOST_STEMS = 100_000
 RANKING_CHARACTER_BYTES = 8
 # English words, with what stands between them, over their word pieces.
 CHARACTERS_PER_TOKEN = 5
+# A token with its place: in arrays of 20 bytes, and as 75 of JSON whose buffer grows by doubling.
+TOKEN_SPAN_BYTES = 192
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,17 @@ def sparse_demand(texts: Sequence[str]) -> Demand:
         + min(longest // 2 + 1, MOST_STEMS) * STEM_BYTES,
         is_fallback=True,
     )
+
+
+def token_states_bytes(n_tokens: int, hidden: int) -> int:
+    """What the states of all tokens take, as float32 and as JSON whose buffer grows by doubling."""
+    return n_tokens * hidden * (FLOAT32_BYTES + 2 * JSON_NUMBER_BYTES)
+
+
+def token_spans_demand(texts: Iterable[str]) -> Demand:
+    """What tokens with their places take, with their reply: a letter is a token at the most."""
+    held = [TEXT_BYTES + TOKEN_SPAN_BYTES * len(text) for text in texts]
+    return Demand(n_tokens=0, held_bytes=sum(held))
 
 
 def ranking_demand(query: str, documents: Sequence[str]) -> Demand:

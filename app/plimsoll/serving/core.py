@@ -20,6 +20,7 @@ from plimsoll.serving.gate import AdmissionGate
 from plimsoll.serving.ranking import RankingService
 from plimsoll.serving.reclaim import Reclaim
 from plimsoll.serving.state import ModelStatus, ServerState, Unready
+from plimsoll.serving.tokenizing import TokenService
 from plimsoll.tuning.resolver import BottleneckResolver
 
 # A server that cannot take even a text of so many tokens serves nothing.
@@ -52,6 +53,7 @@ class ServingCore:
     threads: tuple[ThreadPoolExecutor, ...]
     service: EmbeddingService
     ranking: RankingService
+    tokens: TokenService
     drain: Drain
 
     def start(self) -> None:

@@ -8,11 +8,13 @@ gets BM25's sparse vectors, which say so.
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.encoder.model import EmbeddingModel, Traits
+from plimsoll.encoder.pooling import RowForm
 from plimsoll.errors import (
     EncodeMemoryError,
     InvalidRequestError,
@@ -28,6 +30,7 @@ from plimsoll.policy.costs import (
     TextSizes,
     dense_demand,
     sparse_demand,
+    token_states_bytes,
 )
 from plimsoll.policy.priority import Priority, priority_of
 from plimsoll.serving.fallback import degraded_by, with_fallback
@@ -59,6 +62,7 @@ class TextEncoder(Protocol):
         dimensions: int,
         on_row: Callable[[int], None],
         priority: Priority,
+        form: RowForm = "unit",
     ) -> list[Row]:
         """A row of each text's ids, in order; `on_row` is told a text's tokens as it is done."""
 
@@ -93,9 +97,9 @@ class EmbeddingService:
 
         Raises as `embed_dense` does.
         """
-        _check_texts(task)
         if task.encoder == "bm25":
-            return await self._words.encode(task, permit)
+            return await self.embed_sparse(task, permit)
+        _check_texts(task)
         return await with_fallback(
             task.fallback,
             permit,
@@ -103,6 +107,14 @@ class EmbeddingService:
             lambda: self.embed_dense(task, permit),
             lambda refusal: self._words.encode(task, permit, degraded_by(refusal)),
         )
+
+    async def embed_sparse(self, task: EmbedTask, permit: RequestPermit) -> SparseEmbeddings:
+        """Encode every text of `task` with BM25, without a model.
+
+        Raises InvalidRequestError, OverloadError and TooLargeError.
+        """
+        _check_texts(task)
+        return await self._words.encode(task, permit)
 
     async def embed_dense(self, task: EmbedTask, permit: RequestPermit) -> Embeddings:
         """Embed every text of `task` with the model, or not at all.
@@ -152,6 +164,9 @@ class EmbeddingService:
         with self._metrics.stage("tokenize"):
             tokens = await self._tokenize(model, task, permit)
         demand = _demand(model, task, TextSizes.of(tokens.lengths))
+        if task.form == "tokens":
+            states_bytes = token_states_bytes(tokens.n_tokens, model.traits.dimensions)
+            demand = replace(demand, held_bytes=demand.held_bytes + states_bytes)
         with self._metrics.stage("admission"):
             await permit.renew(demand)
         result = Embeddings(
@@ -165,7 +180,7 @@ class EmbeddingService:
             failures=tokens.failures,
             n_tokens=tokens.n_tokens,
         )
-        await self._encode(model, tokens, result, permit, demand.priority)
+        await self._encode(model, tokens, result, permit, demand.priority, task.form)
         return result
 
     async def explain(self, task: EmbedTask, permit: RequestPermit) -> Explanation:
@@ -196,6 +211,18 @@ class EmbeddingService:
             tokens_per_s=governor.admission.backlog.tokens_per_s,
             retry_after_s=retry_after_s,
         )
+
+    async def traits(self, name: str | None, permit: RequestPermit) -> Traits:
+        """What a served model says of itself; None: the default. It is opened where it never was.
+
+        Raises UnknownModelError, BreakerOpenError and ModelErrors.
+        """
+        slot = self._models.find(name)
+        if slot.traits is None:
+            permit.enter(asks_breaker=True)  # before a model opens into memory that is short
+            async with self._models.lease(name) as model:
+                return model.traits
+        return slot.traits
 
     async def _foresee(self, task: EmbedTask) -> tuple[Demand, list[int]]:
         """What `task` would take, and the tokens of each text that would run."""
@@ -237,12 +264,13 @@ class EmbeddingService:
         result: Embeddings,
         permit: RequestPermit,
         priority: Priority,
+        form: RowForm,
     ) -> None:
         """Fill in the vectors, a batch at a time."""
         for batch in _batches(list(tokens.ids), BATCH_TEXTS):
             ids = [tokens.ids.pop(index) for index in batch]
             rows = await self._encoder.encode(
-                model, ids, result.dimensions, permit.note_done, priority
+                model, ids, result.dimensions, permit.note_done, priority, form
             )
             for index, vector in zip(batch, rows, strict=True):
                 if np.isfinite(vector).all():

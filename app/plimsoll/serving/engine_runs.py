@@ -12,14 +12,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 from plimsoll.encoder.layout import PACK_TOKENS
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.errors import EncodeMemoryError
 from plimsoll.machine.memory import own_anonymous_bytes
 from plimsoll.policy.runs import ATTEMPTS, RunEnded, RunLimits, retry_after_failure
-from plimsoll.serving.rows import QueuedText, deliver, fail, finish, requests_of, tell
+from plimsoll.serving.rows import QueuedText, Row, deliver, fail, finish, requests_of, tell
 from plimsoll.telemetry.current_request import serving, together
 from plimsoll.telemetry.engine import EngineMetrics
 from plimsoll.telemetry.pressure import PressureMetrics, Recovery
@@ -221,20 +221,8 @@ class EngineRuns:
 
     def _try(self, texts: Sequence[QueuedText], run: _Run, *, attempt: int) -> None:
         """Give texts to the engine; deliver their rows or what went wrong."""
-        model, limits = texts[0].model, run.limits
         try:
-            with self._stages.stage("encode", requests_of(texts)):
-                vectors = model.encode(
-                    [text.ids for text in texts],
-                    drop_pages=limits.drops_pages(model.weights_bytes),
-                    # A last try takes the least memory: one thread.
-                    n_threads=1 if attempt == ATTEMPTS else limits.plan.engine_threads,
-                    pack_tokens=_pack_tokens(limits),
-                    kept_layers=_kept_layers(model, limits),
-                    between_layers=run.between_layers,
-                )
-            with self._stages.stage("pool", requests_of(texts)):
-                rows = finish(model, vectors, texts)
+            rows = self._rows(texts, run, attempt)
         except EncodeMemoryError as error:
             if run.is_let_in:
                 run.refused = texts
@@ -250,6 +238,25 @@ class EngineRuns:
         run.n_texts += len(texts)
         run.n_tokens += sum(text.n_tokens for text in texts)
         deliver(texts, rows)
+
+    def _rows(self, texts: Sequence[QueuedText], run: _Run, attempt: int) -> Sequence[Row]:
+        """What the engine computes for each text. Raises EncodeMemoryError."""
+        model, limits = texts[0].model, run.limits
+        ids = [text.ids for text in texts]
+        how: dict[str, Any] = {
+            "drop_pages": limits.drops_pages(model.weights_bytes),
+            # A last try takes the least memory: one thread.
+            "n_threads": 1 if attempt == ATTEMPTS else limits.plan.engine_threads,
+            "pack_tokens": _pack_tokens(limits),
+            "kept_layers": _kept_layers(model, limits),
+            "between_layers": run.between_layers,
+        }
+        with self._stages.stage("encode", requests_of(texts)):
+            if texts[0].form == "tokens":
+                return model.token_states(ids, **how)
+            vectors = model.encode(ids, **how)
+        with self._stages.stage("pool", requests_of(texts)):
+            return finish(model, vectors, texts)
 
     def _recover(
         self, texts: Sequence[QueuedText], run: _Run, attempt: int, error: EncodeMemoryError

@@ -19,6 +19,7 @@ from time import perf_counter
 import numpy as np
 
 from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.encoder.pooling import RowForm
 from plimsoll.errors import MemoryPressureError
 from plimsoll.policy.costs import WINDOW_TEXTS
 from plimsoll.policy.priority import Priority
@@ -26,7 +27,7 @@ from plimsoll.policy.runs import FIRST_PAUSE_S, RunLimits
 from plimsoll.policy.text_queue import TextQueue
 from plimsoll.serving.engine_runs import EngineRuns, RunObserver, run_bytes
 from plimsoll.serving.in_flight import InFlight
-from plimsoll.serving.rows import QueuedText, Row, digest_of, fail, report_row, tell
+from plimsoll.serving.rows import QueuedText, Row, digest_of, fail, report_row, run_together, tell
 from plimsoll.telemetry.engine import EngineMetrics, Source
 from plimsoll.telemetry.pressure import PressureMetrics
 from plimsoll.telemetry.requests import RequestMetrics
@@ -63,7 +64,7 @@ class RunExecutor:
             run_bytes=run_bytes,
             weights_bytes=lambda text: text.model.weights_bytes,
             n_layers=lambda text: text.model.sizes.n_layers,
-            belong_together=lambda first, text: text.model is first.model,
+            belong_together=run_together,
             room_timeout_s=room_timeout_s,
         )
         self._shown_tokens = 0  # of the texts that the thread has taken in
@@ -135,11 +136,12 @@ class RunExecutor:
         dimensions: int,
         on_row: Callable[[int], None] = lambda n_tokens: None,
         priority: Priority = Priority.INTERACTIVE,
+        form: RowForm = "unit",
     ) -> list[Row]:
         """Vector of each text, float32 (dimensions,), cut and normalised; texts are int64 ids.
 
         When the caller is cancelled, what it has queued is dropped. on_row: told the tokens of each
-        text that has run. priority: of all these texts.
+        text that has run. priority: of all these texts. form: what else the rows may be.
         Raises MemoryPressureError and EncodeMemoryError.
         """
         loop, call = asyncio.get_running_loop(), object()
@@ -151,11 +153,13 @@ class RunExecutor:
                 row = loop.create_future()
                 row.add_done_callback(partial(report_row, on_row, len(ids)))
                 rows.append(row)
-                text = (loop, model, dimensions, priority, digest_of(ids))
+                text = (loop, model, dimensions, form, priority, digest_of(ids))
 
                 def compute(row: asyncio.Future[Row], ids: np.ndarray = ids) -> None:
                     now_s = self._clock()
-                    self._put(QueuedText(model, ids, dimensions, row, loop, now_s, call, priority))
+                    self._put(
+                        QueuedText(model, ids, dimensions, row, loop, now_s, call, priority, form)
+                    )
 
                 was_there = self._in_flight.wait_for(text, row, compute)
                 self._metrics.found(Source.IN_FLIGHT if was_there else Source.ENGINE)

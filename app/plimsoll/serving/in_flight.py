@@ -1,8 +1,8 @@
 """Texts that are being computed: one that comes again before its end waits for the same row.
 
-Equal are texts of the same ids, model and dimensions, and of one class: a query does not wait in
-the turn of a list. Each waiter has a future and a row of its own; where the text is refused or
-fails, all who wait for it are told so, however long each has waited.
+Equal are texts of the same ids, model, dimensions and form, and of one class: a query does not
+wait in the turn of a list. Each waiter has a future and a row of its own; where the text is refused
+or fails, all who wait for it are told so, however long each has waited.
 """
 
 import asyncio

@@ -59,10 +59,8 @@ class RankingService:
     async def _by_vectors(self, task: RankTask, permit: RequestPermit) -> Ranking:
         query, *rest = await self._embeddings.embed_in_turn(
             [
-                EmbedTask([task.query], "search_query", model=task.model, priority=task.priority),
-                EmbedTask(
-                    task.documents, "search_document", model=task.model, priority=task.priority
-                ),
+                _half(task, [task.query], "search_query"),
+                _half(task, task.documents, "search_document"),
             ],
             permit,
         )
@@ -90,8 +88,30 @@ class RankingService:
         results = await self._in_thread(partial(_by_words, task))
         return Ranking("bm25", None, results, degraded)
 
+    async def similarities(self, embedded: Embeddings) -> list[float]:
+        """Cosines of the first text with each of the others, in their order; all have vectors."""
+        return await run_in(self._thread, _cosines_with_first, embedded)
+
     async def _in_thread(self, work: Callable[[], list[Ranked]]) -> list[Ranked]:
         return await run_in(self._thread, work)
+
+
+def _half(task: RankTask, texts: Sequence[str], input_type: str) -> EmbedTask:
+    """One half of a search: its query, or its documents."""
+    return EmbedTask(
+        texts,
+        input_type,
+        truncate=task.truncate,
+        model=task.model,
+        priority=task.priority,
+        cut=task.cut,
+    )
+
+
+def _cosines_with_first(embedded: Embeddings) -> list[float]:
+    first, *others = _rows(embedded).values()
+    cosines: list[float] = (np.stack(others) @ first).tolist()
+    return cosines
 
 
 def _by_cosine(query: Embeddings, documents: Embeddings, top_k: int | None) -> list[Ranked]:

@@ -9,10 +9,11 @@ from hashlib import blake2b
 import numpy as np
 
 from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.encoder.pooling import RowForm
 from plimsoll.policy.priority import Priority
 from plimsoll.telemetry.current_request import CurrentRequest, current_request
 
-Row = np.ndarray  # float32 (dimensions,)
+Row = np.ndarray  # float32 (dimensions,), or of the form "tokens" (tokens, dimensions)
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class QueuedText:
     queued_at_s: float
     request: object
     priority: Priority
+    form: RowForm = "unit"
     measured: CurrentRequest | None = field(default_factory=current_request)
 
     @property
@@ -46,11 +48,18 @@ class QueuedText:
 def finish(model: EmbeddingModel, vectors: np.ndarray, texts: Sequence[QueuedText]) -> list[Row]:
     """Cut and normalise pooled vectors, float64 (texts, hidden), as each text asks for it."""
     rows: list[Row] = [np.empty(0, np.float32)] * len(texts)
-    for dimensions in {text.dimensions for text in texts}:
-        places = [place for place, text in enumerate(texts) if text.dimensions == dimensions]
-        for place, row in zip(places, model.finish(vectors[places], dimensions), strict=True):
+    asked = [(text.dimensions, text.form) for text in texts]
+    for dimensions, form in set(asked):
+        places = [place for place, each in enumerate(asked) if each == (dimensions, form)]
+        finished = model.finish(vectors[places], dimensions, form)
+        for place, row in zip(places, finished, strict=True):
             rows[place] = row
     return rows
+
+
+def run_together(first: QueuedText, text: QueuedText) -> bool:
+    """Whether the engine may take two texts at once: one model's, and both pooled or neither."""
+    return text.model is first.model and (text.form == "tokens") == (first.form == "tokens")
 
 
 def requests_of(texts: Sequence[QueuedText]) -> Mapping[CurrentRequest, float]:

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 
 from plimsoll.encoder.model import Traits
+from plimsoll.encoder.pooling import RowForm
+from plimsoll.encoder.tokenizer import Cut
 from plimsoll.errors import EmptyTextError, NonFiniteError, RequestError, TextTooLongError
 from plimsoll.policy.priority import Priority
 from plimsoll.retrieval.bm25 import SparseVector
@@ -21,7 +23,8 @@ class EmbedTask:
 
     encoder: bm25 asks for sparse vectors at any time. fallback: what a client can do with when
     the model cannot answer; most dialects have no place for anything but dense vectors.
-    priority: None: by its size.
+    cut: the side of a long text that goes. priority: None: by its size.
+    form: what the vectors are; "tokens": a state for each token, of all dimensions.
     """
 
     texts: Sequence[str]
@@ -32,6 +35,8 @@ class EmbedTask:
     encoder: Encoder = "dense"
     fallback: Fallback = "none"
     priority: Priority | None = None
+    cut: Cut = "end"
+    form: RowForm = "unit"
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ def raise_first(
 
 @dataclass
 class Embeddings:
-    """Dense vectors: `vectors[i]` is None exactly when `failures` holds index i."""
+    """Dense vectors: `vectors[i]` is None exactly when `failures` holds index i.
+
+    Of the form "tokens" each is float32 (tokens, dimensions).
+    """
 
     traits: Traits
     input_type: str | None
@@ -133,7 +141,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class RankTask:
-    """Documents to put in order for a query; `priority` as in EmbedTask."""
+    """Documents to put in order for a query; the other fields as in EmbedTask."""
 
     query: str
     documents: Sequence[str]
@@ -141,6 +149,8 @@ class RankTask:
     model: str | None = None
     fallback: Fallback = "bm25"
     priority: Priority | None = None
+    truncate: bool = True
+    cut: Cut = "end"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ async def _each_text(
 ) -> None:
     """Hand each text's ids to `take`, in order, with why it does not run."""
     n_empty = model.n_empty_tokens(task.input_type)
-    steps = model.tokenize_steps(task.texts, task.input_type)
+    steps = model.tokenize_steps(task.texts, task.input_type, task.cut)
     limit = model.traits.token_limit
     is_short = len(task.texts) == 1 and len(task.texts[0]) <= INLINE_CHARACTERS
     while (texts := await _next_of(steps, None if is_short else thread)) is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.encoder.pooling import RowForm
 from plimsoll.policy.priority import Priority
 from plimsoll.serving.executor import RunExecutor
 from plimsoll.serving.rows import Row, digest_of
@@ -73,8 +74,14 @@ class CachedEncoder:
         dimensions: int,
         on_row: Callable[[int], None],
         priority: Priority,
+        form: RowForm = "unit",
     ) -> list[Row]:
-        """As the executor's; `on_row` is told of texts that are found at once."""
+        """As the executor's; `on_row` is told of texts that are found at once.
+
+        What few ask for, and of another form than a unit vector, is not kept.
+        """
+        if form != "unit":
+            return await self._executor.encode(model, texts, dimensions, on_row, priority, form)
         fingerprint = model.traits.fingerprint(dimensions)
         keys = [(fingerprint, digest_of(ids)) for ids in texts]
         found = [self._cache.find(key) for key in keys]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -181,6 +182,21 @@ def test_a_prefix_ends_where_a_path_does_and_the_longest_counts():
     assert [shape(path) for path in ("/a", "/a/", "/a/c", "/ab", "/a/b", "/a/b/c", "/")] == [
         "a", "a", "a", "default", "ab", "ab", "default",
     ]  # fmt: skip
+
+
+def test_a_dialect_may_have_statuses_of_its_own():
+    """The client's library retries by the status that its own server gives."""
+    recent = RecentRequests()
+    refusals = Refusals(Telemetry("test").requests, recent)
+    refusals.register("/a", shouted, lambda refusal: replace(refusal, status=429))
+    error = errors.MemoryPressureError("x", retry_after_s=3)
+
+    theirs = refusals.answer(error, post_scope("/a/embed"))
+    ours = refusals.answer(error, post_scope("/embed"))
+
+    assert (theirs.status_code, ours.status_code) == (429, 503)
+    assert json.loads(theirs.body)["status"] == 429
+    assert "retry-after" in theirs.headers
 
 
 @pytest.mark.parametrize("prefix", ["/a", "", "/", "/b/", "b"])

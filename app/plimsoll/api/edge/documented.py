@@ -100,13 +100,14 @@ OF_A_MODEL_NAME: Examples = (
     ),
 )
 
-OF_A_MODEL: Examples = (
-    *OF_A_MODEL_NAME,
+OF_THE_DEFAULT_MODEL: Examples = (
     errors.ModelLoadingError("all-MiniLM-L6-v2 is being made ready: 25 % done", retry_after_s=5),
     errors.ModelError("there is no file /models/nomic.gguf"),
     errors.BreakerOpenError("memory failed or ran high", retry_after_s=15),
     errors.EncodeMemoryError("the engine found no memory for a text of 256 tokens"),
 )
+
+OF_A_MODEL: Examples = (*OF_A_MODEL_NAME, *OF_THE_DEFAULT_MODEL)
 
 OF_A_TEXT: Examples = (
     errors.EmptyTextError(
@@ -117,6 +118,10 @@ OF_A_TEXT: Examples = (
         "input[0]: the text has 300 tokens and the limit is 256; shorten it",
         param="input",
     ),
+)
+
+OF_TOKEN_IDS: Examples = (
+    errors.TokenIdsError("50000 is no token of this model, which has 0 to 30521"),
 )
 
 OF_A_PATH: Examples = (
@@ -233,6 +238,7 @@ EVERYTHING = (
     OF_A_BODY,
     OF_A_MODEL,
     OF_A_TEXT,
+    OF_TOKEN_IDS,
     OF_A_DOCUMENT,
     OF_A_CONFLICT,
     OF_A_SPACE,
@@ -249,7 +255,8 @@ EVERYTHING = (
 
 def documented(shape: ErrorShape, *groups: Examples) -> Responses:
     """The refusals of a route that may end as the examples in `groups` do, and as any route may."""
-    examples = {error: _refusal(error) for group in (OF_ANY_ROUTE, *groups) for error in group}
+    found = (error for group in (OF_ANY_ROUTE, *groups) for error in group)
+    examples = {error: shape.restate(_refusal(error)) for error in found}
     by_status = sorted(examples.items(), key=lambda pair: pair[1].status)
     return {
         status: _response(shape, list(same))
@@ -262,7 +269,7 @@ def examples_of(shape: ErrorShape) -> dict[str, Any]:
 
     They stand apart because FastAPI would leave out what is null in them.
     """
-    refusals = {error: _refusal(error) for group in EVERYTHING for error in group}
+    refusals = {error: shape.restate(_refusal(error)) for group in EVERYTHING for error in group}
     return {
         _name(shape, refusal): {"summary": _meaning(error), "value": shape.render(refusal)}
         for error, refusal in refusals.items()

@@ -33,6 +33,7 @@ STATUS: dict[type[errors.PlimsollError], int] = {
     errors.SpaceMismatchError: 409,
     errors.EmptyTextError: 400,
     errors.TextTooLongError: 400,
+    errors.TokenIdsError: 400,
     errors.UnsupportedEncodingError: 415,
     errors.MediaTypeError: 415,
     errors.MissingKeyError: 401,
@@ -156,6 +157,8 @@ def _message_of(error: Exception) -> str:
 
 
 def _http_message(error: HTTPException, scope: Scope) -> str:
+    if error.status_code == 404 and error.detail != HTTPStatus.NOT_FOUND.phrase:
+        return str(error.detail)
     path = URL(scope=scope).path
     if error.status_code == 404:
         return f"there is no route {path}; /docs lists what there is"

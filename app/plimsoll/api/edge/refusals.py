@@ -16,14 +16,22 @@ from plimsoll.telemetry.requests import RequestMetrics
 
 RenderRefusal: TypeAlias = Callable[[Refusal], object]
 """A dialect's shape of an error: plain values, which become JSON."""
+RestateRefusal: TypeAlias = Callable[[Refusal], Refusal]
+"""The refusal with the status that a dialect's clients know for it."""
+
+
+def as_it_is(refusal: Refusal) -> Refusal:
+    """The refusal with our own status."""
+    return refusal
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorShape:
-    """A dialect's form of an error: its schema, and what renders a refusal so."""
+    """A dialect's form of an error: its schema, what renders a refusal so, and its statuses."""
 
     schema: type[BaseModel]
     render: RenderRefusal
+    restate: RestateRefusal = as_it_is
 
 
 ErrorType: TypeAlias = Literal["invalid_request_error", "rate_limit_error", "server_error"]
@@ -81,34 +89,38 @@ class Refusals:
         self._metrics = metrics
         self._recent = recent
         self._chance = chance
-        self._shapes: dict[str, RenderRefusal] = {}
+        self._shapes: dict[str, tuple[RenderRefusal, RestateRefusal]] = {}
 
-    def register(self, prefix: str, render: RenderRefusal) -> None:
+    def register(
+        self, prefix: str, render: RenderRefusal, restate: RestateRefusal = as_it_is
+    ) -> None:
         """Render with `render` what goes wrong at `prefix`, as "/v2", and at all paths below it.
 
-        The longest prefix that fits a path counts; where none does, it is Plimsoll's own.
+        restate: gives it another status. The longest prefix that fits a path counts; where none
+        does, it is Plimsoll's own.
         Raises ValueError for a prefix that is taken or could fit no path.
         """
         if prefix in self._shapes or not prefix.startswith("/") or prefix.endswith("/"):
             raise ValueError(f"{prefix!r} is registered already, or is not of the form '/prefix'")
-        self._shapes[prefix] = render
+        self._shapes[prefix] = (render, restate)
 
     def answer(self, error: Exception, scope: Scope) -> Response:
         """The response to the request in `scope`, which ended in `error`.
 
         Writes the code into its state, for the access line.
         """
-        refusal = refusal_of(error, scope, self._chance)
+        render, restate = self._shape(scope["path"])
+        refusal = restate(refusal_of(error, scope, self._chance))
         scope.setdefault("state", {})["code"] = refusal.code
         self._metrics.failed(refusal.code)
         self._recent.note_error(refusal.status, refusal.code, lasting_message_of(error))
         headers = dict(refusal.headers)
         if refusal.retry_after_s is not None:
             headers["Retry-After"] = str(refusal.retry_after_s)
-        body = orjson.dumps(self._shape(scope["path"])(refusal))
+        body = orjson.dumps(render(refusal))
         return Response(body, refusal.status, headers, "application/json")
 
-    def _shape(self, path: str) -> RenderRefusal:
+    def _shape(self, path: str) -> tuple[RenderRefusal, RestateRefusal]:
         fitting = (prefix for prefix in self._shapes if f"{path}/".startswith(f"{prefix}/"))
         prefix = max(fitting, key=len, default=None)
-        return native_error if prefix is None else self._shapes[prefix]
+        return (native_error, as_it_is) if prefix is None else self._shapes[prefix]

@@ -95,8 +95,13 @@ def router(
     )
     @needs(Access.OPEN if metrics_open else Access.EMBED)
     async def get_metrics(request: Request) -> Response:
-        show(core.state(), telemetry)
-        kind = media_type(request.headers.get("accept", ""))
-        return Response(telemetry.render(), media_type=kind)
+        return metrics_response(request, core, telemetry)
 
     return routes
+
+
+def metrics_response(request: Request, core: ServingCore, telemetry: Telemetry) -> Response:
+    """Every metric as it is now, in the version of the text format that the request accepts."""
+    show(core.state(), telemetry)
+    kind = media_type(request.headers.get("accept", ""))
+    return Response(telemetry.render(), media_type=kind)
