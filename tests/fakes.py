@@ -105,6 +105,7 @@ class FakeModel:
         self.closed = threading.Event()
         self.error: Exception | None = None
         self.damage: PlimsollError | None = None  # of its files
+        self.cuts: list[str] = []
 
     def tokenize(self, texts: Sequence[str], input_type: str | None) -> list[TokenizedText]:
         """One token a word, and one at either end."""
@@ -123,7 +124,8 @@ class FakeModel:
     def tokenize_steps(
         self, texts: Sequence[str], input_type: str | None, cut: str = "end"
     ) -> Iterator[list[TokenizedText]]:
-        """One text a step."""
+        """One text a step; which side of a long one is cut, `cuts` notes."""
+        self.cuts.append(cut)
         for text in texts:
             yield self.tokenize([text], input_type)
 
@@ -137,6 +139,14 @@ class FakeModel:
             ids = np.frombuffer(source, np.uint8).astype(np.uint32)
             ends = ((1, "[1]"), (2, "[2]")) if with_ends else None
             yield [TokenSpans(source, ids, starts, starts + 1, ends)]
+
+    def id_steps(
+        self, texts: Sequence[Sequence[int]], input_type: str | None, cut: str = "end"
+    ) -> Iterator[list[TokenizedText]]:
+        """One text a step, its ids as they come."""
+        for ids in texts:
+            whole = np.array([1, *ids, 2], np.int64)
+            yield [TokenizedText(whole[: self.traits.token_limit], len(whole))]
 
     def run_bytes(self, lengths: Sequence[int], **options: object) -> int:
         """A hundred a token."""
@@ -276,6 +286,7 @@ class FakeServer:
         monitor: MemoryMonitor | None = None,
         tracer: RequestTracer | None = None,
         access: AccessRules = TEST_ACCESS,
+        accept_token_ids: bool = False,
         clock: Callable[[], float] = monotonic,
         **options: float,
     ) -> None:
@@ -310,6 +321,7 @@ class FakeServer:
             body_limit_bytes=body_limit_bytes,
             body_timeout_s=body_timeout_s,
             access=access,
+            accept_token_ids=accept_token_ids,
             tracer=tracer,
             new_permit=lambda: new_permit(self.core.gate),
         )

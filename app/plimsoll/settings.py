@@ -80,6 +80,11 @@ class Settings(BaseSettings):
         description="Further names that clients may use, separated by commas, such as "
         "text-embedding-3-small=nomic-embed-text-v1.5.",
     )
+    accept_token_ids: bool = Field(
+        False,
+        description="Take lists of token ids at /v1/embeddings, as ids of the model's own "
+        "vocabulary; else they are refused, since clients send OpenAI's.",
+    )
     max_open_models: int = Field(
         2,
         ge=1,

@@ -12,14 +12,16 @@ from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
 from plimsoll import errors
-from plimsoll.api.dialects import tei
+from plimsoll.api.dialects import cohere, ollama, tei
+from plimsoll.api.dialects.cohere import CohereEmbedResponse
 from plimsoll.api.dialects.native import Answer
-from plimsoll.api.dialects.openai import EmbeddingsResponse
 from plimsoll.api.dialects.rank import RankResponse
 from plimsoll.api.edge.access import Access, needed_by
 from plimsoll.api.edge.documented import OF_ANY_ROUTE, documented, examples_of
 from plimsoll.api.edge.errors import STATUS
-from plimsoll.api.edge.refusals import NATIVE, ErrorBody
+from plimsoll.api.edge.refusals import NATIVE, ErrorBody, ErrorShape
+from plimsoll.api.ollama_fields import OllamaEmbeddingsResponse, OllamaEmbedResponse
+from plimsoll.api.openai_fields import EmbeddingsResponse
 from plimsoll.api.operations.bottleneck_fields import BottleneckReport
 from tests.fakes import FakeOpener, FakeServer
 
@@ -78,6 +80,14 @@ OPERATIONS = {
     "tei_info": "GET /tei/info",
     "tei_health": "GET /tei/health",
     "tei_metrics": "GET /tei/metrics",
+    "create_deployment_embeddings": "POST /openai/deployments/{name}/embeddings",
+    "get_base_address": "GET /v1",
+    "list_models_without_version": "GET /models",
+    "ollama_embed": "POST /api/embed",
+    "ollama_embeddings": "POST /api/embeddings",
+    "ollama_tags": "GET /api/tags",
+    "ollama_version": "GET /api/version",
+    "cohere_embed": "POST /v2/embed",
     "list_models": "GET /v1/models",
     "retrieve_model": "GET /v1/models/{name}",
     "get_health": "GET /health",
@@ -96,6 +106,9 @@ NEEDS_ANOTHER_STATE = {
     *(f"POST /migrations/{{number}}/{verb}" for verb in VERBS),
     *(f"POST /links/{{name}}/{verb}" for verb in ("pull", "push", "unlink")),
 }
+COHERE_BODY = {"texts": ["a ship"], "embedding_types": [
+    "float", "int8", "uint8", "binary", "ubinary", "base64",
+]}  # fmt: skip
 # A link leads to a database; tests/links/ has one.
 NEEDS_A_LINK = "/links/{name}"
 
@@ -271,6 +284,14 @@ def test_examples_of_errors_have_the_shape_that_is_documented():
         assert example["value"] == body.model_dump()
 
 
+@pytest.mark.parametrize("shape", [ollama.ERRORS, cohere.ERRORS])
+def test_so_have_those_of_each_dialect(shape: ErrorShape):
+    """Likewise, and under a name of their own."""
+    for name, example in examples_of(shape).items():
+        assert name.startswith(f"{shape.schema.__name__}.")
+        assert shape.schema.model_validate(example["value"]).model_dump() == example["value"]
+
+
 # --- examples -------------------------------------------------------------------------------
 
 
@@ -318,6 +339,11 @@ def test_every_example_of_a_path_works_as_it_is(client: TestClient, document: di
         ("/embed?explain=true", {"input": "a ship"}, Answer),
         ("/v1/embeddings", {"input": ["a ship", "word " * 30]}, EmbeddingsResponse),
         ("/rank", {"query": "a ship", "documents": ["sea", "", "word " * 30]}, RankResponse),
+        ("/embed", {"input": "a ship", "encoding_format": "ubinary"}, Answer),
+        ("/openai/deployments/fake/embeddings", {"input": "a ship"}, EmbeddingsResponse),
+        ("/api/embed", {"input": "a ship"}, OllamaEmbedResponse),
+        ("/api/embeddings", {"prompt": "a ship"}, OllamaEmbeddingsResponse),
+        ("/v2/embed", COHERE_BODY, CohereEmbedResponse),
     ],
 )
 def test_answers_have_no_field_that_the_document_leaves_out(
@@ -326,7 +352,8 @@ def test_answers_have_no_field_that_the_document_leaves_out(
     """These are rendered beside their schemas, for speed: a field added there must come here."""
     answer = client.post(path, json=body).json()
     adapter = TypeAdapter(shape)
-    assert adapter.dump_python(adapter.validate_python(answer), mode="json") == answer
+    told = adapter.dump_python(adapter.validate_python(answer), mode="json", exclude_unset=True)
+    assert told == answer
 
 
 def test_the_bottleneck_has_no_field_that_the_document_leaves_out(client: TestClient):

@@ -23,6 +23,7 @@ from plimsoll.encoder.tokenizer import (
     find_boundaries,
 )
 from plimsoll.encoder.vocabulary import Normalizer, read_vocabulary
+from plimsoll.errors import InvalidRequestError
 from tests.evaluation_data import json_lines, text_of
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +202,47 @@ def test_a_text_is_cut_to_the_limit_and_ends_with_the_separator(n_words: int, ke
     assert len(text.ids) == kept
     assert text.ids[:2].tolist() == [CLS, 6]
     assert text.ids[-1] == SEP
+
+
+@pytest.mark.parametrize("piece_characters", [20, PIECE_CHARACTERS])
+@pytest.mark.parametrize("n_words", [0, 1, 4, 5, 6, 49])
+def test_a_text_may_be_cut_at_its_start_and_keeps_what_stands_before_it(
+    n_words: int, piece_characters: int
+):
+    """The end of a log says more than its head; a task's prefix belongs to what is left."""
+    tokenizer = tokenizer_over("▁ship", "▁sea", "▁q", piece_characters=piece_characters)
+    words = [5, 6] * n_words
+
+    steps = tokenizer.steps(["ship sea " * n_words, "sea"], 12, "q ", "start")
+    long, short = [text for step in steps for text in step]
+
+    assert long.ids.tolist() == [CLS, 7, *words[-9:], SEP]
+    assert long.n_tokens == len(words) + 3
+    assert short.ids.tolist() == [CLS, 7, 6, SEP]
+
+
+@pytest.mark.parametrize("cut", ["end", "start"])
+@pytest.mark.parametrize("around", [[], [CLS, SEP]])
+def test_ids_of_a_text_give_what_the_text_gives(cut: str, around: list[int]):
+    """A client that has tokenized gets the vector of the text, with [CLS] and [SEP] or without."""
+    tokenizer = tokenizer_over("▁ship", "▁sea", "▁q")
+    for n_words in (0, 1, 3, 4, 30):
+        (step,) = tokenizer.steps(["sea ship " * n_words], 8, "q ", cut)
+        sent = [6, 5] * n_words
+        if around:
+            sent = [around[0], *sent, around[1]]
+
+        taken = tokenizer.take_ids(sent, 8, "q ", cut)
+
+        assert taken.ids.tolist() == step[0].ids.tolist()
+        assert taken.n_tokens == step[0].n_tokens
+
+
+@pytest.mark.parametrize("token", [-1, 7, 100264])
+def test_an_id_that_the_vocabulary_does_not_have_is_refused(token: int):
+    """OpenAI's ids go to 200,000: most of them are caught, and none reaches the table."""
+    with pytest.raises(InvalidRequestError, match=f"the token id {token}, .* from 0 to 6;"):
+        tokenizer_over("▁ship", "▁sea").take_ids([5, token], 8)
 
 
 def test_a_batch_gives_each_text_its_own_ids():

@@ -378,6 +378,35 @@ def test_in_any_order_no_more_are_open_than_may_be_and_none_closes_in_use(seed: 
 # --- giving back ----------------------------------------------------------------------------
 
 
+def test_a_request_that_wants_the_model_closed_has_it_closed_at_its_end():
+    """Its memory goes back at once, and it is counted why."""
+    fleet = Fleet("ab")
+
+    async def scenario() -> None:
+        async with fleet.pool.lease("a", 0):
+            assert fleet.open == "a"
+        assert fleet.open == ""
+        assert fleet.n_evicted("asked") == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_another_request_uses_stays():
+    """A client closes no model under the others; the last of them says what becomes of it."""
+    fleet = Fleet("a")
+
+    async def scenario() -> None:
+        async with fleet.pool.lease("a") as model:
+            async with fleet.pool.lease("a", 0):
+                pass
+            assert fleet.open == "a"
+            assert not model.closed.is_set()
+        assert fleet.open == "a"
+        assert fleet.n_evicted("asked") == 0
+
+    asyncio.run(scenario())
+
+
 def test_under_pressure_idle_models_close_the_least_recently_used_first():
     """Memory is worth more than a model that no client asks for; the latest is the likeliest."""
 

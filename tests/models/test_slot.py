@@ -5,6 +5,7 @@ import gc
 import weakref
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -184,6 +185,30 @@ def test_an_idle_time_of_zero_never_closes():
         clock.now_s += 1e9
         await slot.check_idleness()
         assert slot.state is ModelState.READY
+
+    asyncio.run(scenario())
+
+
+def test_the_last_request_says_how_long_the_model_stays_open():
+    """A client may want it longer or shorter than the operator's time; the next one that says
+    nothing gets that again."""
+    opener, clock = FakeOpener(), FakeClock()
+
+    async def scenario() -> None:
+        slot = fake_slot(opener, idle_unload_s=60, clock=clock)
+
+        async def closes_after(idle_s: float, keep_alive_s: float | None) -> bool:
+            async with slot.lease(keep_alive_s=keep_alive_s):
+                pass
+            clock.now_s += idle_s
+            await slot.check_idleness()
+            return slot.state is ModelState.CLOSED
+
+        assert not await closes_after(1e9, inf)
+        assert not await closes_after(300, 301)
+        assert not await closes_after(59, None)
+        assert await closes_after(60, None)
+        assert await closes_after(5, 5)
 
     asyncio.run(scenario())
 

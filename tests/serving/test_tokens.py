@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plimsoll.encoder.tokenizer import STEP_CHARACTERS, Cut, TokenizedText
+from plimsoll.encoder.tokenizer import STEP_CHARACTERS, TokenizedText
 from plimsoll.errors import MemoryPressureError, PlimsollError, TooLargeError
 from plimsoll.policy.costs import ID_BYTES, IDS_STEP_BYTES
 from plimsoll.serving.tasks import EmbedTask, TextFailure, Truncation
@@ -211,10 +211,8 @@ def test_a_short_text_is_tokenized_between_the_steps_of_a_long_one(
     with opened(small_settings(tmp_path, file, threads=1)) as model:
         steps = model.tokenize_steps
 
-        def watched(
-            texts: Sequence[str], input_type: str | None, cut: Cut = "end"
-        ) -> Iterator[list[TokenizedText]]:
-            for finished in steps(texts, input_type, cut):
+        def watched(texts: Sequence[str], *how: str | None) -> Iterator[list[TokenizedText]]:
+            for finished in steps(texts, *how):
                 order.append("long" if len(texts[0]) > STEP_CHARACTERS else "short")
                 yield finished
 

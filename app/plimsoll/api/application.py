@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from plimsoll import __version__
-from plimsoll.api.dialects import collections, documents, native, openai, rank, surveys, tei
+from plimsoll.api.dialects import (
+    cohere,
+    collections,
+    documents,
+    native,
+    ollama,
+    openai,
+    rank,
+    surveys,
+    tei,
+)
 from plimsoll.api.dialects import hooks as hook_routes
 from plimsoll.api.dialects import links as link_routes
 from plimsoll.api.dialects import migrations as migration_routes
@@ -44,6 +54,7 @@ def build_application(
     body_limit_bytes: int,
     body_timeout_s: float,
     access: AccessRules,
+    accept_token_ids: bool = False,
     lifespan: Lifespan | None = None,
     tracer: "RequestTracer | None" = None,
     new_permit: Callable[[], RequestPermit] | None = None,
@@ -51,7 +62,7 @@ def build_application(
     """Put routes and edge around `core` and `corpora`; the lifespan starts and stops their threads.
 
     parsing: one thread for the JSON of large bodies and large replies; the caller ends it.
-    access: which clients are answered.
+    access: which clients are answered. accept_token_ids: texts may come as ids to OpenAI's routes.
     new_permit: for each request one; None: as the core's gate makes them.
     """
     app = DocumentedAPI(
@@ -80,12 +91,20 @@ def build_application(
         tracer=tracer,
     )
     app.state.refusals = refusals
-    refusals.register("/v1", openai.ERRORS.render)
     refusals.register(tei.BASE, tei.ERRORS.render, tei.ERRORS.restate)
     refusals.register(f"{tei.BASE}/v1", tei.OPENAI_ERRORS.render, tei.OPENAI_ERRORS.restate)
+    for prefix, dialect in (("/v1", openai), ("/api", ollama), ("/v2", cohere)):
+        refusals.register(prefix, dialect.ERRORS.render)
     # The router tries one after another, and these are asked for most.
     app.include_router(native.router(core.service))
-    app.include_router(openai.router(core.service, core.models, created=int(time())))
+    created = int(time())
+    app.include_router(
+        openai.router(core.service, core.models, created=created, accept_token_ids=accept_token_ids)
+    )
+    app.include_router(
+        ollama.router(core.service, core.models, created=created, version=__version__)
+    )
+    app.include_router(cohere.router(core.service))
     app.include_router(rank.router(core.ranking))
     app.include_router(
         tei.router(

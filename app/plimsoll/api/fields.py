@@ -22,6 +22,7 @@ from pydantic_core.core_schema import (
 from typing_extensions import TypeAliasType
 
 from plimsoll.corpora.records import COLLECTION_NAME, MOST_DIMENSIONS
+from plimsoll.encoder.tokenizer import Cut
 from plimsoll.policy.priority import INTERACTIVE_TOKENS, Priority
 
 T = TypeVar("T")
@@ -58,6 +59,35 @@ def _as_whole(value: object) -> object:
 
 # JSON has one kind of number: to JSON Schema, and to some clients' writers, 384.0 is an integer.
 Count = Annotated[StrictInt, Field(ge=1), BeforeValidator(_as_whole)]
+
+
+MOST_DIGITS = 9
+
+
+def _as_read(value: object) -> object:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= MOST_DIGITS:
+        return int(value)
+    return _as_whole(value)
+
+
+# Likewise as text, which some clients send where a form had the number.
+WrittenCount = Annotated[
+    StrictInt,
+    Field(ge=1),
+    BeforeValidator(
+        _as_read,
+        json_schema_input_type=Annotated[int, Field(ge=1)]
+        | Annotated[str, Field(pattern=r"^0*[1-9][0-9]*$", max_length=MOST_DIGITS)],
+    ),
+]
+# Of what a long text loses, as NVIDIA and Cohere write it.
+Truncate = Literal["NONE", "START", "END"]
+
+
+def cut_of(truncate: Truncate) -> Cut:
+    """The side of a text that goes; of NONE it does not matter."""
+    return "start" if truncate == "START" else "end"
+
 
 # Some clients write null for every option that their caller did not set.
 OrDefault = Annotated[T, _NullIsDefault()]

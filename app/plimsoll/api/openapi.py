@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from plimsoll.api.dialects import tei
+from plimsoll.api.dialects import cohere, ollama, tei
 from plimsoll.api.edge.documented import examples_of
 from plimsoll.api.edge.refusals import NATIVE
 
@@ -27,6 +27,8 @@ TAGS = [
     {"name": "links", "description": "Tables and files elsewhere that collections mirror."},
     {"name": "tei", "description": "What clients of Text Embeddings Inference speak."},
     {"name": "openai", "description": "What clients of OpenAI's API speak."},
+    {"name": "ollama", "description": "What clients of Ollama speak."},
+    {"name": "cohere", "description": "What clients of Cohere's API speak."},
     {"name": "operations", "description": "What the server does. None of these opens a model."},
 ]
 SECURITY_SCHEMES = {
@@ -44,7 +46,8 @@ REQUEST_ID = {
     "required": True,
     "schema": {"type": "string", "pattern": "^[ -~]{1,128}$"},
 }
-SHAPES = (NATIVE, tei.ERRORS, tei.OPENAI_ERRORS)  # of errors; that of OpenAI is the native one
+# Of errors; that of OpenAI is NATIVE.
+SHAPES = (NATIVE, ollama.ERRORS, cohere.ERRORS, tei.ERRORS, tei.OPENAI_ERRORS)
 
 
 class DocumentedAPI(FastAPI):

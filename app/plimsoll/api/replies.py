@@ -4,15 +4,13 @@ Rendering of large replies leaves the event loop. What a reply takes in memory w
 request was admitted, and stays so until the reply has been sent.
 """
 
-from binascii import b2a_base64
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import Request, Response
 
 from plimsoll.api.edge.json_rendering import LongList, render_json
-from plimsoll.api.fields import Encoding
 from plimsoll.corpora.listing import DocumentPage
 from plimsoll.corpora.tasks import DegradedSearch, IngestResult, SearchResults
 from plimsoll.serving.tasks import Degraded, Embeddings, Ranking, SparseEmbeddings
@@ -28,6 +26,20 @@ NUMBERS_AN_ITEM = 20
 # Text is quoted as fast as numbers of so many characters are written.
 NUMBER_CHARACTERS = 32
 DEGRADED = "X-Plimsoll-Degraded"
+FINGERPRINT = "X-Plimsoll-Fingerprint"
+TRUNCATED = "X-Plimsoll-Truncated"
+# For the `responses` of dialects whose body has no place for these.
+VECTOR_HEADERS: dict[str, dict[str, Any]] = {
+    FINGERPRINT: {
+        "description": "Names the vector space: compare vectors only where it is equal.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    TRUNCATED: {
+        "description": "How many texts were cut to the token limit; missing where none was.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+}
 # For a route's `responses`.
 DEGRADED_HEADERS = {
     DEGRADED: {
@@ -134,13 +146,12 @@ def documents_response(request: Request, result: IngestResult) -> Response:
     return json_response(result)
 
 
-def vector_field(vector: np.ndarray, encoding: Encoding) -> np.ndarray | orjson.Fragment:
-    """A float32 vector as a JSON list, or as base64 of its little-endian bytes."""
-    if encoding == "base64":
-        # As JSON already: base64 has nothing to escape, and orjson would read it all to see that.
-        text = b2a_base64(vector.astype("<f4", copy=False).data, newline=False)
-        return orjson.Fragment(b'"%b"' % text)
-    return vector
+def vector_headers(result: Embeddings) -> dict[str, str]:
+    """What VECTOR_HEADERS describe, of this answer."""
+    headers = {FINGERPRINT: result.fingerprint}
+    if result.truncated:
+        headers[TRUNCATED] = str(len(result.truncated))
+    return headers
 
 
 def _note(

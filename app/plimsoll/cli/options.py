@@ -22,6 +22,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "model",
         "extra_models",
         "model_aliases",
+        "accept_token_ids",
         "max_open_models",
         "preload",
         "load_wait_s",

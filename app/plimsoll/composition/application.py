@@ -89,6 +89,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
         body_limit_bytes=settings.body_limit,
         body_timeout_s=settings.body_timeout_s,
         access=make_access(settings),
+        accept_token_ids=settings.accept_token_ids,
         lifespan=lifespan,
         tracer=tracer,
     )

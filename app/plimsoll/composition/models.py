@@ -12,6 +12,7 @@ from plimsoll.machine.cpu import CPUMonitor, available_cores
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.models.hub import local_file
 from plimsoll.models.opener import ModelOpener
+from plimsoll.models.recognition import recognised
 from plimsoll.models.slot import ModelSlot
 from plimsoll.policy.lines import HIGH_RATIO
 from plimsoll.settings import Settings
@@ -65,6 +66,24 @@ def served_names(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys((spec.name, *aliases)))
 
 
+def _completed(
+    spec: ModelSpec, names: tuple[str, ...], taken: set[str], cache_dir: Path
+) -> tuple[str, ...]:
+    """A model's names, with those that it gets where no other model has them; notes all in `taken`.
+
+    Those of the verified model that a user's own file is, since clients have them built in; and one
+    with "embed" in it, since some clients (n8n) list no other.
+    """
+    known = recognised(spec, cache_dir)
+    further = () if known is None else (known.name, *known.aliases)
+    names += tuple(name for name in further if name.lower() not in taken)
+    listed = f"{spec.name}-embed"
+    if not any("embed" in name.lower() for name in names) and listed.lower() not in taken:
+        names = (*names, listed)
+    taken.update(map(str.lower, names))
+    return names
+
+
 def make_models(
     settings: Settings, monitor: MemoryMonitor, metrics: ModelMetrics, times: LoadTimes
 ) -> list[ModelSlot]:
@@ -72,7 +91,7 @@ def make_models(
 
     Raises ModelNotFoundError, and SettingsError where two would go by the same name.
     """
-    models = []
+    named: list[tuple[ModelSpec, tuple[str, ...]]] = []
     written_by_name: dict[str, str] = {}
     aliases = _read_aliases(settings.model_aliases)
     for written, spec in _specs(settings):
@@ -85,14 +104,19 @@ def make_models(
                     f"both be called {name!r}; leave one out, or give its file another name"
                 )
         written_by_name.update(dict.fromkeys(map(str.lower, (written, *names)), written))
-        opener = make_opener(settings, monitor, spec, times)
-        models.append(ModelSlot(names, opener, metrics, idle_unload_s=settings.idle_unload_s))
+        named.append((spec, names))
     strangers = {name for name in aliases.values() if name.lower() not in written_by_name}
     if strangers:
         raise SettingsError(
             f"PLIMSOLL_MODEL_ALIASES: no model that is served is called {', '.join(strangers)}; "
-            f"there are {', '.join(slot.name for slot in models)}"
+            f"there are {', '.join(spec.name for spec, _ in named)}"
         )
+    taken = {name.lower() for _, names in named for name in names}
+    models = []
+    for spec, names in named:
+        opener = make_opener(settings, monitor, spec, times)
+        names = _completed(spec, names, taken, settings.cache_dir)
+        models.append(ModelSlot(names, opener, metrics, idle_unload_s=settings.idle_unload_s))
     return models
 
 

@@ -94,7 +94,7 @@ def _nomic_files(model: str) -> Mapping[str, str]:
 
 BUILTIN = KnownModel(
     name="all-MiniLM-L6-v2",
-    aliases=("builtin", "sentence-transformers/all-MiniLM-L6-v2"),
+    aliases=("builtin", "sentence-transformers/all-MiniLM-L6-v2", "all-minilm"),
     token_limit=256,
     pooling=Pooling.MEAN,
     source=BuiltinSource(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from threading import RLock
 from typing import Any
 
@@ -46,6 +47,8 @@ UNSAID_TRAINED_TOKENS = 2048
 SEARCH_TASKS = ("search_query", "search_document")
 # The layer that computes and the one that is read ahead.
 LAYERS_UNDER_WAY = 2
+# Texts that come as ids and are looked at together.
+IDS_STEP_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,18 @@ class EmbeddingModel:
         """Every token of each text with its place, uncut, in steps as of `tokenize_steps`."""
         prefix = self.traits.prefix(input_type)
         return token_spans_steps(self.tokenizer, texts, prefix, with_ends=with_ends)
+
+    def id_steps(
+        self, texts: Iterable[Sequence[int]], input_type: str | None, cut: Cut = "end"
+    ) -> Iterator[list[TokenizedText]]:
+        """The same of texts that their sender has tokenized, IDS_STEP_TEXTS a step.
+
+        Raises InvalidRequestError for an id that is not in the vocabulary.
+        """
+        prefix, remaining = self.traits.prefix(input_type), iter(texts)
+        while some := list(islice(remaining, IDS_STEP_TEXTS)):
+            limit = self.traits.token_limit
+            yield [self.tokenizer.take_ids(ids, limit, prefix, cut) for ids in some]
 
     def encode(
         self,

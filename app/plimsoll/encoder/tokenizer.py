@@ -28,7 +28,7 @@ from plimsoll.encoder.vocabulary import (
     Normalizer,
     Vocabulary,
 )
-from plimsoll.errors import TokenIdsError
+from plimsoll.errors import InvalidRequestError, TokenIdsError
 
 Cut = Literal["end", "start"]
 """Which side of a text goes where it is over the limit. What stands before it stays."""
@@ -139,6 +139,27 @@ class WordPieceTokenizer:
                     finished.append(self._finished(front, kept, n_tokens, limit, cut))
                     kept, n_tokens = [], 0
             yield finished
+
+    def take_ids(
+        self, ids: Sequence[int], limit: int, prefix: str = "", cut: Cut = "end"
+    ) -> TokenizedText:
+        """A text that its sender has tokenized, as `steps` would give it.
+
+        [CLS] and [SEP] may stand around the ids, both or neither.
+        Raises InvalidRequestError for an id that is not in the vocabulary.
+        """
+        n_words = self._tokenizer.get_vocab_size()
+        unknown = next((token for token in ids if not 0 <= token < n_words), None)
+        if unknown is not None:
+            raise InvalidRequestError(
+                f"input holds the token id {unknown}, and the ids of this model's vocabulary go "
+                f"from 0 to {n_words - 1}; send ids of its own tokenizer, or texts "
+                "(langchain-openai: check_embedding_ctx_length=False)",
+                param="input",
+            )
+        if len(ids) > 1 and (ids[0], ids[-1]) == self._ends:
+            ids = ids[1:-1]
+        return self._finished(self._prefix_ids(prefix), ids, len(ids), limit, cut)
 
     def _prefix_ids(self, prefix: str) -> list[int]:
         """Ids of what stands before a text: a prefix ends where words are parted."""

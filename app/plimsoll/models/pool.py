@@ -57,9 +57,13 @@ class ModelPool:
         return slot
 
     @asynccontextmanager
-    async def lease(self, name: str | None = None) -> AsyncIterator[EmbeddingModel]:
+    async def lease(
+        self, name: str | None = None, keep_alive_s: float | None = None
+    ) -> AsyncIterator[EmbeddingModel]:
         """Hold a model open, opening it and making room for it first where needed.
 
+        keep_alive_s: seconds without a request for which it stays open after this one, in place of
+        the server's own; 0 closes it at the end of this one where no other uses it.
         Raises UnknownModelError, ModelLoadingError when it is not open within the load wait, or
         the error that kept it from opening.
         """
@@ -72,8 +76,10 @@ class ModelPool:
         if wait_s is not None:
             wait_s = max(0.0, start_s + wait_s - loop.time())
         # No await after making room: the place is taken as soon as the slot is asked.
-        async with slot.lease(wait_s) as model:
+        async with slot.lease(wait_s, keep_alive_s) as model:
             yield model
+        if keep_alive_s == 0 and slot.is_idle:
+            await slot.evict("asked")
 
     async def look(self) -> None:
         """Look at the header of each model that is there; slots keep and log what fails."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
+from math import inf
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
@@ -73,7 +74,8 @@ class ModelSlot:
         self.last_used_s = clock()
         self._opener = opener
         self._metrics = metrics
-        self._idle_unload_s = idle_unload_s
+        self._idle_unload_s = idle_unload_s or inf
+        self._keep_alive_s = self._idle_unload_s  # as the last request that ended wants it
         self._clock = clock
         self._model: EmbeddingModel | None = None
         self._loading: asyncio.Task[EmbeddingModel] | None = None
@@ -129,9 +131,12 @@ class ModelSlot:
         self._listeners.append(listener)
 
     @asynccontextmanager
-    async def lease(self, wait_s: float | None = None) -> AsyncIterator[EmbeddingModel]:
+    async def lease(
+        self, wait_s: float | None = None, keep_alive_s: float | None = None
+    ) -> AsyncIterator[EmbeddingModel]:
         """Hold the model open, opening it first where needed.
 
+        keep_alive_s: idle time after which it may close; None: as the server is set.
         Raises ModelLoadingError when it is not open within `wait_s` (None: as long as it takes),
         or the error that kept it from opening.
         """
@@ -145,6 +150,7 @@ class ModelSlot:
                 raise
             finally:
                 self.last_used_s = self._clock()
+                self._keep_alive_s = self._idle_unload_s if keep_alive_s is None else keep_alive_s
         finally:
             await self._end_lease()
 
@@ -208,7 +214,7 @@ class ModelSlot:
         if self._model is None or self._leases:
             return
         idle_s = self._clock() - self.last_used_s
-        if self._idle_unload_s and idle_s >= self._idle_unload_s:
+        if idle_s >= self._keep_alive_s:
             await self.evict("idle")
 
     async def evict(self, reason: EvictionReason) -> None:

@@ -102,15 +102,24 @@ class TextSizes:
             self.longest = max(self.longest, length)
 
 
-def held_bytes(sizes: TextSizes, *, hidden: int, dimensions: int) -> int:
+def held_bytes(
+    sizes: TextSizes, *, hidden: int, dimensions: int, encodings: int = 1, echoed_bytes: int = 0
+) -> int:
     """What a request keeps for its texts.
 
     Ids, a float32 vector a text, the pooled rows of one batch in float64 and their copy, and a
-    JSON reply whose buffer grows by doubling.
+    JSON reply whose buffer grows by doubling, with so many `encodings` of each vector and so many
+    bytes of what was sent.
     """
     batch_bytes = min(sizes.n_texts, BATCH_TEXTS) * hidden * 2 * FLOAT64_BYTES
-    text_bytes = TEXT_BYTES + dimensions * (FLOAT32_BYTES + 2 * JSON_NUMBER_BYTES)
-    return sizes.ids_bytes + batch_bytes + sizes.n_texts * text_bytes
+    value_bytes = FLOAT32_BYTES + 2 * JSON_NUMBER_BYTES * encodings
+    text_bytes = TEXT_BYTES + dimensions * value_bytes
+    return sizes.ids_bytes + batch_bytes + sizes.n_texts * text_bytes + 2 * echoed_bytes
+
+
+def utf8_bytes(texts: Iterable[str]) -> int:
+    """The most that texts take as UTF-8, without making it."""
+    return sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
 
 
 def dense_demand(
@@ -120,14 +129,19 @@ def dense_demand(
     hidden: int,
     dimensions: int,
     priority: Priority | None = None,
+    encodings: int = 1,
+    echoed_bytes: int = 0,
 ) -> Demand:
     """What texts take; `run_bytes` predicts the peak of one run of texts of so many tokens.
 
-    priority: the class that is asked for; None: by their size.
+    priority: the class that is asked for; None: by their size. Of the reply as in `held_bytes`.
     """
+    held = held_bytes(
+        sizes, hidden=hidden, dimensions=dimensions, encodings=encodings, echoed_bytes=echoed_bytes
+    )
     return Demand(
         n_tokens=sizes.n_tokens,
-        held_bytes=held_bytes(sizes, hidden=hidden, dimensions=dimensions),
+        held_bytes=held,
         run_bytes=run_bytes([sizes.longest]) if sizes.longest else 0,
         waiting_tokens=sizes.window_tokens,
         priority=priority_of(sizes.n_tokens, priority),

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from time import perf_counter
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -137,25 +138,42 @@ class EmbeddingService:
         name = tasks[0].model
         self._note_model(name)
         # The breaker comes before the model, which would open into the memory that is short.
-        n_texts = max(len(task.texts) for task in tasks)  # each has a token at least
+        n_texts = max(task.n_texts for task in tasks)  # each has a token at least
         permit.enter(
             asks_breaker=True,
             priority=priority_of(n_texts, tasks[0].priority),
-            size=sum(len(text) for task in tasks for text in task.texts),
+            size=sum(task.size for task in tasks),
         )
         answers: list[Embeddings] = []
-        async with _failure_told(permit), self._models.lease(name) as model:
+        keep_alive_s, start_s = tasks[0].keep_alive_s, perf_counter()
+        async with _failure_told(permit), self._models.lease(name, keep_alive_s) as model:
+            loading_s = perf_counter() - start_s
             for task in tasks:
                 if answers:
                     permit.settle()  # its vectors are needed until all have theirs
                 answers.append(await self._embed_with(model, task, permit))
-                if len(answers[-1].failures) == len(task.texts):
+                answers[-1].loading_s = loading_s
+                if len(answers[-1].failures) == task.n_texts:
                     break
         if any(answer.n_tokens for answer in answers):
             permit.succeeded()  # where nothing has run, nothing is proven
         for answer in answers:
             self._count(answer)
         return answers
+
+    async def open_model(
+        self, name: str | None, permit: RequestPermit, keep_alive_s: float | None
+    ) -> None:
+        """Open a model without a text for it; `keep_alive_s` of 0 closes it where it is idle.
+
+        Raises as `embed_dense` does.
+        """
+        self._note_model(name)
+        if keep_alive_s == 0 and not self._models.find(name).is_open:
+            return
+        permit.enter(asks_breaker=keep_alive_s != 0, priority=Priority.INTERACTIVE)
+        async with self._models.lease(name, keep_alive_s):
+            pass
 
     async def _embed_with(
         self, model: EmbeddingModel, task: EmbedTask, permit: RequestPermit
@@ -175,7 +193,7 @@ class EmbeddingService:
             dimensions=dimensions,
             fingerprint=model.traits.fingerprint(dimensions, task.input_type),
             warnings=model.traits.warnings(dimensions, task.input_type),
-            vectors=[None] * len(task.texts),
+            vectors=[None] * task.n_texts,
             truncated=tokens.truncated,
             failures=tokens.failures,
             n_tokens=tokens.n_tokens,
@@ -200,7 +218,7 @@ class EmbeddingService:
         return Explanation(
             outcome=outcome,
             step=governor.step,
-            n_texts=len(task.texts),
+            n_texts=task.n_texts,
             n_tokens=demand.n_tokens,
             longest_tokens=max(lengths, default=0),
             predicted_bytes=demand.peak_bytes,
@@ -249,7 +267,7 @@ class EmbeddingService:
             nonlocal reserved_bytes
             sizes.add(lengths)
             is_step = sizes.ids_bytes >= reserved_bytes + IDS_STEP_BYTES
-            if is_step or sizes.n_texts < len(task.texts):
+            if is_step or sizes.n_texts < task.n_texts:
                 permit.check_size(_demand(model, task, sizes))  # before more is tokenized in vain
             if is_step:
                 reserved_bytes = sizes.ids_bytes
@@ -294,7 +312,7 @@ class EmbeddingService:
 
 
 def _check_texts(task: EmbedTask) -> None:
-    if not task.texts:
+    if not task.n_texts:
         raise InvalidRequestError("input is an empty list; send at least one text", param="input")
 
 
@@ -316,6 +334,8 @@ def _demand(model: EmbeddingModel, task: EmbedTask, sizes: TextSizes) -> Demand:
         hidden=hidden,
         dimensions=task.dimensions or hidden,
         priority=task.priority,
+        encodings=task.encodings,
+        echoed_bytes=task.echoed_bytes,
     )
 
 

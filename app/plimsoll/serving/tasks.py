@@ -10,6 +10,7 @@ from plimsoll.encoder.model import Traits
 from plimsoll.encoder.pooling import RowForm
 from plimsoll.encoder.tokenizer import Cut
 from plimsoll.errors import EmptyTextError, NonFiniteError, RequestError, TextTooLongError
+from plimsoll.policy.costs import CHARACTERS_PER_TOKEN
 from plimsoll.policy.priority import Priority
 from plimsoll.retrieval.bm25 import SparseVector
 
@@ -25,6 +26,10 @@ class EmbedTask:
     the model cannot answer; most dialects have no place for anything but dense vectors.
     cut: the side of a long text that goes. priority: None: by its size.
     form: what the vectors are; "tokens": a state for each token, of all dimensions.
+    token_ids: texts that their sender has tokenized, in place of `texts`.
+    keep_alive_s: seconds without a request for which the model shall stay open from now on; None:
+    as the server is set.
+    encodings: how often each vector stands in the reply. echoed_bytes: of what else stands there.
     """
 
     texts: Sequence[str]
@@ -37,6 +42,22 @@ class EmbedTask:
     priority: Priority | None = None
     cut: Cut = "end"
     form: RowForm = "unit"
+    token_ids: Sequence[Sequence[int]] | None = None
+    keep_alive_s: float | None = None
+    encodings: int = 1
+    echoed_bytes: int = 0
+
+    @property
+    def n_texts(self) -> int:
+        """How many texts there are, however they came."""
+        return len(self.texts if self.token_ids is None else self.token_ids)
+
+    @property
+    def size(self) -> int:
+        """Characters of the texts, as far as they are known."""
+        if self.token_ids is None:
+            return sum(map(len, self.texts))
+        return CHARACTERS_PER_TOKEN * sum(map(len, self.token_ids))
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,7 @@ class Embeddings:
     truncated: list[Truncation] = field(default_factory=list)
     failures: list[TextFailure] = field(default_factory=list)
     n_tokens: int = 0
+    loading_s: float = 0.0  # that the request waited for its model to be open
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,20 @@ async def _each_text(
 ) -> None:
     """Hand each text's ids to `take`, in order, with why it does not run."""
     n_empty = model.n_empty_tokens(task.input_type)
-    steps = model.tokenize_steps(task.texts, task.input_type, task.cut)
+    steps = _steps(model, task)
     limit = model.traits.token_limit
-    is_short = len(task.texts) == 1 and len(task.texts[0]) <= INLINE_CHARACTERS
+    is_short = task.n_texts == 1 and sum(map(len, task.texts)) <= INLINE_CHARACTERS
     while (texts := await _next_of(steps, None if is_short else thread)) is not None:
         for text in texts:
             take(text, _refusal(text, n_empty, limit, truncate=task.truncate))
         if texts and after_step is not None:
             await after_step()
+
+
+def _steps(model: EmbeddingModel, task: EmbedTask) -> Iterator[list[TokenizedText]]:
+    if task.token_ids is None:
+        return model.tokenize_steps(task.texts, task.input_type, task.cut)
+    return model.id_steps(task.token_ids, task.input_type, task.cut)
 
 
 async def _next_of(

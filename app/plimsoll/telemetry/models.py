@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 LOAD_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 TENSOR_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-EvictionReason: TypeAlias = Literal["idle", "lru", "pressure"]
-"""Why a model was closed: unused for long, room for another one, memory."""
+EvictionReason: TypeAlias = Literal["asked", "idle", "lru", "pressure"]
+"""Why a model was closed: its last client, unused for long, room for another one, memory."""
 
 
 class ModelMetrics:
@@ -31,8 +31,8 @@ class ModelMetrics:
         self._open = Gauge("plimsoll_model_open", "Models that are open", registry=registry)
         self._evictions = Counter(
             "plimsoll_model_evictions",
-            "Models closed while no request used them, by reason (idle: unused for long, lru: "
-            "another one opened, pressure: memory ran high)",
+            "Models closed while no request used them, by reason (asked: a client wanted it, idle: "
+            "unused for long, lru: another one opened, pressure: memory ran high)",
             ["reason"],
             registry=registry,
         )

@@ -50,6 +50,8 @@ CHANGED_BY_OPERATORS = {
     "/hooks/{name}/run",
     *(f"/links/{{name}}/{verb}" for verb in ("pull", "push", "unlink")),
 }
+# Ollama's clients send what they like, and nothing is changed by it.
+ANY_TYPE = {"/api/embed", "/api/embeddings"}
 BODY = {"input": "a ship"}
 
 
@@ -114,8 +116,7 @@ def test_without_a_key_every_route_but_the_open_ones_answers_401(client: TestCli
         assert (answer.status_code == 401) == (route.path not in OPEN), (method, path)
         if answer.status_code == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
-            if method != "HEAD" and not path.startswith("/tei"):  # its errors name no code
-                assert error_of(answer)["code"] == "missing_api_key"
+            assert method == "HEAD" or "asks for a key" in answer.text
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/no/route"), ("DELETE", "/embed")])
@@ -144,6 +145,7 @@ def test_with_a_key_every_route_answers_but_an_operators_to_the_role_embed(clien
         {"authorization": f"bearer {EMBED}"},
         {"AUTHORIZATION": f"BEARER  {EMBED} "},
         {"X-API-Key": EMBED},
+        {"api-key": EMBED},  # as Azure's clients
         {"X-API-Key": EMBED, "Authorization": "Bearer none"},  # as OpenAI's library must send one
         {"X-API-Key": EMBED, "Authorization": "Basic dXNlcjpwYXNz"},
     ],
@@ -418,9 +420,9 @@ def test_what_may_change_something_comes_as_json_on_every_route(content_type: st
         assert changing
         for _, method, path in changing:
             answer = client.request(method, path, content=b'{"input": "x"}', headers=headers)
-            assert "Content-Type: application/json" in answer.text
-            if path.startswith("/tei"):  # whose clients know no other status for it
-                assert answer.status_code == 413
+            if path in ANY_TYPE:
+                assert answer.status_code == 200, path
                 continue
-            error = error_of(answer)
-            assert (answer.status_code, error["code"]) == (415, "unsupported_media_type"), path
+            # TEI's clients know no other status for it.
+            assert answer.status_code == (413 if path.startswith("/tei") else 415), path
+            assert "Content-Type: application/json" in answer.text

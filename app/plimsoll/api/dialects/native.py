@@ -15,7 +15,6 @@ from plimsoll.api.edge.refusals import NATIVE
 from plimsoll.api.fields import (
     Count,
     DegradedAnswer,
-    Encoding,
     InputType,
     OrDefault,
     PriorityHeader,
@@ -28,8 +27,8 @@ from plimsoll.api.replies import (
     embeddings_response,
     json_response,
     sparse_response,
-    vector_field,
 )
+from plimsoll.api.vector_encodings import VectorEncoding, vector_field
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.tasks import Embeddings, EmbedTask, Encoder, Fallback, SparseEmbeddings
 
@@ -55,7 +54,11 @@ class EmbedRequest(BaseModel):
         Field(description="Cut texts to the token limit and say so; false: refuse them."),
     ] = True
     encoding_format: Annotated[
-        OrDefault[Encoding], Field(description="base64 is that of little-endian float32.")
+        OrDefault[VectorEncoding],
+        Field(
+            description="base64 is that of little-endian float32; int8 and uint8 are whole numbers "
+            "of a fixed scale, binary and ubinary bytes of eight signs each."
+        ),
     ] = "float"
     encoder: Annotated[
         OrDefault[Encoder],
@@ -205,7 +208,7 @@ def _render_sparse(result: SparseEmbeddings) -> dict[str, Any]:
     }
 
 
-def _render(result: Embeddings, encoding: Encoding) -> dict[str, Any]:
+def _render(result: Embeddings, encoding: VectorEncoding) -> dict[str, Any]:
     return {
         "kind": "dense",
         "model": result.traits.name,

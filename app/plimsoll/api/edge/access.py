@@ -15,6 +15,7 @@ from starlette.types import Scope
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 _ATTRIBUTE = "needed_access"
+_ANY_TYPE = "reads_any_content_type"
 
 
 class Access(IntEnum):
@@ -40,6 +41,20 @@ def needed_by(route: RouteContext | None) -> Access:
     endpoint = None if route is None else route.endpoint
     declared: Access = getattr(endpoint, _ATTRIBUTE, Access.EMBED)
     return declared
+
+
+def reads_any_content_type(endpoint: Endpoint) -> Endpoint:
+    """Declare that the decorated route reads a body as JSON whatever its Content-Type says.
+
+    Only for a route that changes nothing: a page of another site can send such a body unasked.
+    """
+    setattr(endpoint, _ANY_TYPE, True)
+    return endpoint
+
+
+def takes_any_content_type(route: RouteContext) -> bool:
+    """Whether a route is declared so."""
+    return getattr(route.endpoint, _ANY_TYPE, False)
 
 
 def methods_at(scope: Scope) -> set[str]:

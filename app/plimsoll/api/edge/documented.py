@@ -73,12 +73,8 @@ OF_A_QUEUE: Examples = (
     ),
 )
 
-OF_A_BODY: Examples = (
+OF_ANY_BODY: Examples = (
     *OF_A_CLIENT,
-    errors.MediaTypeError(
-        "send JSON with the header Content-Type: application/json, not "
-        "'application/x-www-form-urlencoded'"
-    ),
     errors.InvalidRequestError("input: Field required", param="input"),
     errors.UnsupportedEncodingError(
         "a body with Content-Encoding: br is not read; send it as it is, or with gzip or deflate "
@@ -92,6 +88,14 @@ OF_A_BODY: Examples = (
         "the body is larger than 20 MiB (PLIMSOLL_BODY_LIMIT); send fewer texts at a time"
     ),
     *OF_A_QUEUE,
+)
+
+OF_A_BODY: Examples = (
+    *OF_ANY_BODY,
+    errors.MediaTypeError(
+        "send JSON with the header Content-Type: application/json, not "
+        "'application/x-www-form-urlencoded' (curl: add -H 'Content-Type: application/json')"
+    ),
 )
 
 OF_A_MODEL_NAME: Examples = (

@@ -17,6 +17,8 @@ from plimsoll import errors
 from plimsoll.api.edge.content_encoding import ACCEPTED
 from plimsoll.policy.return_times import told_s
 
+OPENAI_ROUTE = "/embeddings"  # what OpenAI's clients put behind their base address
+
 # Most specific first: the first class that fits gives the status.
 STATUS: dict[type[errors.PlimsollError], int] = {
     errors.UnknownModelError: 404,
@@ -160,6 +162,11 @@ def _http_message(error: HTTPException, scope: Scope) -> str:
     if error.status_code == 404 and error.detail != HTTPStatus.NOT_FOUND.phrase:
         return str(error.detail)
     path = URL(scope=scope).path
+    if error.status_code == 404 and path.endswith(OPENAI_ROUTE):
+        return (
+            f"there is no route {path}; embeddings in OpenAI's shape are at POST "
+            f"/v1{OPENAI_ROUTE}: let the client's base address end in /v1"
+        )
     if error.status_code == 404:
         return f"there is no route {path}; /docs lists what there is"
     if error.status_code == 405:

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plimsoll import errors
-from plimsoll.api.edge.access import Access, needed_by, route_of
+from plimsoll.api.edge.access import Access, needed_by, route_of, takes_any_content_type
 from plimsoll.api.edge.body import IncomingBody
 from plimsoll.api.edge.keys import Keys
 from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
@@ -30,6 +30,7 @@ EXPOSED_HEADERS = (
     "X-Request-Id",
 )  # fmt: skip
 BEARER = "bearer "
+KEY_HEADERS = ("x-api-key", "api-key")  # the second is that of Azure's clients
 MISSING_KEY = (
     "this server asks for a key: send it in the header Authorization: Bearer KEY, or X-API-Key: KEY"
 )
@@ -126,8 +127,12 @@ class Guard:
         needs_json = scope["method"] not in (*SAFE_METHODS, *ASKED_FIRST_METHODS)
         if route is None or not needs_json or _is_json(content_type):
             return
+        if takes_any_content_type(route):
+            _call_json(scope)
+            return
         raise errors.MediaTypeError(
-            f"send JSON with the header Content-Type: application/json, not {content_type!r}"
+            f"send JSON with the header Content-Type: application/json, not {content_type!r} "
+            "(curl: add -H 'Content-Type: application/json')"
         )
 
     def _check_key(self, needed: Access, headers: Headers) -> None:
@@ -153,8 +158,15 @@ def _sent_keys(headers: Headers) -> list[bytes]:
         for value in headers.getlist("authorization")
         if value.lower().startswith(BEARER)
     ]
-    sent = (key.strip().encode("latin-1") for key in [*tokens, *headers.getlist("x-api-key")])
+    keys = (key for name in KEY_HEADERS for key in headers.getlist(name))
+    sent = (key.strip().encode("latin-1") for key in (*tokens, *keys))
     return [key for key in sent if key]
+
+
+def _call_json(scope: Scope) -> None:
+    """Have the framework, which goes by the head, read the body as JSON."""
+    others = [header for header in scope["headers"] if header[0] != b"content-type"]
+    scope["headers"] = [*others, (b"content-type", b"application/json")]
 
 
 def _is_json(content_type: str) -> bool:

@@ -35,7 +35,8 @@ from plimsoll.api.edge.documented import (
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.json_rendering import LongList
 from plimsoll.api.fields import Encoding, PriorityHeader
-from plimsoll.api.replies import embeddings_response, sparse_response, vector_field
+from plimsoll.api.replies import embeddings_response, sparse_response
+from plimsoll.api.vector_encodings import vector_field
 from plimsoll.errors import TokenIdsError
 from plimsoll.serving.core import ServingCore
 from plimsoll.serving.tasks import Embeddings, EmbedTask, SparseEmbeddings, raise_first

@@ -39,7 +39,7 @@ def router(
     )
     async def tei_info(request: Request) -> TEIInfo:
         traits = await core.service.traits(None, permit_of(request))
-        queue_tokens = core.governor.admission.queue_limit_tokens
+        queue_tokens = core.governor.admission.backlog.queue_limit_tokens
         return TEIInfo(
             model_id=traits.name,
             model_sha=traits.content_sha256,
