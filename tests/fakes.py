@@ -15,6 +15,7 @@ import numpy as np
 
 from plimsoll.api.application import build_application
 from plimsoll.api.edge.guard import AccessRules
+from plimsoll.api.edge.json_body import JSONLimits
 from plimsoll.api.edge.origins import AllowedHosts
 from plimsoll.composition.corpora import build_corpora
 from plimsoll.composition.links import build_links
@@ -287,6 +288,7 @@ class FakeServer:
         tracer: RequestTracer | None = None,
         access: AccessRules = TEST_ACCESS,
         accept_token_ids: bool = False,
+        json_limits: JSONLimits | None = None,
         clock: Callable[[], float] = monotonic,
         **options: float,
     ) -> None:
@@ -322,6 +324,7 @@ class FakeServer:
             body_timeout_s=body_timeout_s,
             access=access,
             accept_token_ids=accept_token_ids,
+            json_limits=json_limits,
             tracer=tracer,
             new_permit=lambda: new_permit(self.core.gate),
         )

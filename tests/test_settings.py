@@ -177,6 +177,13 @@ def test_every_mistake_is_reported_at_once_with_place_and_allowed_values(load):
         ("host", ""),
         ("host", "[]"),
         ("keep_alive_s", 0),
+        ("client_concurrency", -1),
+        ("client_tokens_per_s", "inf"),
+        ("json_values", 99_999),  # what a body that is not scanned has room for, and more
+        ("json_depth", 7),
+        ("proxies", "10.0.0.0/8,nginx"),
+        ("proxies", "10.0.0.1/8"),
+        ("proxies", ""),
         ("port", -1),
         ("port", 65536),
         ("model", ""),
@@ -196,6 +203,12 @@ def test_a_value_out_of_bounds_is_refused(load, name, value):
     """Every field is bounded; a number past its bounds must not reach the code behind it."""
     with pytest.raises(SettingsError, match=rf"^{name} \(command line\): .* is not allowed"):
         load({name: value})
+
+
+@pytest.mark.parametrize("value", ["none", "*", "10.0.0.7", "10.0.0.0/8, fd00::/8 ,::1"])
+def test_proxies_are_addresses_networks_any_or_none(load, value: str):
+    """A name would never match the address that a connection comes from, unnoticed."""
+    assert load({"proxies": value}).settings.proxies == value
 
 
 def test_an_address_in_brackets_is_the_address(load):

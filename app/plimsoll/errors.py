@@ -62,7 +62,11 @@ PlimsollError
 │   │   └── ClientConnectionLimitError  as many of one client
 │   ├── StoppingError           the server ends before it could answer
 │   ├── SearchStoppedError      a search that read its collection for too long
-│   └── IngestStoppedError      some documents of a list are stored; send all of them again
+│   ├── IngestStoppedError      some documents of a list are stored; send all of them again
+│   └── ClientLimitError        a client that takes more than its share
+│       ├── ConcurrencyLimitError  by requests under way
+│       ├── RequestRateError       by requests a second
+│       └── TokenRateError         by tokens a second
 ├── TooLargeError             could never fit this budget, however long one waits
 │   └── BodyTooLargeError       a body over the limit of this route
 ├── SlowHeaderError           a header that arrives too slowly
@@ -429,6 +433,28 @@ class IngestStoppedError(OverloadError):
     """Documents of a list are stored up to some point; sending all of them again is safe."""
 
     code = "documents_unfinished"
+
+
+class ClientLimitError(OverloadError):
+    """A client that takes more than its share."""
+
+
+class ConcurrencyLimitError(ClientLimitError):
+    """A client with as many requests under way as it may have."""
+
+    code = "concurrency_limit"
+
+
+class RequestRateError(ClientLimitError):
+    """A client that has sent more requests a second than it may."""
+
+    code = "request_rate"
+
+
+class TokenRateError(ClientLimitError):
+    """A client whose texts had more tokens a second than it may have."""
+
+    code = "token_rate"
 
 
 class TooLargeError(PlimsollError):

@@ -5,6 +5,7 @@ from. Only the composition root uses either: everything else gets plain values.
 The table in docs/settings.md and `plimsoll config` show the fields as they stand here.
 """
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
@@ -36,8 +37,9 @@ class Settings(BaseSettings):
         min_length=1,
         max_length=65_536,
         description="Keys of clients, separated by commas, each as role:key with the role embed or "
-        "admin; or the path of a file with one a line, read again when it changes. Unset, no key "
-        "is asked for.",
+        "admin; or the path of a file with one a line, read again when it changes. Behind a key "
+        "may stand limits of its own: embed:KEY concurrency=4 requests_per_s=10 tokens_per_s=0. "
+        "Unset, no key is asked for.",
     )
     allow_anonymous: bool = Field(
         False,
@@ -58,6 +60,34 @@ class Settings(BaseSettings):
         max_length=65_536,
         description="Origins whose web pages may call the server, separated by commas, such as "
         "https://app.example.org, or * for any. Its own pages always may.",
+    )
+    proxies: str = Field(
+        "127.0.0.1,::1",
+        min_length=1,
+        max_length=65_536,
+        description="Addresses or networks of proxies in front, separated by commas, whose "
+        "X-Forwarded-For says which client they ask for; * for any, which lets every client say "
+        "whose request it is; none for none.",
+    )
+    client_concurrency: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Requests that a client may have under way at once, beyond which it gets 429; "
+        "0 = any number. A client is a key, or without keys an address.",
+    )
+    client_requests_per_s: float = Field(
+        0.0,
+        ge=0,
+        le=1_000_000,
+        description="Requests a second of a client, beyond which it gets 429; 0 = any number.",
+    )
+    client_tokens_per_s: float = Field(
+        0.0,
+        ge=0,
+        le=1_000_000_000,
+        description="Tokens a second of a client. What a request takes is known once it has begun: "
+        "the next ones get 429 until it is made up for; 0 = any number.",
     )
     model: str = Field(
         "builtin",
@@ -209,6 +239,25 @@ class Settings(BaseSettings):
         le=Size(1 << 30),
         description="Largest request body accepted.",
     )
+    texts_limit: int = Field(
+        0,
+        ge=0,
+        le=100_000_000,
+        description="Most texts in a request; 0 = as many as it has room for, on "
+        "/v1/embeddings 2048. Documents that are sent as JSON lines are not limited.",
+    )
+    json_values: int = Field(
+        1_000_000,
+        ge=100_000,
+        le=100_000_000,
+        description="Most values in a JSON body: texts, numbers, lists, objects, their keys.",
+    )
+    json_depth: int = Field(
+        64,
+        ge=8,
+        le=512,
+        description="Most lists and objects inside each other in a JSON body.",
+    )
     body_timeout_s: float = Field(
         30.0,
         ge=1,
@@ -291,6 +340,20 @@ class Settings(BaseSettings):
         if isinstance(host, str) and host.startswith("[") and host.endswith("]"):
             return host[1:-1]
         return host
+
+    @field_validator("proxies")
+    @classmethod
+    def _networks(cls, written: str) -> str:
+        if written in ("*", "none"):
+            return written
+        for each in written.split(","):
+            try:
+                ip_network(each.strip())
+            except ValueError as mistake:
+                raise ValueError(
+                    "write addresses such as 10.0.0.7, networks such as 10.0.0.0/8, *, or none"
+                ) from mistake
+        return written
 
     @field_validator("otlp_endpoint")
     @classmethod

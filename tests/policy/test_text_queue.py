@@ -34,6 +34,7 @@ class Text:
     queued_at_s: float = 0.0
     is_dropped: bool = False
     request: object = "a list"
+    client: object = None
     priority: Priority = Priority.BULK
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -15,9 +16,11 @@ from plimsoll.encoder.layout import PACK_TOKENS
 from plimsoll.encoder.model import WeightSizes
 from plimsoll.errors import EncodeMemoryError, MemoryPressureError
 from plimsoll.policy import runs as run_policy
+from plimsoll.policy.client_limits import ClientAccount, ClientLimits
 from plimsoll.policy.costs import WINDOW_TEXTS
 from plimsoll.policy.runs import MOST_TEXTS, RunEnded, RunLimits
 from plimsoll.policy.scheduler import Plan
+from plimsoll.serving.clients import serving_client
 from plimsoll.serving.executor import RunExecutor
 from plimsoll.telemetry.metrics import Telemetry
 from tests.fakes import DEADLINE_S, HIDDEN, FakeClock, FakeModel, metric
@@ -161,10 +164,11 @@ async def encode(runs: RunExecutor, model: FakeModel, *texts: np.ndarray) -> lis
 
 
 async def queued(
-    runs: RunExecutor, model: FakeModel, *texts: np.ndarray
+    runs: RunExecutor, model: FakeModel, *texts: np.ndarray, client: ClientAccount | None = None
 ) -> "asyncio.Task[list[np.ndarray]]":
     """A call whose texts stand in the queue."""
-    task = asyncio.create_task(encode(runs, model, *texts))
+    with nullcontext() if client is None else serving_client(client):
+        task = asyncio.create_task(encode(runs, model, *texts))
     await asyncio.sleep(0)
     return task
 
@@ -212,6 +216,28 @@ def test_a_run_has_as_many_tokens_as_the_plans_parallelism_allows(parallelism: i
     sizes = [100 * n_texts for n_texts in model.run_sizes]
     assert all(most_tokens - 100 < size <= most_tokens for size in sizes[:-1])
     assert sizes[-1] <= most_tokens
+
+
+def test_a_client_of_many_requests_has_no_more_turns_than_one_of_a_single_request():
+    """Else the one that opens the most connections would have the engine for itself."""
+    greedy, modest = (ClientAccount(ClientLimits(), FakeClock()) for _ in range(2))
+    model = WatchedModel()
+
+    async def scenario(runs: RunExecutor) -> None:
+        calls = [
+            await queued(runs, model, *(text(10 * n + i, 100) for i in range(3)), client=greedy)
+            for n in range(8)
+        ]
+        calls.append(
+            await queued(runs, model, *(text(500 + i, 100) for i in range(3)), client=modest)
+        )
+        runs.set_limits(limits(1))
+        await asyncio.gather(*calls)
+
+    run_executor(scenario, allowed=PAUSED, room_timeout_s=LONG_S)
+    order = [ids[0] >= 600 for run in model.runs for ids in run]
+    assert order[:6] == [False, True] * 3
+    assert len(order) == 27
 
 
 def test_texts_of_several_callers_share_a_run_and_those_of_several_models_do_not():

@@ -25,6 +25,7 @@ from plimsoll.api.dialects import links as link_routes
 from plimsoll.api.dialects import migrations as migration_routes
 from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.install import install
+from plimsoll.api.edge.json_body import JSONLimits
 from plimsoll.api.openapi import DESCRIPTION, TAGS, DocumentedAPI, operation_id
 from plimsoll.api.operations import docs, health, status
 from plimsoll.api.operations.recent import RecentRequests
@@ -55,6 +56,7 @@ def build_application(
     body_timeout_s: float,
     access: AccessRules,
     accept_token_ids: bool = False,
+    json_limits: JSONLimits | None = None,
     lifespan: Lifespan | None = None,
     tracer: "RequestTracer | None" = None,
     new_permit: Callable[[], RequestPermit] | None = None,
@@ -63,6 +65,7 @@ def build_application(
 
     parsing: one thread for the JSON of large bodies and large replies; the caller ends it.
     access: which clients are answered. accept_token_ids: texts may come as ids to OpenAI's routes.
+    json_limits: what a body may hold; None: as much as without settings.
     new_permit: for each request one; None: as the core's gate makes them.
     """
     app = DocumentedAPI(
@@ -88,6 +91,7 @@ def build_application(
         body_timeout_s=body_timeout_s,
         parsing=parsing,
         access=access,
+        json_limits=json_limits,
         tracer=tracer,
     )
     app.state.refusals = refusals

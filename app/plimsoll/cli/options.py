@@ -36,13 +36,28 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "keep_alive_s",
         "header_limit",
         "header_timeout_s",
-        "body_limit",
         "body_timeout_s",
         "send_timeout_s",
         "drain_s",
         "drain_delay_s",
     ),
-    "Access": ("api_keys", "allow_anonymous", "metrics_open", "allowed_hosts", "cors_origins"),
+    "Access": (
+        "api_keys",
+        "allow_anonymous",
+        "metrics_open",
+        "allowed_hosts",
+        "cors_origins",
+        "proxies",
+    ),
+    "Limits": (
+        "client_concurrency",
+        "client_requests_per_s",
+        "client_tokens_per_s",
+        "body_limit",
+        "texts_limit",
+        "json_values",
+        "json_depth",
+    ),
     "Engine": ("threads", "compute", "min_cosine", "exact"),
     "Memory": (
         "memory_budget",
@@ -94,7 +109,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
     kind = kind_of(field)
     if choices := get_args(kind) if get_origin(kind) else ():
         return "|".join(choices)
-    if name.endswith("_s"):
+    if name.endswith("_s") and not name.endswith("_per_s"):
         return "SECONDS"
     words = {Size: "SIZE", int: "NUMBER", float: "NUMBER", Path: "PATH"}
     return words.get(kind, name.rpartition("_")[2].upper())

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from plimsoll import __version__
 from plimsoll.api.application import build_application
+from plimsoll.api.edge.clients import Clients
 from plimsoll.api.edge.guard import AccessRules
+from plimsoll.api.edge.json_body import JSONLimits
 from plimsoll.api.edge.keys import Keys
 from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
 from plimsoll.composition.corpora import build_corpora
@@ -21,6 +23,7 @@ from plimsoll.composition.serving import make_core
 from plimsoll.errors import SettingsError
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.models.pool import ModelPool
+from plimsoll.policy.client_limits import ClientLimits
 from plimsoll.policy.lines import HIGH_RATIO
 from plimsoll.serving.control_loop import Monitors
 from plimsoll.serving.core import Drain
@@ -90,6 +93,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> "FastAPI":
         body_timeout_s=settings.body_timeout_s,
         access=make_access(settings),
         accept_token_ids=settings.accept_token_ids,
+        json_limits=JSONLimits(settings.json_values, settings.json_depth, settings.texts_limit),
         lifespan=lifespan,
         tracer=tracer,
     )
@@ -101,11 +105,16 @@ def make_access(settings: Settings) -> AccessRules:
     """Which clients these settings let in. Raises SettingsError."""
     named = [] if settings.allowed_hosts is None else settings.allowed_hosts.split(",")
     origins = [] if settings.cors_origins is None else settings.cors_origins.split(",")
+    limits = ClientLimits(
+        settings.client_concurrency, settings.client_requests_per_s, settings.client_tokens_per_s
+    )
+    keys = settings.api_keys
     return AccessRules(
-        None if settings.api_keys is None else Keys(settings.api_keys.get_secret_value()),
+        None if keys is None else Keys(keys.get_secret_value(), limits),
         AllowedHosts([settings.host, *named]),
         AllowedOrigins(origins),
         settings.metrics_open,
+        Clients(limits),
     )
 
 

@@ -5,7 +5,8 @@ interactive tokens have passed them that their last run was no more than BULK_SH
 neither class waits for the end of the other, and an interactive text is never passed by two runs
 of bulk. A run has texts of one class: bulk does not make the run of an interactive text longer. One
 that comes while a run of bulk is under way is let in between two of its layers, within the same
-share, so that bulk may have long runs (policy/runs.py). Within a class requests are served in turn.
+share, so that bulk may have long runs (policy/runs.py). Within a class clients are served in turn,
+and the requests of each (policy/turns.py).
 
 Pure: the clock's seconds are passed in, and no call waits. The live executor's thread and the
 simulation both take their runs from here.

@@ -249,6 +249,7 @@ def http_config(app: ASGIApp, settings: Settings, connections: Connections) -> u
         access_log=False,
         timeout_keep_alive=settings.keep_alive_s,
         server_header=False,
+        forwarded_allow_ips=settings.proxies,  # "none" is the address of none
     )
 
 

@@ -34,6 +34,7 @@ from plimsoll.policy.costs import (
     token_states_bytes,
 )
 from plimsoll.policy.priority import Priority, priority_of
+from plimsoll.serving.clients import charge_client
 from plimsoll.serving.fallback import degraded_by, with_fallback
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 from plimsoll.serving.rows import Row
@@ -187,6 +188,7 @@ class EmbeddingService:
             demand = replace(demand, held_bytes=demand.held_bytes + states_bytes)
         with self._metrics.stage("admission"):
             await permit.renew(demand)
+        charge_client(tokens.n_tokens)
         result = Embeddings(
             traits=model.traits,
             input_type=task.input_type,

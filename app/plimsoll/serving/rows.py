@@ -11,6 +11,7 @@ import numpy as np
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.pooling import RowForm
 from plimsoll.policy.priority import Priority
+from plimsoll.serving.clients import current_client
 from plimsoll.telemetry.current_request import CurrentRequest, current_request
 
 Row = np.ndarray  # float32 (dimensions,), or of the form "tokens" (tokens, dimensions)
@@ -20,7 +21,8 @@ Row = np.ndarray  # float32 (dimensions,), or of the form "tokens" (tokens, dime
 class QueuedText:
     """A text, and the future of its row, which is cancelled where its request wants it no more.
 
-    request: which texts came together. measured: where the stages of its way are noted.
+    request: which texts came together. client: whose they are, None of the server's own work.
+    measured: where the stages of its way are noted.
     """
 
     model: EmbeddingModel
@@ -32,6 +34,7 @@ class QueuedText:
     request: object
     priority: Priority
     form: RowForm = "unit"
+    client: object = field(default_factory=current_client)
     measured: CurrentRequest | None = field(default_factory=current_request)
 
     @property

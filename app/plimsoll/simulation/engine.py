@@ -48,6 +48,11 @@ class SimulatedText(Generic[Owner]):
         return self.owner
 
     @property
+    def client(self) -> object:
+        """A trace names no clients: all requests are one's."""
+        return None
+
+    @property
     def is_dropped(self) -> bool:
         """Whether its owner wants nothing more of it."""
         return self.owner.has_ended

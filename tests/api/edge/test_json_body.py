@@ -2,12 +2,13 @@
 
 import asyncio
 import gc
+import json
 import tracemalloc
 
 import pytest
 
 from plimsoll.api.edge import middleware
-from plimsoll.api.edge.json_body import MAX_DEPTH, MAX_VALUES
+from plimsoll.api.edge.json_body import JSONLimits
 from tests.api.edge.bodies import (
     KIB,
     MIB,
@@ -19,6 +20,8 @@ from tests.api.edge.bodies import (
     serving,
 )
 from tests.fakes import DEADLINE_S, FakeOpener, FakeServer
+
+MAX_DEPTH, MAX_VALUES = JSONLimits().depth, JSONLimits().n_values
 
 # --- measured before it is parsed -----------------------------------------------------------
 
@@ -96,6 +99,70 @@ def test_a_body_made_to_explode_is_refused_before_it_does(body: bytes):
 
     assert client.status in (400, 413)
     assert peak_bytes < len(body) + 8 * MIB
+
+
+# --- as an operator sets it -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bytes", [KIB, 100 * KIB])
+def test_another_depth_is_kept_at_any_size(n_bytes: int):
+    """Also where the body is too small to be worth a scan otherwise."""
+
+    def nested(depth: int) -> bytes:
+        lists = "[" * (depth - 1) + "]" * (depth - 1)
+        return f'{{"input":{lists}{" " * n_bytes}}}'.encode()
+
+    with serving(json_limits=JSONLimits(depth=10)) as server:
+        deepest, deeper = Client(nested(10)), Client(nested(11))
+        deepest.call(server)
+        deeper.call(server)
+
+    assert deepest.error["param"] == "input"
+    assert (deeper.status, deeper.error["code"]) == (400, "invalid_request")
+    assert "more than 10 lists and objects" in deeper.error["message"]
+    assert "PLIMSOLL_JSON_DEPTH" in deeper.error["message"]
+
+
+def test_another_number_of_values_is_kept():
+    """The object, its key and its list are three of them."""
+
+    def texts(n_texts: int) -> bytes:
+        return b'{"input":[' + b'"",' * (n_texts - 1) + b"5]}"
+
+    with serving(json_limits=JSONLimits(n_values=100_000)) as server:
+        most, more = Client(texts(100_000 - 3)), Client(texts(100_001 - 3))
+        most.call(server)
+        more.call(server)
+
+    assert most.status == 400  # for the 5, so that nothing is computed
+    assert (more.status, more.error["code"]) == (413, "body_too_large")
+    assert "100,000 values (PLIMSOLL_JSON_VALUES)" in more.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "rest"),
+    [
+        ("/embed", "input", {}),
+        ("/v1/embeddings", "input", {}),
+        ("/rank", "documents", {"query": "a ship"}),
+    ],
+)
+def test_a_request_may_have_so_many_texts_and_no_more(path: str, field: str, rest: dict):
+    """In every dialect, by the name that it has for them; a text by itself is one."""
+
+    def sent(texts: object) -> Client:
+        client = Client(json.dumps({field: texts, **rest}).encode(), path=path)
+        client.call(server)
+        return client
+
+    with serving(json_limits=JSONLimits(n_texts=3)) as server:
+        most, more, tokens = sent(["a ship"] * 3), sent(["a ship"] * 4), sent([1, 2, 3, 4])
+
+    assert most.status == 200
+    assert (more.status, more.error["code"]) == (413, "body_too_large")
+    assert f"{field} has 4 texts and 3 is the most" in more.error["message"]
+    assert "PLIMSOLL_TEXTS_LIMIT" in more.error["message"]
+    assert tokens.status == 400  # one text, which is refused for another reason
 
 
 # --- in the thread --------------------------------------------------------------------------

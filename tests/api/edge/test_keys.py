@@ -10,6 +10,7 @@ import pytest
 from plimsoll.api.edge.access import Access
 from plimsoll.api.edge.keys import LOOK_S, MOST_KEYS, Keys
 from plimsoll.errors import SettingsError
+from plimsoll.policy.client_limits import ClientLimits
 from tests.fakes import FakeClock
 
 ONE, TWO, THREE = "first-key-0123456789", "second:key-0123456789", "third-key-0123456789"
@@ -34,27 +35,32 @@ def look(clock: FakeClock) -> Callable[[Keys, str], Access | None]:
 
     def later(keys: Keys, key: str) -> Access | None:
         clock.now_s += LOOK_S
-        return keys.access_of(key.encode())
+        return access_of(keys, key)
 
     return later
+
+
+def access_of(keys: Keys, key: str) -> Access | None:
+    found = keys.find(key.encode())
+    return None if found is None else found.access
 
 
 def test_keys_of_both_roles_are_read_from_a_list():
     """A variable is enough for a few; a key may hold a colon, as a base64 one may hold anything."""
     keys = Keys(f"embed:{ONE}, admin:{TWO}")
 
-    assert keys.access_of(ONE.encode()) is Access.EMBED
-    assert keys.access_of(TWO.encode()) is Access.ADMIN
+    assert access_of(keys, ONE) is Access.EMBED
+    assert access_of(keys, TWO) is Access.ADMIN
     for wrong in (THREE, ONE[:-1], ONE + "0", f"embed:{ONE}", "", ONE.upper()):
-        assert keys.access_of(wrong.encode()) is None
+        assert access_of(keys, wrong) is None
 
 
 def test_a_file_has_a_key_a_line(file: Path):
     """Blank lines and comments help the people who keep it."""
     keys = Keys(str(file))
 
-    assert keys.access_of(ONE.encode()) is Access.EMBED
-    assert keys.access_of(TWO.encode()) is Access.ADMIN
+    assert access_of(keys, ONE) is Access.EMBED
+    assert access_of(keys, TWO) is Access.ADMIN
 
 
 def test_nothing_is_kept_but_digests():
@@ -62,6 +68,32 @@ def test_nothing_is_kept_but_digests():
     keys = Keys(f"embed:{ONE},admin:{TWO}")
 
     assert not any(key in f"{keys!r} {vars(keys)!r}" for key in (ONE, TWO))
+
+
+def test_a_key_may_have_limits_of_its_own_and_has_those_of_all_else(file: Path):
+    """One client in ten needs more than the others, and its operator has one line to write."""
+    limits = ClientLimits(concurrency=2, tokens_per_s=100)
+    of_list = Keys(f"embed:{ONE} tokens_per_s=0.5  requests_per_s=3,admin:{TWO}", limits)
+    file.write_text(f"embed:{ONE} concurrency=0\nadmin:{TWO}\ttokens_per_s=9\n", encoding="utf-8")
+    of_file = Keys(str(file), limits)
+
+    assert of_list.find(ONE.encode()).limits == ClientLimits(2, 3, 0.5)
+    assert of_list.find(TWO.encode()).limits == limits
+    assert of_file.find(ONE.encode()).limits == ClientLimits(0, 0, 100)
+    assert of_file.find(TWO.encode()).limits == ClientLimits(2, 0, 9)
+
+
+@pytest.mark.parametrize(
+    "limit", ["speed=4", "concurrency=1.5", "concurrency", "tokens_per_s=-1", "tokens_per_s=nan",
+              "tokens_per_s=", "requests_per_s=inf", "rest-of-a-key", "=4"],
+)  # fmt: skip
+def test_a_limit_that_is_none_is_named_by_its_place_and_not_shown(limit: str):
+    """What stands there may be the rest of a key that was pasted with a space in it."""
+    with pytest.raises(SettingsError, match="entry 2") as caught:
+        Keys(f"embed:{ONE},embed:{TWO} {limit}")
+
+    assert "concurrency=4, requests_per_s=4, tokens_per_s=4" in str(caught.value)
+    assert not any(key in str(caught.value) for key in (TWO, "rest-of-a-key", "speed"))
 
 
 SHORT, SPACED, FOREIGN = "fifteen-letters", "with a space 0123456", "schlüssel-0123456789"
@@ -123,10 +155,10 @@ def test_a_changed_file_is_read_again(file: Path, look, caplog: pytest.LogCaptur
     keys = Keys(str(file), clock=(clock := FakeClock()))
     file.write_text(f"embed:{THREE}\n", encoding="utf-8")
 
-    assert keys.access_of(ONE.encode()) is Access.EMBED, "not at every request"
+    assert access_of(keys, ONE) is Access.EMBED, "not at every request"
     clock.now_s += LOOK_S
-    assert keys.access_of(ONE.encode()) is None
-    assert keys.access_of(THREE.encode()) is Access.EMBED
+    assert access_of(keys, ONE) is None
+    assert access_of(keys, THREE) is Access.EMBED
     assert not any(key in caplog.text for key in (ONE, TWO, THREE))
 
 

@@ -17,6 +17,7 @@ from plimsoll.api.edge.documented import (
     OF_A_COLLECTION,
     OF_A_CUTOVER,
     OF_A_HOOK,
+    OF_A_KEY,
     OF_A_MIGRATION,
     OF_A_MIRROR,
     OF_A_MODEL,
@@ -151,9 +152,10 @@ def router(migrations: Migrations) -> APIRouter:
     @routes.get(
         "/migrations/{number}/events",
         response_class=StreamingResponse,
-        responses={**documented(NATIVE, OF_A_CLIENT, OF_A_PATH, OF_A_MIGRATION), **EVENTS},
+        responses={**documented(NATIVE, OF_A_KEY, OF_A_PATH, OF_A_MIGRATION), **EVENTS},
         summary="A migration, as server-sent events",
     )
+    @needs(Access.EMBED, is_counted=False)
     async def watch_migration(number: MigrationNumber) -> Response:
         await migrations.status(number)  # refuse before the first event
         return StreamingResponse(

@@ -1,7 +1,7 @@
 """What a route asks of a client: nothing, a key, or a key of the role admin.
 
 A route says so itself, with `needs` above its function; one that says nothing needs a key, and so
-does a path that is no route.
+does a path that is no route. Both count against the client's limits.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 _ATTRIBUTE = "needed_access"
 _ANY_TYPE = "reads_any_content_type"
+_UNCOUNTED = "is_uncounted"
 
 
 class Access(IntEnum):
@@ -26,11 +27,16 @@ class Access(IntEnum):
     ADMIN = 2  # see what happened to the requests of others, and change what the server has
 
 
-def needs(access: Access) -> Callable[[Endpoint], Endpoint]:
-    """Declare what the route of the decorated function asks of a client."""
+def needs(access: Access, *, is_counted: bool = True) -> Callable[[Endpoint], Endpoint]:
+    """Declare what the route of the decorated function asks of a client.
+
+    is_counted: whether its requests count against the client's limits. Those that watch the server
+    do not: they have to go on while their client has no room for anything else.
+    """
 
     def declare(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ATTRIBUTE, access)
+        setattr(endpoint, _UNCOUNTED, not is_counted)
         return endpoint
 
     return declare
@@ -55,6 +61,12 @@ def reads_any_content_type(endpoint: Endpoint) -> Endpoint:
 def takes_any_content_type(route: RouteContext) -> bool:
     """Whether a route is declared so."""
     return getattr(route.endpoint, _ANY_TYPE, False)
+
+
+def is_counted(route: RouteContext | None) -> bool:
+    """Whether a request to the route counts against its client's limits."""
+    endpoint = None if route is None else route.endpoint
+    return needed_by(route) is not Access.OPEN and not getattr(endpoint, _UNCOUNTED, False)
 
 
 def methods_at(scope: Scope) -> set[str]:

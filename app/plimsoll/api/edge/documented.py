@@ -41,7 +41,7 @@ OF_A_CONNECTION: Examples = (
 OF_ANY_ROUTE: Examples = (RuntimeError(), *OF_A_CONNECTION)
 
 # Of routes that ask for a key; those that are open to everyone have none of these.
-OF_A_CLIENT: Examples = (
+OF_A_KEY: Examples = (
     errors.MissingKeyError(MISSING_KEY),
     errors.InvalidKeyError(UNKNOWN_KEY),
     errors.OriginError(
@@ -54,9 +54,31 @@ OF_A_CLIENT: Examples = (
     ),
 )
 
+# Of those of them that count against a client's limits.
+OF_A_CLIENT: Examples = (
+    *OF_A_KEY,
+    errors.ConcurrencyLimitError(
+        "this client may have 8 requests under way at once, and has as many", retry_after_s=1
+    ),
+    errors.RequestRateError(
+        "this client may send 10 requests a second, and has sent more; it has to send fewer, or "
+        "list more texts in each",
+        retry_after_s=2,
+    ),
+    errors.TokenRateError(
+        "this client may have 5000 tokens a second, and has had those of the next 12 s too",
+        retry_after_s=12,
+    ),
+)
+
+OF_AN_ADMIN_KEY: Examples = (
+    *OF_A_KEY,
+    errors.AdminKeyError(NO_ADMIN_KEY),
+)
+
 OF_AN_OPERATOR: Examples = (
     *OF_A_CLIENT,
-    errors.AdminKeyError(NO_ADMIN_KEY),
+    *OF_AN_ADMIN_KEY,
 )
 
 OF_A_QUEUE: Examples = (

@@ -1,7 +1,8 @@
 """Whether a client is answered at all, decided from its head alone, before any of its body is read.
 
 The order: a route that is open to everyone asks nothing; then the Host, the Origin, the key, the
-key's role, and of a request that may change something its Content-Type.
+key's role, of a request that may change something its Content-Type, and what the client has taken
+of its limits.
 """
 
 from collections.abc import Callable
@@ -13,11 +14,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plimsoll import errors
-from plimsoll.api.edge.access import Access, needed_by, route_of, takes_any_content_type
+from plimsoll.api.edge.access import (
+    Access,
+    is_counted,
+    needed_by,
+    route_of,
+    takes_any_content_type,
+)
 from plimsoll.api.edge.body import IncomingBody
-from plimsoll.api.edge.keys import Keys
+from plimsoll.api.edge.clients import Clients, address_of
+from plimsoll.api.edge.keys import Key, Keys
 from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
 from plimsoll.api.edge.refusals import Refusals
+from plimsoll.policy.client_limits import ClientAccount
+from plimsoll.serving.clients import serving_client
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # A page of another site cannot send these without its browser asking first, with any content.
@@ -45,12 +55,14 @@ class AccessRules:
     """Which clients are answered.
 
     keys: None: every client may do everything. metrics_open: /metrics asks for nothing.
+    clients: what each has taken; with keys each of them is a client, else each address.
     """
 
     keys: Keys | None = None
     hosts: AllowedHosts = field(default_factory=AllowedHosts)
     origins: AllowedOrigins = field(default_factory=AllowedOrigins)
     metrics_open: bool = False
+    clients: Clients = field(default_factory=Clients)
 
 
 class Guard:
@@ -78,7 +90,19 @@ class Guard:
         await self._checked(self._check_caller, self._shared, scope, receive, send)
 
     async def _behind_key(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._checked(self._check_client, self._app, scope, receive, send)
+        await self._checked(self._check_client, self._serve, scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request that has been let in, for its client."""
+        account: ClientAccount | None = scope.get("state", {}).get("account")
+        if account is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            with serving_client(account):
+                await self._app(scope, receive, send)
+        finally:
+            account.leave(scope["state"]["entered_s"])
 
     async def _checked(
         self,
@@ -93,11 +117,12 @@ class Guard:
             route: RouteContext | None = scope["state"]["asked_route"]
             try:
                 check(route, scope)
-            except errors.RequestError as error:
+            except (errors.RequestError, errors.ClientLimitError) as error:
                 if route is not None and isinstance(route.original_route, APIRoute):
                     scope["route"] = route.original_route  # as FastAPI notes it, for the metrics
                 incoming: IncomingBody = scope["state"]["incoming"]
                 incoming.refuse()
+                scope["state"]["is_turned_away"] = True
                 await self._refusals.answer(error, scope)(scope, receive, send)
                 return
         await app(scope, receive, send)
@@ -120,35 +145,47 @@ class Guard:
             )
 
     def _check_client(self, route: RouteContext | None, scope: Scope) -> None:
-        """Raises MissingKeyError, InvalidKeyError, AdminKeyError and MediaTypeError."""
+        """Let a request in, where that is counted.
+
+        Raises MissingKeyError, InvalidKeyError, AdminKeyError, MediaTypeError and ClientLimitError.
+        """
         headers = Headers(scope=scope)
-        self._check_key(needed_by(route), headers)
+        key = self._check_key(needed_by(route), headers)
         content_type = headers.get("content-type", "")
         needs_json = scope["method"] not in (*SAFE_METHODS, *ASKED_FIRST_METHODS)
-        if route is None or not needs_json or _is_json(content_type):
-            return
-        if takes_any_content_type(route):
+        if route is not None and needs_json and not _is_json(content_type):
+            if not takes_any_content_type(route):
+                raise errors.MediaTypeError(
+                    "send JSON with the header Content-Type: application/json, not "
+                    f"{content_type!r} (curl: add -H 'Content-Type: application/json')"
+                )
             _call_json(scope)
-            return
-        raise errors.MediaTypeError(
-            f"send JSON with the header Content-Type: application/json, not {content_type!r} "
-            "(curl: add -H 'Content-Type: application/json')"
-        )
+        if is_counted(route):
+            clients = self._rules.clients
+            account = (
+                clients.account_of(key.digest, key.limits)
+                if key is not None
+                else clients.account_of(address_of(scope))
+            )
+            scope["state"] |= {"entered_s": account.enter(), "account": account}
 
-    def _check_key(self, needed: Access, headers: Headers) -> None:
+    def _check_key(self, needed: Access, headers: Headers) -> Key | None:
+        """The key that a request brings, None where it needs none."""
         keys = self._rules.keys
         if needed is Access.OPEN or keys is None:
-            return
+            return None
         sent = _sent_keys(headers)
         if not sent:
             raise errors.MissingKeyError(MISSING_KEY)
         if len(sent) > MOST_SENT_KEYS:
             raise errors.InvalidKeyError(f"send one key, not {len(sent)}")
-        known = [access for key in sent if (access := keys.access_of(key)) is not None]
+        known = [key for each in sent if (key := keys.find(each)) is not None]
         if not known:
             raise errors.InvalidKeyError(UNKNOWN_KEY)
-        if max(known) < needed:
+        best = max(known, key=lambda key: key.access)
+        if best.access < needed:
             raise errors.AdminKeyError(NO_ADMIN_KEY)
+        return best
 
 
 def _sent_keys(headers: Headers) -> list[bytes]:

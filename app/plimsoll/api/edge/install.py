@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from plimsoll.api.edge.access import methods_at
 from plimsoll.api.edge.body import BodyLimits
 from plimsoll.api.edge.guard import AccessRules, Guard
+from plimsoll.api.edge.json_body import JSONLimits
 from plimsoll.api.edge.middleware import Edge
 from plimsoll.api.edge.refusals import Refusals
 from plimsoll.api.operations.recent import RecentRequests
@@ -32,15 +33,18 @@ def install(
     body_timeout_s: float,
     parsing: Executor,
     access: AccessRules,
+    json_limits: JSONLimits | None = None,
     tracer: "RequestTracer | None" = None,
 ) -> Refusals:
     """Put limits, refusals, log and counts around `app`; returns where dialects register theirs.
 
     parsing: one thread for the JSON of large bodies and large replies; the caller ends it.
     access: which clients are answered.
+    json_limits: what a body may hold; None: as much as without settings.
     """
     app.state.telemetry = telemetry
     app.state.parsing = parsing
+    app.state.json_limits = json_limits or JSONLimits()
     refusals = Refusals(telemetry.requests, recent)
     app.add_middleware(Guard, refusals=refusals, rules=access)
     app.add_middleware(  # the last that is added is the outermost

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -14,8 +15,8 @@ from plimsoll.errors import BodyTooLargeError, InvalidRequestError
 from plimsoll.serving.threads import run_in
 
 MAX_FIELDS = 64
-MAX_DEPTH = 64
-MAX_VALUES = 1_000_000
+# The fields that hold a request's texts, in the words of every dialect.
+TEXT_FIELDS = ("input", "inputs", "texts", "documents")
 # What a body may grow to when parsed. One text grows to twice its JSON, with an emoji in it to five
 # times; a list of short texts to ten times, of objects with a few short fields to eight, of empty
 # objects to thirty.
@@ -23,6 +24,20 @@ PARSED_RATIO = 8
 PARSED_EXTRA_BYTES = 16 << 20
 SCAN_FROM_BYTES = 64 << 10  # a smaller body costs little, unless it is deep
 THREAD_FROM_BYTES = 256 << 10  # a smaller body is done before a thread has begun
+
+
+@dataclass(frozen=True, slots=True)
+class JSONLimits:
+    """What a body may hold.
+
+    n_values: texts, numbers, literals, lists, objects and their keys; no fewer than a body has room
+    for that is not scanned. depth: lists and objects inside each other. n_texts: in a field of
+    TEXT_FIELDS; 0: any number.
+    """
+
+    n_values: int = 1_000_000
+    depth: int = 64
+    n_texts: int = 0
 
 
 class StrictJSONRoute(APIRoute):
@@ -77,7 +92,7 @@ async def _parse(request: Request, body: bytearray) -> Any:
     thread = state.parsing if len(body) > THREAD_FROM_BYTES else None
     try:
         with state.telemetry.requests.stage("parse"):
-            cost = await run_in(thread, bounded_cost, body)
+            cost = await run_in(thread, bounded_cost, body, state.json_limits)
             permit, n_bytes = permit_of(request), len(body)
             is_held = permit.kept_bytes > 0  # small bodies are not
             if is_held:
@@ -88,32 +103,52 @@ async def _parse(request: Request, body: bytearray) -> Any:
         body.clear()  # its bytes go at once, though the callers still have the object
     if is_held:
         permit.shrink(cost.parsed_bytes)
-    if isinstance(parsed, dict) and len(parsed) > MAX_FIELDS:
-        raise InvalidRequestError(f"the body has more than {MAX_FIELDS} fields")
+    if isinstance(parsed, dict):
+        if len(parsed) > MAX_FIELDS:
+            raise InvalidRequestError(f"the body has more than {MAX_FIELDS} fields")
+        if state.json_limits.n_texts:
+            _check_texts(parsed, state.json_limits.n_texts)
     return parsed
 
 
+def _check_texts(parsed: dict[str, Any], most: int) -> None:
+    """Raises BodyTooLargeError for more texts than a request may have."""
+    for field in TEXT_FIELDS:
+        texts = parsed.get(field)
+        # A list of numbers is one text by its token ids.
+        if not isinstance(texts, list) or len(texts) <= most or isinstance(texts[0], int | float):
+            continue
+        raise BodyTooLargeError(
+            f"{field} has {len(texts):,} texts and {most:,} is the most for a request here "
+            "(PLIMSOLL_TEXTS_LIMIT); send fewer at a time"
+        )
+
+
 def bounded_cost(
-    body: bytes | bytearray, what: str = "the body", scan_from_bytes: int = SCAN_FROM_BYTES
+    body: bytes | bytearray,
+    limits: JSONLimits,
+    what: str = "the body",
+    scan_from_bytes: int = SCAN_FROM_BYTES,
 ) -> JSONCost:
     """What parsing takes; 0 where that is little, as of fewer bytes than `scan_from_bytes`.
 
     Raises InvalidRequestError and BodyTooLargeError above the limits.
     """
     n_bytes = len(body)
-    if n_bytes < scan_from_bytes and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+    if n_bytes < scan_from_bytes and body.count(b"[") + body.count(b"{") <= limits.depth:
         return JSONCost(0, 0, 0)
-    limits = JSONCost(MAX_VALUES, MAX_DEPTH, PARSED_RATIO * n_bytes + PARSED_EXTRA_BYTES)
-    cost = json_cost(body, limits)
-    if cost.depth > MAX_DEPTH:
+    most = JSONCost(limits.n_values, limits.depth, PARSED_RATIO * n_bytes + PARSED_EXTRA_BYTES)
+    cost = json_cost(body, most)
+    if cost.depth > limits.depth:
         raise InvalidRequestError(
-            f"{what} has more than {MAX_DEPTH} lists and objects inside each other"
+            f"{what} has more than {limits.depth} lists and objects inside each other "
+            "(PLIMSOLL_JSON_DEPTH)"
         )
-    if cost.exceeds(limits):
+    if cost.exceeds(most):
         raise BodyTooLargeError(
             f"{what}'s JSON is too large to parse: its first {cost.n_values:,} values would take "
-            f"{cost.parsed_bytes >> 20} MiB; {MAX_VALUES:,} values and "
-            f"{limits.parsed_bytes >> 20} MiB are the most for a body of its size; send fewer "
+            f"{cost.parsed_bytes >> 20} MiB; {limits.n_values:,} values (PLIMSOLL_JSON_VALUES) and "
+            f"{most.parsed_bytes >> 20} MiB are the most for a body of its size; send fewer "
             "texts at a time"
         )
     return cost

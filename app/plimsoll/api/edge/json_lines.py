@@ -63,11 +63,14 @@ async def json_lines(request: Request) -> AsyncIterator[JSONLine]:
 
 
 async def _parsed(request: Request, number: int, line: bytes) -> JSONLine:
-    thread = request.app.state.parsing if len(line) > THREAD_FROM_BYTES else None
+    state = request.app.state
+    thread = state.parsing if len(line) > THREAD_FROM_BYTES else None
     try:
         if len(line) > MOST_LINE_BYTES:
             raise BodyTooLargeError(f"the line is longer than {MOST_LINE_BYTES >> 20} MiB")
-        cost = await run_in(thread, bounded_cost, line, "the line", SCAN_FROM_BYTES)
+        cost = await run_in(
+            thread, bounded_cost, line, state.json_limits, "the line", SCAN_FROM_BYTES
+        )
         permit_of(request).keep(INGEST_BYTES + cost.parsed_bytes)
         value = await run_in(thread, loads, line, "the line")
         return JSONLine(number, value, cost.parsed_bytes or SHORT_LINE_RATIO * len(line))

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plimsoll.api.edge.body import BodyLimits, IncomingBody
 from plimsoll.api.edge.refusals import Refusals
+from plimsoll.api.edge.refused_lines import RefusedLines
 from plimsoll.api.edge.request_id import HEADER, request_id_of
 from plimsoll.api.edge.target import routed
 from plimsoll.api.operations.recent import RecentRequests, Source
@@ -34,6 +35,8 @@ CLIENT_GONE = 499
 CLIENT_GONE_CODE = "client_gone"
 # What is said of a request in log, metrics and traces, until a route knows better.
 UNANSWERED = {"kind": "none", "texts": None, "tokens": None, "degraded": None, "code": None}
+# What stands behind a line where it is known. left_out: lines before this one, of a flood.
+NOTED = ("texts", "tokens", "degraded", "code", "left_out")
 
 
 class _OutgoingAnswer:
@@ -83,6 +86,7 @@ class Edge:
         self._new_permit = new_permit
         self._limits = limits
         self._tracer = tracer
+        self._refused_lines = RefusedLines()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -150,6 +154,13 @@ class Edge:
         kind = about["kind"]
         self._metrics.answered(route, status, kind, request.model, seconds)
         self._recent.note_reply(Source(route, request.model), kind, status, seconds)
+        if trace is not None:
+            trace.end(request, status, path, **about)
+        if scope["state"].get("is_turned_away"):
+            n_left_out = self._refused_lines.take()
+            if n_left_out is None:
+                return
+            about["left_out"] = n_left_out or None
         fields = {
             "method": scope["method"],
             "path": scope["path"],
@@ -157,19 +168,13 @@ class Edge:
             "duration_ms": round(seconds * 1000, 1),
             **about,
         }
-        note = "".join(
-            f" {name}={about[name]}"
-            for name in ("texts", "tokens", "degraded", "code")
-            if about[name] is not None
-        )
+        note = "".join(f" {name}={about[name]}" for name in NOTED if about.get(name) is not None)
         log.log(
             _level(route, status, about["code"]),
             "%s %s %d %.1f ms%s",
             scope["method"], scope["path"], status, seconds * 1000, note,
             extra={"fields": fields},
         )  # fmt: skip
-        if trace is not None:
-            trace.end(request, status, path, **about)
 
 
 def _level(route: str, status: int, code: str | None) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from plimsoll.api.edge.access import Access, needs
-from plimsoll.api.edge.documented import OF_A_CLIENT, OF_AN_OPERATOR, documented
+from plimsoll.api.edge.documented import OF_A_KEY, OF_AN_ADMIN_KEY, documented
 from plimsoll.api.edge.refusals import NATIVE
 from plimsoll.api.operations.bottleneck_fields import BottleneckReport
 from plimsoll.api.operations.health_fields import Health, Live, NotReady, Ready, health_of
@@ -32,7 +32,7 @@ def router(
     """
     routes = APIRouter(tags=["operations"])
     refused = documented(NATIVE)
-    refused_without_key = documented(NATIVE, OF_A_CLIENT)
+    refused_without_key = documented(NATIVE, OF_A_KEY)
     refused_scrape = refused if metrics_open else refused_without_key
     started_s = monotonic()
 
@@ -43,6 +43,7 @@ def router(
         responses=refused_without_key,
         summary="State of the server, its models and its memory",
     )
+    @needs(Access.EMBED, is_counted=False)
     async def get_health() -> Response:
         uptime_s = monotonic() - started_s
         return json_response(health_of(core.state(), version=version, uptime_s=uptime_s))
@@ -76,10 +77,10 @@ def router(
         "/bottleneck",
         response_model=BottleneckReport,
         response_description="The verdict, its evidence, and the trials.",
-        responses=documented(NATIVE, OF_AN_OPERATOR),
+        responses=documented(NATIVE, OF_AN_ADMIN_KEY),
         summary="What limits throughput, why, and what was tried",
     )
-    @needs(Access.ADMIN)
+    @needs(Access.ADMIN, is_counted=False)
     async def get_bottleneck() -> Response:
         return json_response(core.state().bottleneck, headers={"Cache-Control": "no-store"})
 
@@ -93,7 +94,7 @@ def router(
         },
         summary="Prometheus metrics",
     )
-    @needs(Access.OPEN if metrics_open else Access.EMBED)
+    @needs(Access.OPEN if metrics_open else Access.EMBED, is_counted=False)
     async def get_metrics(request: Request) -> Response:
         return metrics_response(request, core, telemetry)
 

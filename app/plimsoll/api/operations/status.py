@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import Field
 
 from plimsoll.api.edge.access import Access, needs
-from plimsoll.api.edge.documented import OF_AN_OPERATOR, documented
+from plimsoll.api.edge.documented import OF_AN_ADMIN_KEY, documented
 from plimsoll.api.edge.refusals import NATIVE
 from plimsoll.api.operations.page_files import PageFiles
 from plimsoll.api.operations.recent import (
@@ -140,10 +140,10 @@ def router(core: ServingCore, recent: RecentRequests) -> APIRouter:
         "/status",
         response_model=Status,
         response_description="What the status page draws.",
-        responses=documented(NATIVE, OF_AN_OPERATOR),
+        responses=documented(NATIVE, OF_AN_ADMIN_KEY),
         summary="The last minutes: memory, throughput, replies, errors",
     )
-    @needs(Access.ADMIN)
+    @needs(Access.ADMIN, is_counted=False)
     async def get_status() -> Response:
         return json_response(
             Status(
