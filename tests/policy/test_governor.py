@@ -17,10 +17,18 @@ from plimsoll.policy.backlog import FIRST_TOKENS_PER_S
 from plimsoll.policy.breaker import BreakerState, Transition
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.decision import Decision, Outcome
-from plimsoll.policy.governor import MOST_WAITING, Governor
+from plimsoll.policy.governor import Governor
+from plimsoll.policy.priority import Priority
 from plimsoll.policy.reading import Reading
-from plimsoll.policy.runs import LEAST_RUN_TOKENS, EngineTotals, short_run_tokens
+from plimsoll.policy.runs import (
+    LEAST_RUN_TOKENS,
+    LIVE_S,
+    EngineTotals,
+    live_layer_tokens,
+    short_run_tokens,
+)
 from plimsoll.policy.scheduler import Cap
+from plimsoll.policy.waiting import MOST_WAITING
 from tests.fakes import FakeClock
 from tests.policy.ended_runs import run_of
 
@@ -317,6 +325,48 @@ def test_waiting_requests_are_known_in_the_order_they_came(bench: Bench):
     assert list(governor.waiting) == permits[2:]
     governor.leave(permits[2])
     assert not governor.waiting
+
+
+def test_bulk_work_leaves_some_room_to_interactive_requests(bench: Bench):
+    """So it stands back while a search still finds its room."""
+    left = round(lines.LEFT_BY_BULK_RATIO * BUDGET)
+    bench.hold(Demand(0, 400))
+    for n_bytes, outcome in ((200 - left, Outcome.ADMIT), (201 - left, Outcome.WAIT)):
+        bulk = Demand(0, n_bytes, priority=Priority.BULK)
+        assert bench.governor.explain(bulk).outcome is outcome
+    assert bench.governor.explain(Demand(0, 200)).outcome is Outcome.ADMIT
+
+
+@pytest.mark.parametrize("missing", [0, 1, 10, 100])
+def test_bulk_work_that_nearly_fills_an_idle_server_leaves_half_of_the_rest(
+    bench: Bench, missing: int
+):
+    """Else it would be admitted at no other time than when nothing else is there at all."""
+    bulk = Demand(0, ROOM - missing, priority=Priority.BULK)
+    assert bench.governor.explain(bulk).outcome is Outcome.ADMIT
+    beside = bench.hold(Demand(0, missing - min(60, missing // 2)))
+    assert bench.governor.explain(bulk).outcome is Outcome.ADMIT
+    bench.governor.keep(beside, 1)
+    assert bench.governor.explain(bulk).outcome is Outcome.WAIT
+
+
+def test_bulk_work_finds_no_room_while_an_interactive_request_waits_for_it(bench: Bench):
+    """The one that waits is asked first, though it came later."""
+    bench.hold(Demand(0, ROOM - 200))
+    bulk, live = Permit(), Permit()
+    large = Demand(0, 199, priority=Priority.BULK)
+    small = replace(large, held_bytes=1)
+    assert bench.governor.renew(bulk, large).outcome is Outcome.WAIT
+    assert bench.governor.explain(small).outcome is Outcome.ADMIT
+    assert bench.governor.renew(live, Demand(0, 201)).outcome is Outcome.WAIT
+    assert bench.governor.waiting == [live, bulk]
+
+    assert bench.governor.explain(small).outcome is Outcome.WAIT
+    assert bench.governor.keep(Permit(), 1, Priority.BULK).outcome is Outcome.NO_ROOM
+    assert bench.governor.explain(Demand(0, 1)).outcome is Outcome.ADMIT
+    bench.governor.give_up(live)
+    assert bench.governor.explain(small).outcome is Outcome.ADMIT
+    assert bench.governor.waiting == [bulk]
 
 
 def test_a_waiting_request_that_becomes_too_large_waits_no_more(bench: Bench):
@@ -653,6 +703,25 @@ def test_runs_are_as_short_as_the_drain_rate_asks_for(bench: Bench):
         bench.governor.run_ended(run_of(4096, 0.4096))
 
     assert bench.governor.limits().short_tokens == short_run_tokens(10_000) > LEAST_RUN_TOKENS
+
+
+def test_layers_of_bulk_are_shorter_while_interactive_requests_come(bench: Bench):
+    """Each of these waits for the end of one; a run of texts that come alone stays as it is."""
+    bench.governor.run_ended(run_of(n_tokens=100_000_000, seconds=10_000.0))
+    alone = bench.governor.limits()
+    assert alone.layer_tokens == alone.short_tokens == short_run_tokens(10_000)
+    bench.governor.enter(Permit(), asks_breaker=True, priority=Priority.BULK)
+    assert bench.governor.limits() == alone
+
+    bench.governor.enter(Permit(), asks_breaker=True)
+    beside = bench.governor.limits()
+    assert beside.layer_tokens == live_layer_tokens(10_000) < alone.layer_tokens
+    assert beside.short_tokens == alone.short_tokens
+    bench.observe()
+    assert bench.governor.limits().layer_tokens == beside.layer_tokens
+    bench.clock.now_s += LIVE_S
+    bench.observe()
+    assert bench.governor.limits().layer_tokens == alone.layer_tokens
 
 
 def test_a_model_that_has_opened_moves_rest(bench: Bench):

@@ -56,6 +56,7 @@ def limits(
         is_paused=is_paused,
         resident_bytes=resident_bytes,
         short_tokens=short_tokens,
+        layer_tokens=short_tokens,
     )
 
 

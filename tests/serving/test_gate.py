@@ -25,6 +25,7 @@ from plimsoll.policy.costs import Demand
 from plimsoll.policy.decision import Outcome
 from plimsoll.policy.floor import FLOOR_WINDOW_S
 from plimsoll.policy.governor import Governor
+from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunLimits
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 from tests.fakes import DEADLINE_S, FakeClock
@@ -230,6 +231,24 @@ def test_the_request_that_waits_longest_looks_first():
             assert task.done()
             inside = task.result()
         assert not bench.governor.waiting
+
+    run(scenario)
+
+
+def test_an_interactive_request_looks_before_bulk_work_that_came_first():
+    bench = Bench()
+
+    async def scenario() -> None:
+        inside = await bench.admitted(Demand(10, ROOM))
+        bulk = await waiting(bench, Demand(10, ROOM - MIB, priority=Priority.BULK))
+        live = await waiting(bench, Demand(10, ROOM - MIB))
+        inside.leave()
+        await settled()
+        assert live.done()
+        assert not bulk.done()
+        live.result().leave()
+        await settled()
+        assert bulk.done()
 
     run(scenario)
 

@@ -1,7 +1,8 @@
-"""Memory that a migration holds for what it has read, asked for as any client asks."""
+"""Memory that a migration holds for what it has read, asked for as any client's bulk work is."""
 
 from plimsoll.corpora.patient_embedder import Pause, Yielding
 from plimsoll.errors import OverloadError, TooLargeError
+from plimsoll.policy.priority import Priority
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 
 
@@ -26,8 +27,8 @@ class HeldMemory:
         self._permits.add(permit)
         while True:
             try:
-                await permit.wait_to_keep(n_bytes)
-                permit.keep(n_bytes)
+                await permit.wait_to_keep(n_bytes, Priority.BULK)
+                permit.keep(n_bytes, Priority.BULK)
                 return permit
             except OverloadError as error:
                 self._yielding(str(error))

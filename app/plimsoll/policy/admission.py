@@ -18,7 +18,13 @@ from plimsoll.policy.backlog import Backlog
 from plimsoll.policy.breaker import Admittance
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.floor import SETTLED_AFTER_S, MemoryFloor
-from plimsoll.policy.lines import FALLBACK_RATIO, OPEN_RATIO, admission_ratio
+from plimsoll.policy.lines import (
+    FALLBACK_RATIO,
+    LEFT_BY_BULK_RATIO,
+    OPEN_RATIO,
+    admission_ratio,
+)
+from plimsoll.policy.priority import Priority
 from plimsoll.policy.return_times import Place
 
 
@@ -171,7 +177,8 @@ class Admission:
         predicted_bytes = self.floor_bytes + self.held_bytes + run_bytes
         spared_bytes = min(demand.run_bytes, run_bytes)
         taken_bytes = max(predicted_bytes, self._used_bytes) - spared_bytes
-        return max(0, self._line_of(demand) - taken_bytes)
+        left_bytes = self._left_bytes(demand)
+        return max(0, self._line_of(demand) - taken_bytes - left_bytes)
 
     def reserve(self, permit: Permit, demand: Demand) -> None:
         """Let a permit stand for `demand`, instead of what it stood for before."""
@@ -257,6 +264,17 @@ class Admission:
     def _open_bytes(self) -> float:
         """The breaker's line."""
         return OPEN_RATIO * self._budget_bytes
+
+    def _left_bytes(self, demand: Demand) -> int:
+        """What `demand` leaves to interactive requests, if it is bulk.
+
+        No more than half of what an idle server would have beside it: the larger it is, the less
+        others find anyway.
+        """
+        if demand.priority is not Priority.BULK:
+            return 0
+        beside_bytes = self.largest_bytes(demand) - demand.peak_bytes
+        return max(0, min(round(LEFT_BY_BULK_RATIO * self._budget_bytes), beside_bytes // 2))
 
     def _line_of(self, demand: Demand) -> int:
         fallback_bytes = round(FALLBACK_RATIO * self._budget_bytes)

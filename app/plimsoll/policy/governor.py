@@ -11,10 +11,12 @@ order, as far as its size is known:
     breaker       memory failed or ran high                   the fallback, or 503
     room          no room below the memory line now           a bounded wait, then as above
 
-The line lies at 0.70 of the budget (lines.py): no predicted peak above it is let in.
+The line lies at 0.70 of the budget (lines.py): no predicted peak above it is let in. Bulk work
+leaves some of the room to interactive requests, and finds none while one of them waits for it.
 """
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 from plimsoll.policy import lines
 from plimsoll.policy.admission import Admission, Permit
@@ -31,11 +33,16 @@ from plimsoll.policy.decision import Decision, Outcome
 from plimsoll.policy.engine_work import EngineWork
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.reading import Reading
-from plimsoll.policy.runs import EngineTotals, RunEnded, RunLimits, short_run_tokens
+from plimsoll.policy.runs import (
+    LIVE_S,
+    EngineTotals,
+    RunEnded,
+    RunLimits,
+    live_layer_tokens,
+    short_run_tokens,
+)
 from plimsoll.policy.scheduler import AdaptiveScheduler, Observation, Plan
-
-# More requests than this do not wait for room: each holds its texts until then.
-MOST_WAITING = 256
+from plimsoll.policy.waiting import WaitingPermits
 
 
 class Governor:
@@ -55,14 +62,17 @@ class Governor:
 
         recovery_timeout_s: how long the breaker stays open. on_transition: told its changes.
         """
+        self._clock = clock
         self._budget_bytes = budget_bytes
         self.admission = Admission(clock, budget_bytes=budget_bytes, queue_s=queue_s)
         self.breaker = MemoryCircuitBreaker(
             clock, on_transition, limits=BreakerLimits(recovery_timeout_s=recovery_timeout_s)
         )
         self._scheduler = AdaptiveScheduler(clock, cores=cores)
-        self._waiting: dict[Permit, None] = {}  # in the order they came
         self._work = EngineWork(clock)
+        self._waiting = WaitingPermits()
+        self._live_s = -inf  # when interactive texts came last
+        self._is_live = False  # they came lately, as the last observation has it
         self._asked = NOTHING_ASKED
         self._is_hard = False
 
@@ -73,8 +83,8 @@ class Governor:
 
     @property
     def waiting(self) -> Sequence[Permit]:
-        """Permits of requests that wait for room, in the order they came."""
-        return list(self._waiting)
+        """Permits of requests that wait for room: interactive ones first, as they came."""
+        return self._waiting.in_turn
 
     @property
     def step(self) -> int:
@@ -105,6 +115,7 @@ class Governor:
     def observe(self, reading: Reading, asked: Asked = NOTHING_ASKED) -> Plan:
         """Decide anew, once a second; `asked`: by what is being tried against a bottleneck."""
         self._asked = asked
+        self._is_live = self._clock() - self._live_s < LIVE_S
         self.measure(reading.used_bytes, reading.budget_bytes)
         self._is_hard = reading.is_hard
         self.breaker.observe(reading.used_ratio, floor_ratio=self.admission.rest_ratio)
@@ -155,6 +166,8 @@ class Governor:
         self._expect_back(permit, door, decision)
         if decision.outcome is Outcome.ADMIT and asks_breaker:
             permit.admittance = self.breaker.admit()
+            if priority is Priority.INTERACTIVE:
+                self._live_s, self._is_live = self._clock(), True
         return decision
 
     def renew(self, permit: Permit, demand: Demand, *, may_wait: bool = True) -> Decision:
@@ -165,20 +178,23 @@ class Governor:
         """
         decision = self._decide(permit, demand, may_wait=may_wait)
         if decision.outcome is Outcome.WAIT:
-            self._waiting.setdefault(permit)
+            self._waiting.put(permit, demand.priority)
             return decision
-        self._waiting.pop(permit, None)
+        self._waiting.take(permit)
         if decision.outcome is Outcome.ADMIT:
             self.admission.reserve(permit, demand)
         self._expect_back(permit, demand, decision)
         return decision
 
-    def keep(self, permit: Permit, n_bytes: int) -> Decision:
+    def keep(
+        self, permit: Permit, n_bytes: int, priority: Priority = Priority.INTERACTIVE
+    ) -> Decision:
         """Let a permit hold more bytes beside its demand: a body, what was parsed from it.
 
         Where the outcome is not ADMIT it keeps what it had.
         """
-        wanted = Demand(0, n_bytes - permit.kept_bytes + permit.demand.held_bytes)
+        held_bytes = n_bytes - permit.kept_bytes + permit.demand.held_bytes
+        wanted = Demand(0, held_bytes, priority=priority)
         decision = self._decide(permit, wanted, may_wait=False)
         if decision.outcome is Outcome.ADMIT:
             self.admission.keep(permit, n_bytes)
@@ -196,7 +212,7 @@ class Governor:
 
     def give_up(self, permit: Permit) -> None:
         """End a request's wait for room."""
-        self._waiting.pop(permit, None)
+        self._waiting.take(permit)
 
     def succeeded(self, permit: Permit) -> None:
         """Its vectors are computed: tell the breaker."""
@@ -251,7 +267,14 @@ class Governor:
             kept_bytes=self._asked.kept_bytes,
             short_tokens=short_run_tokens(self.admission.backlog.tokens_per_s),
             is_hard=self._is_hard,
+            layer_tokens=self._layer_tokens,
         )
+
+    @property
+    def _layer_tokens(self) -> int:
+        """Of a layer of bulk: interactive texts that come meanwhile wait for its end."""
+        tokens_of = live_layer_tokens if self._is_live else short_run_tokens
+        return tokens_of(self.admission.backlog.tokens_per_s)
 
     def _decide(
         self,
@@ -275,9 +298,9 @@ class Governor:
             outcome = Outcome.QUEUE_FULL
         elif asks_breaker and self.breaker.verdict is Verdict.REFUSED:
             outcome = Outcome.BREAKER_OPEN
-        elif peak_bytes > headroom_bytes:
-            has_place = permit in self._waiting or len(self._waiting) < MOST_WAITING
-            outcome = Outcome.WAIT if may_wait and has_place else Outcome.NO_ROOM
+        elif peak_bytes > headroom_bytes or self._waiting.come_before(demand):
+            waits = may_wait and self._waiting.has_place(permit)
+            outcome = Outcome.WAIT if waits else Outcome.NO_ROOM
         else:
             outcome = Outcome.ADMIT
         is_breaker = outcome is Outcome.BREAKER_OPEN

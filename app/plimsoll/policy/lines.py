@@ -21,6 +21,9 @@ REFAULTS_PER_S = 500.0  # pages that are read again: 2 MiB a second
 # slow disk a few of them hold every run up.
 DISK_STALLS_RATIO = 0.15
 REFAULTS_SUSTAINED_S = 5.0  # a new model reads its file once, which is no shortage
+# Of the budget, below the line: what bulk work leaves to interactive requests. In 384 MiB two
+# searches take 20 MiB at a time.
+LEFT_BY_BULK_RATIO = 0.06
 # Step 3. The fallback takes little, and has to answer while memory stands above the line.
 FALLBACK_RATIO = 0.85
 # Step 4: the breaker.
@@ -116,7 +119,8 @@ TABLE = (
         "a request finds no room below the line that admission defends",
         (
             "the vector cache is dropped",
-            "it waits at most PLIMSOLL_QUEUE_TIMEOUT_S",
+            "it waits at most PLIMSOLL_QUEUE_TIMEOUT_S; bulk work leaves "
+            f"{LEFT_BY_BULK_RATIO:.0%} of the budget to others, and waits until none of them waits",
             "then it gets BM25 or 503",
         ),
     ),

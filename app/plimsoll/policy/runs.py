@@ -26,6 +26,10 @@ GROWN_TOKENS = FULL_PARALLELISM * SEQUENCE_TOKENS
 # By the measured drain rate a run of interactive texts, or a layer of bulk, takes so long. With it
 # a short text beside a long list has its answer within 50 ms.
 RUN_S = 0.03
+# So long a layer of bulk takes where interactive texts came within LIVE_S: each that comes waits
+# for its end. Where none comes longer ones cost less.
+LIVE_LAYER_S = 0.01
+LIVE_S = 3.0
 # Fewer tokens at once are slower still (on a model whose run of so many takes longer).
 LEAST_RUN_TOKENS = 128
 # The rate is never twice the same; the length of a run need not follow it that closely.
@@ -52,8 +56,8 @@ class RunLimits:
     kept_bytes: layers that fit so many bytes stay in memory while the pages of all others are
         dropped; None where the weights as a whole stay or go.
     is_hard: a control group's limit, against which file pages count too.
-    short_tokens: of a run, or of a layer of one, that ends soon enough for those who come while it
-        is under way.
+    short_tokens: of a run that ends soon enough for those who come while it is under way.
+    layer_tokens: of a layer of a run of bulk, likewise.
     """
 
     plan: Plan
@@ -63,6 +67,7 @@ class RunLimits:
     kept_bytes: int | None = None
     short_tokens: int = GROWN_TOKENS
     is_hard: bool = False
+    layer_tokens: int = GROWN_TOKENS
 
     @property
     def pack_ratio(self) -> float:
@@ -80,7 +85,7 @@ class RunLimits:
 
     def for_bulk(self, n_layers: int) -> "RunLimits":
         """The same for a run that lets others in between its layers."""
-        return replace(self, short_tokens=n_layers * self.short_tokens)
+        return replace(self, short_tokens=n_layers * self.layer_tokens)
 
     def beside(self, n_bytes: int) -> "RunLimits":
         """The same for a run between the layers of another one that takes so many bytes."""
@@ -131,8 +136,16 @@ class EngineTotals:
 
 def short_run_tokens(tokens_per_s: float) -> int:
     """Tokens of a run that ends within RUN_S at this rate, as far as that is worth it."""
-    n_steps = int(tokens_per_s * RUN_S) // RUN_STEP_TOKENS
-    return max(LEAST_RUN_TOKENS, n_steps * RUN_STEP_TOKENS)
+    return max(LEAST_RUN_TOKENS, _tokens_in(RUN_S, tokens_per_s))
+
+
+def live_layer_tokens(tokens_per_s: float) -> int:
+    """Tokens of a layer of bulk that ends within LIVE_LAYER_S; all layers together are a run."""
+    return max(RUN_STEP_TOKENS, _tokens_in(LIVE_LAYER_S, tokens_per_s))
+
+
+def _tokens_in(seconds: float, tokens_per_s: float) -> int:
+    return int(tokens_per_s * seconds) // RUN_STEP_TOKENS * RUN_STEP_TOKENS
 
 
 def n_texts_of_run(
