@@ -7,6 +7,7 @@ vectors are kept in step here: a text that changes or goes takes its vectors of 
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,19 @@ from plimsoll.corpora.records import Document, StoredDocument, text_sha256
 from plimsoll.corpora.schema import documents_table, words_table
 
 _COLUMNS = "row, id, text, metadata, text_sha256"
+_N_BYTES = "length(CAST(text AS BLOB)) + length(CAST(metadata AS BLOB))"
+
+
+@dataclass(frozen=True)
+class SeenDocument:
+    """What a document was in one transaction, by which another knows it again.
+
+    n_bytes: of text and metadata, in UTF-8.
+    """
+
+    row: int
+    text_sha256: bytes
+    n_bytes: int
 
 
 def as_json(metadata: Mapping[str, Any]) -> str:
@@ -73,6 +87,38 @@ def of_rows(
     """The documents in these rows, in the order asked for; those that are gone are left out."""
     query = f"SELECT {_COLUMNS} FROM {documents_table(collection)} WHERE row = ?"
     found = (connection.execute(query, (row,)).fetchone() for row in rows)
+    return [_document(values) for values in found if values is not None]
+
+
+def seen(
+    connection: sqlite3.Connection, collection: int, rows: Sequence[int]
+) -> list[SeenDocument]:
+    """What the documents in these rows are now, in the order asked for; no text is read."""
+    query = f"""SELECT row, text_sha256, {_N_BYTES}
+        FROM {documents_table(collection)} WHERE row = ?"""
+    found = (connection.execute(query, (row,)).fetchone() for row in rows)
+    return [SeenDocument(*values) for values in found if values is not None]
+
+
+def still(
+    connection: sqlite3.Connection,
+    collection: int,
+    before: Sequence[SeenDocument],
+    condition: Condition | None = None,
+) -> list[StoredDocument]:
+    """Those of the documents that have the text and the size that were seen before, in that order.
+
+    condition: and that fit it now.
+    """
+    fitting, values = (
+        ("", ()) if condition is None else (f"AND ({condition.sql})", condition.values)
+    )
+    query = f"""SELECT {_COLUMNS} FROM {documents_table(collection)}
+        WHERE row = ? AND text_sha256 = ? AND {_N_BYTES} = ? {fitting}"""
+    found = (
+        connection.execute(query, (each.row, each.text_sha256, each.n_bytes, *values)).fetchone()
+        for each in before
+    )
     return [_document(values) for values in found if values is not None]
 
 
@@ -177,8 +223,7 @@ def _update(
 
 def n_bytes(connection: sqlite3.Connection, collection: int, rows: Sequence[int]) -> int:
     """Of the texts and the metadata in these rows, in UTF-8."""
-    query = f"""SELECT length(CAST(text AS BLOB)) + length(CAST(metadata AS BLOB))
-        FROM {documents_table(collection)} WHERE row = ?"""
+    query = f"SELECT {_N_BYTES} FROM {documents_table(collection)} WHERE row = ?"
     found = (connection.execute(query, (row,)).fetchone() for row in rows)
     return sum(values[0] for values in found if values is not None)
 

@@ -10,9 +10,8 @@ from typing import TypeAlias
 
 from plimsoll.corpora.filters import Condition, parse_filter
 from plimsoll.corpora.query_vectors import AT_FAULT, UNEMBEDDED, QueryVectors
-from plimsoll.corpora.ranking import Ranked
 from plimsoll.corpora.records import Collection, Version
-from plimsoll.corpora.search_reading import SearchReading
+from plimsoll.corpora.search_reading import Hits, SearchReading
 from plimsoll.corpora.tasks import DegradedSearch, Found, SearchResults, SearchTask
 from plimsoll.errors import PlimsollError
 from plimsoll.policy.costs import (
@@ -26,6 +25,9 @@ from plimsoll.serving.fallback import DEGRADING, with_fallback
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.telemetry.corpora import CorpusMetrics
 from plimsoll.telemetry.pressure import PressureMetrics
+
+# Of one search, where documents that it found change before they are read.
+MOST_RANKINGS = 4
 
 SearchListener: TypeAlias = Callable[[str, bool], None]
 AnswerListener: TypeAlias = Callable[[SearchTask, SearchResults, float], None]
@@ -136,23 +138,25 @@ class CollectionSearch:
     async def _by_meaning(
         self, task: SearchTask, condition: Condition | None, permit: RequestPermit
     ) -> SearchResults:
-        while True:  # again where others are read now, or the name is another's
+        n_rankings = 0
+        while True:  # again where others are read now, or what was ranked has changed
             collection = await self._reading.collection(task)
             query = await self._queries.of(task, collection, permit)
             demand = vector_search_demand(query.dimensions)
             await permit.renew(demand)
-            near = await self._reading.near(task, condition, collection, query.parts)
-            if near is None:
+            hits = await self._reading.near(task, condition, collection, query.parts)
+            if hits is None:
                 continue
-            results = await self._documents(collection, near.ranked, demand, permit)
-            if results is not None:
+            n_rankings += 1
+            results = await self._documents(collection, hits, condition, demand, permit)
+            if results is not None and _is_final(results, hits, n_rankings):
                 break
         if collection.ahead:
             self._metrics.searched_in_parts(is_whole=not query.n_left_out)
         return SearchResults(
             mode="hybrid" if task.mode == "hybrid" else "dense",
             results=results,
-            parts=near.parts,
+            parts=hits.parts,
             warnings=query.warnings,
             n_tokens=query.n_tokens,
         )
@@ -169,35 +173,44 @@ class CollectionSearch:
             permit.renew_now(demand)
         else:
             await permit.renew(demand)
-        while True:  # again where another collection took the name in the meantime
-            collection, ranked = await self._reading.by_words(task, condition)
-            found = await self._documents(collection, ranked, demand, permit)
-            if found is not None:
+        n_rankings = 0
+        while True:  # again where the name is another's, or what was ranked has changed
+            collection, hits = await self._reading.by_words(task, condition)
+            n_rankings += 1
+            found = await self._documents(collection, hits, condition, demand, permit)
+            if found is not None and _is_final(found, hits, n_rankings):
                 return SearchResults("bm25", found, degraded=degraded)
 
     async def _documents(
-        self, collection: Collection, ranked: Ranked, demand: Demand, permit: RequestPermit
+        self,
+        collection: Collection,
+        hits: Hits,
+        condition: Condition | None,
+        demand: Demand,
+        permit: RequestPermit,
     ) -> list[Found] | None:
-        """The documents in ranked rows, with memory reserved; those that have gone are left out.
+        """The documents that were ranked, with memory reserved; those that changed are left out.
 
+        A score is of the text that it stands with, and memory is known before any text is read.
         None where another collection has taken the name.
         """
-        rows = ranked.rows.tolist()
-        n_bytes = await self._reading.n_bytes(collection, rows)
-        if n_bytes is None:
-            return None
         permit.renew_now(
             Demand(
                 n_tokens=0,
-                held_bytes=demand.held_bytes + found_documents_bytes(len(rows), n_bytes),
+                held_bytes=demand.held_bytes + found_documents_bytes(len(hits.seen), hits.n_bytes),
                 is_fallback=demand.is_fallback,
             )
         )
-        stored = await self._reading.documents(collection, rows)
+        stored = await self._reading.documents(collection, hits, condition)
         if stored is None:
             return None
-        scores = dict(zip(rows, ranked.scores.tolist(), strict=True))
+        scores = dict(zip(hits.ranked.rows.tolist(), hits.ranked.scores.tolist(), strict=True))
         return [Found(document, scores[document.row]) for document in stored]
+
+
+def _is_final(found: list[Found], hits: Hits, n_rankings: int) -> bool:
+    """Whether an answer is given: it is whole, or writers are quicker than it is ranked."""
+    return len(found) == len(hits.ranked.rows) or n_rankings >= MOST_RANKINGS
 
 
 def _degraded(refusal: PlimsollError) -> DegradedSearch:

@@ -5,7 +5,7 @@ A reading that may be long ends with its client, with the server, or when its ti
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from sqlite3 import Connection
 from threading import Event
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from plimsoll.corpora import documents, versions
 from plimsoll.corpora.database import Database
+from plimsoll.corpora.documents import SeenDocument
 from plimsoll.corpora.filters import Condition
 from plimsoll.corpora.parts import SearchPart, merged
 from plimsoll.corpora.ranking import Ranked, fused
@@ -33,11 +34,20 @@ FUSED_DEPTH = 100
 
 
 @dataclass(frozen=True)
-class Near:
-    """What is nearest to a query, and the versions that said so."""
+class Hits:
+    """What was found, and what it was in the transaction that ranked it.
+
+    parts: the versions that said so; none where words did.
+    """
 
     ranked: Ranked
-    parts: list[Answering]
+    seen: list[SeenDocument]
+    parts: list[Answering] = field(default_factory=list)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of texts and metadata, in UTF-8."""
+        return sum(each.n_bytes for each in self.seen)
 
 
 class SearchReading:
@@ -80,8 +90,8 @@ class SearchReading:
         condition: Condition | None,
         seen: Collection,
         parts: Sequence[SearchPart],
-    ) -> Near | None:
-        """Rows nearest to the query in parts of `seen`; None where those are gone or others now."""
+    ) -> Hits | None:
+        """What is nearest to the query in parts of `seen`; None where others are read by now."""
         work = partial(self._near, task, condition, seen, parts)
         return await self._read_in(self._vectors_thread, work)
 
@@ -97,17 +107,18 @@ class SearchReading:
 
     async def by_words(
         self, task: SearchTask, condition: Condition | None
-    ) -> tuple[Collection, Ranked]:
-        """Rows that have a word of the query, and the collection that they are of."""
+    ) -> tuple[Collection, Hits]:
+        """Documents that have a word of the query, and the collection that they are of."""
         return await self._read(_by_words, task, condition)
 
-    async def n_bytes(self, seen: Collection, rows: Sequence[int]) -> int | None:
-        """Of the documents in these rows; None where another collection has taken the name."""
-        return await self._read(_of_rows, documents.n_bytes, seen, rows)
+    async def documents(
+        self, seen: Collection, hits: Hits, condition: Condition | None
+    ) -> list[StoredDocument] | None:
+        """Those of the hits that are as they were when they were ranked.
 
-    async def documents(self, seen: Collection, rows: Sequence[int]) -> list[StoredDocument] | None:
-        """The documents in these rows, likewise."""
-        return await self._read(_of_rows, documents.of_rows, seen, rows)
+        None where another collection has taken the name.
+        """
+        return await self._read(_unchanged, seen, hits, condition)
 
     def _near(
         self,
@@ -116,7 +127,7 @@ class SearchReading:
         seen: Collection,
         parts: Sequence[SearchPart],
         connection: Connection,
-    ) -> Near | None:
+    ) -> Hits | None:
         collection = _searched(connection, task)
         if collection.id != seen.id or _spaces(collection) != _spaces(seen):
             return None
@@ -130,7 +141,8 @@ class SearchReading:
         if is_hybrid:
             words = search_words(connection, collection.id, task.query, most, condition)
             near = fused([near, words], task.top_k)
-        return Near(near, [Answering(part.version, part.n_documents) for part in found])
+        there = documents.seen(connection, collection.id, near.rows.tolist())
+        return Hits(near, there, [Answering(part.version, part.n_documents) for part in found])
 
     async def _read(self, work: Callable[..., T], *args: object) -> T:
         return await self._read_in(self._reading_thread, lambda connection: work(connection, *args))
@@ -164,16 +176,15 @@ def _is_empty(connection: Connection, name: str) -> bool:
 
 def _by_words(
     connection: Connection, task: SearchTask, condition: Condition | None
-) -> tuple[Collection, Ranked]:
+) -> tuple[Collection, Hits]:
     collection = versions.find(connection, task.collection)
-    return collection, search_words(connection, collection.id, task.query, task.top_k, condition)
+    ranked = search_words(connection, collection.id, task.query, task.top_k, condition)
+    return collection, Hits(ranked, documents.seen(connection, collection.id, ranked.rows.tolist()))
 
 
-def _of_rows(
-    connection: Connection,
-    work: Callable[[Connection, int, Sequence[int]], T],
-    seen: Collection,
-    rows: Sequence[int],
-) -> T | None:
-    collection = versions.find(connection, seen.name)
-    return work(connection, seen.id, rows) if collection.id == seen.id else None
+def _unchanged(
+    connection: Connection, seen: Collection, hits: Hits, condition: Condition | None
+) -> list[StoredDocument] | None:
+    if versions.find(connection, seen.name).id != seen.id:
+        return None
+    return documents.still(connection, seen.id, hits.seen, condition)
