@@ -10,8 +10,10 @@ import httpx
 import pytest
 from click.testing import Result
 
+from plimsoll import Client
 from plimsoll.cli.migration_run import next_step
-from plimsoll.cli.migration_tables import duration
+from plimsoll.cli.migration_words import duration
+from plimsoll.client.asking import Answer, Ask, Pause
 from tests.cli.conftest import Commands
 from tests.cli.reports import report
 from tests.fakes import DEADLINE_S
@@ -407,3 +409,23 @@ def test_a_hook_that_stops_a_run_is_what_the_command_ends_with(
     assert (others.exit_code, "with the hooks window" in others.output) == (2, True)
     (found, *_) = client.get("/migrations").json()["migrations"]
     client.post(f"/migrations/{found['id']}/cancel", json={}).raise_for_status()
+
+
+def test_a_plan_waits_while_its_model_is_made_ready(
+    migrate: Migrate, ships: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A model may have to be converted first, for minutes."""
+    do, n_refused = Client._do, 0
+
+    def refused(self: Client, step: Ask | Pause) -> Answer | None:
+        nonlocal n_refused
+        if isinstance(step, Ask) and step.path.endswith("/plan") and n_refused < 2:
+            n_refused += 1
+            error = {"code": "model_loading", "message": "new is being made ready"}
+            return Answer(503, {"retry-after": "0"}, json.dumps({"error": error}).encode())
+        return do(self, step)
+
+    monkeypatch.setattr(Client, "_do", refused)
+    planned = migrate("plan", ships, "--model", NEW)
+    assert (planned.exit_code, n_refused) == (0, 2)
+    assert planned.stderr.count("plimsoll: waiting: new is being made ready") == 1

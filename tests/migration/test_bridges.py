@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plimsoll.cli.migration_tables import print_migration
 from plimsoll.corpora import vectors, versions
 from plimsoll.corpora.query_vectors import BRIDGED
 from plimsoll.corpora.records import Document
@@ -273,6 +274,34 @@ def test_progressive_search_ends_and_begins_with_what_is_bridged(
             await server.migrations.cancel(number, "test", "")
             (part,) = (await server.search("ship")).parts
             assert part.version.space.model == OLD
+
+    run(folder, scene)
+
+
+def test_searches_that_are_told_not_to_read_a_bridge_do_not_once_it_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Said while it is still to be built; comparisons are not in its way then either."""
+
+    async def scene(server: Inside) -> None:
+        with held_after_the_sample(monkeypatch):
+            number = await server.begin("ships", NEW, bridge="gated", starts=False)
+            await server.migrations.set_progressive(number, "test", "", is_on=False)
+            await server.migrations.set_shadow(number, 1.0, "test", "")
+            told = await server.migrations.set_shadow(number, 0.0, "test", "")
+            assert told.counts.changes[-2].why == "100 % of searches are compared"
+            await server.migrations.resume(number, "test", "")
+            migration = await until(server, number, BridgeState.IN_USE)
+            assert not migration["progressive"]
+            assert len((await server.search("ship")).parts) == 1
+            print_migration(migration)
+            assert "\nbridge: there, and not read by searches; " in capsys.readouterr().out
+            on = await server.migrations.set_progressive(number, "test", "", is_on=True)
+            assert len((await server.search("ship")).parts) == 2
+            print_migration(migration_json(on))
+            out = capsys.readouterr().out
+            assert "searches read the new version, and bridged vectors of what is not" in out
+            await server.migrations.cancel(number, "test", "")
 
     run(folder, scene)
 

@@ -92,11 +92,24 @@ def figures(migration: Mapping[str, Any], check: str) -> dict[str, Any]:
     return measured
 
 
-def take(client: TestClient, migration: Mapping[str, Any], *steps: str) -> None:
+def take(client: TestClient, migration: Mapping[str, Any], *steps: str, **options: Any) -> None:
     """Change a migration's state."""
     for step in steps:
-        answer = client.post(f"/migrations/{migration['id']}/{step}", json={})
+        answer = client.post(f"/migrations/{migration['id']}/{step}", json=options)
         assert answer.status_code == 200, answer.text
+
+
+def taken_back(client: TestClient, collection: str, migration: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask Cranfield's questions of a collection that was cut over until the server takes it back.
+
+    Returns the change of its state.
+    """
+    for text, _ in cranfield_queries().values():
+        client.post(f"{collection}/search", json={"query": text, "top_k": 10})
+        now = client.get(f"/migrations/{migration['id']}").json()
+        if now["state"] == "rolled_back":
+            return dict(now["changes"][-1])
+    raise AssertionError(f"it stays: {now['watch']}")
 
 
 def test_cranfield_goes_from_a_foreign_model_to_the_built_in_one_and_on(moving: TestClient):
@@ -145,6 +158,10 @@ def test_cranfield_goes_from_a_foreign_model_to_the_built_in_one_and_on(moving: 
     assert lost["verdict"]["decision"] == "no_go"
     assert lost["bridge"]["state"] == "refused"
     assert lost["bridge"]["figures"]["retention"] < 0.2
+    take(moving, lost, "cutover", force=True)
+    back = taken_back(moving, CRANFIELD, lost)
+    assert back["who"] == "server"
+    assert "searches after cut-over agree with the old version on" in back["why"]
 
 
 def test_scifact_goes_to_a_lesser_quantization(moving: TestClient, request: pytest.FixtureRequest):

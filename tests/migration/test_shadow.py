@@ -21,8 +21,8 @@ from plimsoll.errors import (
 from plimsoll.machine.memory import MIB
 from plimsoll.migration.bridges import BridgeState
 from plimsoll.migration.measures import overlap, rank_biased_overlap
+from plimsoll.migration.second_answers import MOST_AT_ONCE
 from plimsoll.migration.shadow import Shadow
-from plimsoll.migration.shadow_searches import MOST_AT_ONCE
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.policy.costs import Demand
 from plimsoll.policy.priority import Priority
@@ -57,7 +57,7 @@ async def compared(server: Inside, model: str = BAD, share: float = 1.0) -> int:
 
 async def seen(server: Inside, number: int = 1) -> Shadow:
     """What was compared, once nothing is under way."""
-    await server.migrations._shadows.finish()
+    await server.migrations._second.finish()
     found = (await server.migrations.status(number)).counts.shadow
     assert found is not None
     return found
@@ -91,7 +91,7 @@ def test_both_versions_are_compared_and_clients_get_the_old_answer(folder: Path)
         overlaps, agreements = [], []
         for query, answer in zip(QUERIES, before, strict=True):
             assert await server.search(query, top_k=20) == answer
-            await server.migrations._shadows.finish()
+            await server.migrations._second.finish()
             new = await server.search(query, top_k=20, version=2, mode="dense")
             pair = rows(answer)[:10], rows(new)[:10]
             overlaps.append(overlap(*pair))
@@ -308,7 +308,7 @@ def test_a_share_is_drawn_and_ends_with_0(folder: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(server.migrations._shadows, "_draw", lambda: next(drawn))
         for _ in range(4):
             await server.search("water")
-            await server.migrations._shadows.finish()
+            await server.migrations._second.finish()
         assert (await seen(server)).n_compared == 2
 
         ended = await server.migrations.set_shadow(number, 0.0, "test", "seen enough")

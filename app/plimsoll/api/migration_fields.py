@@ -85,14 +85,23 @@ class HookOutcomeFields(BaseModel):
 
 
 class WatchFields(BaseModel):
-    """Searches since a cut-over: too many without an answer take it back."""
+    """Searches since a cut-over, which take it back where they are too bad."""
 
     searches: int
     unanswered: int
+    compared: Annotated[int, Field(description="With the old version's answer.")]
+    agreement: Annotated[
+        float | None,
+        Field(description="Of both versions' first 10, in the mean, beyond chance; at most 1."),
+    ]
+    least_agreement: Annotated[
+        float | None,
+        Field(description="What takes it back, where it is surely less; null: nothing does."),
+    ]
     ends_in_s: float
     stays: Annotated[
         str | None,
-        Field(description="Why it is not taken back although too many had no answer."),
+        Field(description="Why it is not taken back although it is too bad."),
     ]
 
 

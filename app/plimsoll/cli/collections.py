@@ -6,7 +6,7 @@ from urllib.parse import quote
 import click
 
 from plimsoll.cli.help import Group
-from plimsoll.cli.server_options import asks_server, client_of
+from plimsoll.cli.server_options import ToldWaits, asks_server, client_of
 
 
 @click.group(cls=Group)
@@ -65,7 +65,7 @@ def import_files(
     stored already is skipped, so a command that was stopped is given again. A row that cannot be a
     document is left out and told, and then the exit code is 1.
     """
-    from plimsoll.cli.file_import import FileImport, Target, ToldWaits
+    from plimsoll.cli.file_import import FileImport, Target
     from plimsoll.links.files.rows import Columns
 
     if (vector is None) != (space is None):

@@ -31,20 +31,6 @@ COUNTS = ("added", "updated", "unchanged")
 FINGERPRINT_PREFIX = "v1:"
 
 
-class ToldWaits:
-    """Says why a command waits. Owns what was said: each reason once."""
-
-    def __init__(self) -> None:
-        """Nothing said yet."""
-        self._said = set[str]()
-
-    def __call__(self, error: ServerError, seconds: float) -> None:
-        """Say it, unless it has been said."""
-        if error.code not in self._said:
-            self._said.add(error.code)
-            click.echo(f"plimsoll: waiting: {error}", err=True)
-
-
 @dataclass(frozen=True)
 class Target:
     """The collection that rows go to. space: of the vectors that come along."""

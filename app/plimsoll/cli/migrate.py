@@ -11,7 +11,7 @@ from plimsoll.cli.help import Group
 from plimsoll.cli.job_file import MigrationJob, read_job
 from plimsoll.cli.migration_run import begin, judged_queries, watch
 from plimsoll.cli.report_options import FILE, GIVEN, writable
-from plimsoll.cli.server_options import asks_server, client_of, show
+from plimsoll.cli.server_options import ToldWaits, asks_server, client_of, show
 
 
 @click.group(cls=Group)
@@ -75,7 +75,8 @@ def plan(collection: str, model: str, dimensions: int | None, bridge: bool, **gi
     from plimsoll.cli.migration_tables import print_plan
 
     asked = {"model": model, "dimensions": dimensions, "bridge": bridge}
-    show(client_of(given).request("POST", _path(collection, "plan"), asked), given, print_plan)
+    client = client_of(given, ToldWaits())
+    show(client.request("POST", _path(collection, "plan"), asked), given, print_plan)
 
 
 @migrate.command()
@@ -138,7 +139,7 @@ def run(
         "why": why,
     }
     asked = _asked(job, options)
-    client = client_of(given)
+    client = client_of(given, ToldWaits())
     watch(client, begin(client, asked), given)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from plimsoll.charts.lines import line_chart
 from plimsoll.charts.page import html_page, section, table
 from plimsoll.charts.svg import LEFT, PLOT_WIDTH, RIGHT, WIDTH, svg
-from plimsoll.cli.migration_tables import bridge_told, duration, shadow_figures, space_name
+from plimsoll.cli.migration_tables import shadow_figures
+from plimsoll.cli.migration_words import bridge_told, duration, space_name
 
 Answer = Mapping[str, Any]
 
@@ -99,7 +100,7 @@ def _facts(migration: Answer) -> str:
         "Judged queries": f"{migration['judged_queries']:,}",
     }
     if migration["bridge"]:
-        facts["Bridge"] = bridge_told(migration["bridge"])
+        facts["Bridge"] = bridge_told(migration)
     items = (f"<dt>{name}</dt><dd>{escape(str(told))}</dd>" for name, told in facts.items())
     return f"<dl>{''.join(items)}</dl>"
 

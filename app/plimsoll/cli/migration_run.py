@@ -53,7 +53,8 @@ def begin(client: "Client", asked: MigrationJob) -> int:
 
 def watch(client: "Client", number: int, given: dict[str, Any]) -> None:
     """Show how far it is until it has its verdict, and exit as that says."""
-    from plimsoll.cli.migration_tables import print_migration, speed
+    from plimsoll.cli.migration_tables import print_migration
+    from plimsoll.cli.migration_words import speed
     from plimsoll.cli.progress import progress_of
 
     migration = client.request("GET", f"/migrations/{number}")

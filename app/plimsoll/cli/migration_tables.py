@@ -1,14 +1,22 @@
-"""How `plimsoll migrate` shows what the server says: tables, and how fast it is while it works."""
+"""How `plimsoll migrate` shows what the server says: in tables."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import click
 
+from plimsoll.cli.migration_words import (
+    Answer,
+    agreement_told,
+    bridge_told,
+    duration,
+    rollback_told,
+    searches_read,
+    space_name,
+    trial_told,
+)
 from plimsoll.cli.tables import print_table
 from plimsoll.sizes import rounded
 
-Answer = Mapping[str, Any]
 STYLES = {
     "go": "green", "no_go": "red", "inconclusive": "yellow",
     "passed": "green", "failed": "red", "undecided": "yellow", "noted": "dim",
@@ -43,9 +51,9 @@ def print_migration(migration: Answer) -> None:
         click.echo(f"\nstopped: {migration['failure']}")
     if migration["yielding"]:
         click.echo(f"\nyielding: {migration['yielding']}")
-    click.echo(f"\nrollback: {_rollback(migration)}")
+    click.echo(f"\nrollback: {rollback_told(migration)}")
     if migration["progressive"]:
-        click.echo("\nsearches read both versions, each document by its newest vector")
+        click.echo(f"\nsearches read {searches_read(migration)}")
     if migration["shadow"]:
         click.echo()
         print_shadow(migration["shadow"])
@@ -53,12 +61,12 @@ def print_migration(migration: Answer) -> None:
         watch = migration["watch"]
         click.echo(
             f"\nwatched for {duration(watch['ends_in_s'])} more: {watch['unanswered']} of "
-            f"{watch['searches']} searches had no answer"
+            f"{watch['searches']} searches had no answer{agreement_told(watch)}"
         )
         if watch["stays"]:
             click.echo(f"not taken back: {watch['stays']}")
     if migration["bridge"]:
-        click.echo(f"\nbridge: {bridge_told(migration['bridge'])}")
+        click.echo(f"\nbridge: {bridge_told(migration)}")
     if migration["verdict"]:
         click.echo()
         print_verdict(migration["verdict"])
@@ -218,94 +226,15 @@ def print_plan(plan: Answer) -> None:
     ]
     print_table((plan["collection"], ""), rows)
     if plan["bridge"]:
-        click.echo(f"\nbridge: {_trial_told(plan['bridge'])}")
+        click.echo(f"\nbridge: {trial_told(plan['bridge'])}")
     for told in plan["warnings"]:
         click.echo(f"\nwarning: {told}")
-
-
-def bridge_told(bridge: Answer) -> str:
-    """What became of a migration's bridge, and what it is worth."""
-    words = bridge["state"].replace("_", " ")
-    if bridge["reason"]:
-        words += f", forced: {bridge['reason']}" if bridge["forced"] else f": {bridge['reason']}"
-    told = [words]
-    if bridge["vectors"]:
-        told.append(f"{bridge['vectors']} documents are found by a bridged vector")
-    if bridge["figures"]:
-        told.append(_retention(bridge["figures"]))
-    return "; ".join(told)
-
-
-def _trial_told(trial: Answer) -> str:
-    if trial["figures"] is None:
-        return f"would be refused: {trial['reason']}"
-    takes_s = trial["embed_s"] + trial["figures"]["fit_s"] + trial["apply_s"]
-    advice = (
-        "run with --bridge"
-        if trial["reason"] is None
-        else (f"would be refused: {trial['reason']}; --force-bridge has it all the same")
-    )
-    return (
-        f"{_retention(trial['figures'])}; {trial['documents']} documents would have bridged "
-        f"vectors after {duration(takes_s)}; {advice}"
-    )
-
-
-def _retention(figures: Answer) -> str:
-    told = (
-        f"retention {figures['retention']:.3f} ({figures['least']:.3f} to {figures['most']:.3f}) "
-        f"by {figures['kind']} on {figures['documents']} documents"
-    )
-    if figures["queries"]:
-        told += (
-            f", nDCG@10 among them {figures['bridged_ndcg_at_10']:.4f} in place of "
-            f"{figures['real_ndcg_at_10']:.4f}"
-        )
-    return told
-
-
-def duration(seconds: float) -> str:
-    """Such as 2 h 05 min, 3 min 20 s or 12 s."""
-    minutes, left_s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {left_s:02} s" if minutes else f"{left_s} s"
-
-
-def speed(migration: Answer) -> str:
-    """How fast a migration is and when it ends, or why it waits; "" where nothing is known."""
-    asked = [hook["hook"] for hook in migration["hooks"] if hook["outcome"] == "under_way"]
-    if asked:
-        return f"asking the hook {asked[-1]}"
-    if migration["yielding"]:
-        return f"yielding: {migration['yielding']}"
-    if migration["rows_per_s"] is None:
-        return ""
-    told = f"{migration['rows_per_s']:.0f}/s, {migration['tokens_per_s']:,.0f} tokens/s"
-    if migration["eta_s"]:
-        told += f", {duration(migration['eta_s'])} left"
-    return told
-
-
-def _rollback(migration: Answer) -> str:
-    if migration["rollback"] != "partial":
-        return str(migration["rollback"])
-    return (
-        "partial: what is written now goes to the new version alone "
-        f"({migration['without_old_vector']} documents have no old vector)"
-    )
 
 
 def _norms(version: Answer) -> str:
     if version["least_norm"] is None:
         return ""
     return f"{version['least_norm']:.3g} to {version['greatest_norm']:.3g}"
-
-
-def space_name(space: Answer) -> str:
-    """A vector space as people call it: its model, or its fingerprint where it is foreign."""
-    return str(space["model"] or space["fingerprint"])
 
 
 def _styled(word: str) -> str | tuple[str, str]:

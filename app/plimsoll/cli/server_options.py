@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from plimsoll.errors import ServerError
 from plimsoll.settings import local_url
 from plimsoll.settings_sources import load_settings
 
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from plimsoll.client.asking import OnWait
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class ToldWaits:
+    """Says why a command waits. Owns what was said: each reason once."""
+
+    def __init__(self) -> None:
+        """Nothing said yet."""
+        self._said = set[str]()
+
+    def __call__(self, error: ServerError, seconds: float) -> None:
+        """Say it, unless it has been said."""
+        if error.code not in self._said:
+            self._said.add(error.code)
+            click.echo(f"plimsoll: waiting: {error}", err=True)
 
 
 def own_url() -> str:

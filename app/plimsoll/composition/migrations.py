@@ -18,6 +18,7 @@ from plimsoll.migration.hooks.records import Answered
 from plimsoll.migration.migrations import Migrations
 from plimsoll.migration.readiness import SearchReadiness
 from plimsoll.migration.runs import MigrationRuns
+from plimsoll.migration.second_answers import SecondAnswers
 from plimsoll.migration.shadow_searches import ShadowSearches
 from plimsoll.migration.states import MigrationState
 from plimsoll.migration.survey import CollectionSurvey
@@ -66,8 +67,7 @@ def build_migrations(
         core.models.max_open,
     )
     shadow_thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
-    shadows = ShadowSearches(
-        database,
+    second = SecondAnswers(
         CollectionSearch(
             SearchReading(database, shadow_thread, shadow_thread),
             core.service,
@@ -75,8 +75,12 @@ def build_migrations(
             telemetry.pressure,
         ),
         core.gate,
-        metrics,
         shadow_thread,
+    )
+    shadows = ShadowSearches(
+        database,
+        second,
+        metrics,
         Random().random,  # noqa: S311 - a sample, no secret
     )
     migrations = Migrations(
@@ -91,11 +95,12 @@ def build_migrations(
         changes,
         scans,
         hooks,
+        second,
         shadows,
         SearchReadiness(judge, corpora.search, core.gate),
     )
     corpora.search.listen(migrations.searched)
-    corpora.search.listen_to_answers(shadows.answered)
+    corpora.search.listen_to_answers(migrations.answered)
     return migrations, CollectionSurvey(database, core.models, core.service, scans)
 
 

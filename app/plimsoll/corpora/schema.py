@@ -186,6 +186,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             reason TEXT
         ) STRICT""",
     ),
+    ("ALTER TABLE bridges ADD COLUMN is_read INTEGER NOT NULL DEFAULT 1",),
 )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 
 from plimsoll.corpora.patient_embedder import Yielding
 from plimsoll.corpora.records import Space
@@ -19,6 +20,10 @@ STEP_S = 300.0
 """For a part to be taken in and brought out while something waits for the link to be moved."""
 
 
+MOST_CATCHING_UP_S = 600.0
+"""For all parts together, likewise."""
+
+
 def _tell_no_one(what: str | None) -> None:
     """Tell no one: for steps that are not watched."""
 
@@ -32,7 +37,10 @@ class HeldLink:
         self._step_s: float | None = None
 
     def be_quick(self) -> None:
-        """Give up where a part takes long, as it does while a model waits for memory."""
+        """Give up where a part takes long, as it does while a model waits for memory.
+
+        And where writers are quicker than what they write is brought out.
+        """
         self._step_s = STEP_S
 
     async def check_followed(self) -> None:
@@ -51,6 +59,7 @@ class HeldLink:
         told: how much is left, each time that a part has been brought out.
         """
         await self.check_followed()
+        began_s = monotonic()
         while True:
             has_more, was_pushed = await self._step()
             n_waiting = await self._work.read(steps.n_waiting, space.fingerprint)
@@ -62,6 +71,13 @@ class HeldLink:
                     "vector",
                     retry_after_s=HELD_RETRY_S,
                 )
+            if self._step_s is not None and monotonic() - began_s > MOST_CATCHING_UP_S:
+                raise OutsideUnavailableError(
+                    f"rows of {self._work.name!r} change as quickly as they are brought up to "
+                    f"date, and {n_waiting} vectors are still to be brought out: let applications "
+                    "write less for a while",
+                    retry_after_s=HELD_RETRY_S,
+                )
             told(f"{n_waiting} vectors are still to be brought out to what it is linked to")
 
     async def finish(self, space: Space, told: Yielding = _tell_no_one) -> None:
@@ -71,7 +87,8 @@ class HeldLink:
         """
         await self.catch_up(space, told)
         told("indexes are built where it is linked to")
-        await self._work.run(self._work.outside.finish, space, self._work.having)
+        async with self._within("its indexes could not be brought up to date"):
+            await self._work.run(self._work.outside.finish, space, self._work.having)
         await self.catch_up(space, told)  # of what changed while indexes were built
 
     async def active(self) -> str | None:
@@ -93,14 +110,19 @@ class HeldLink:
         return self._work.outside.switch(space)
 
     async def _step(self) -> tuple[bool, bool]:
+        async with self._within("it could not be brought up to date"):
+            return await self._work.step()
+
+    @asynccontextmanager
+    async def _within(self, missed: str) -> AsyncIterator[None]:
+        """Raise OutsideUnavailableError where a part takes longer than it may."""
         try:
             async with asyncio.timeout(self._step_s):
-                return await self._work.step()
+                yield
         except TimeoutError:
             why = self._work.waits or "what it is linked to is slow"
             raise OutsideUnavailableError(
-                f"{self._work.name!r} could not be brought up to date within {self._step_s:.0f} s: "
-                f"{why}",
+                f"link {self._work.name!r}: {missed} within {self._step_s:.0f} s: {why}",
                 retry_after_s=HELD_RETRY_S,
             ) from None
 

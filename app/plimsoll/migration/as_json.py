@@ -116,6 +116,9 @@ def _watch_json(status: MigrationStatus) -> dict[str, Any] | None:
     return {
         "searches": seen.n_searches,
         "unanswered": seen.n_unanswered,
+        "compared": seen.agreement.n,
+        "agreement": seen.agreement.mean,
+        "least_agreement": seen.agreement.least or None,
         "ends_in_s": ends_in_s,
         "stays": seen.stays,
     }

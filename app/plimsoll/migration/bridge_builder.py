@@ -19,7 +19,7 @@ from plimsoll.corpora.patient_embedder import PatientEmbedder, Pause
 from plimsoll.corpora.records import Version
 from plimsoll.corpora.vectors import unit
 from plimsoll.errors import MigrationStateError, TooLargeError
-from plimsoll.migration import bridges, journal, progressive, shadow
+from plimsoll.migration import bridges, journal, lacking, progressive, shadow
 from plimsoll.migration.bridge_figures import (
     LEAST_DOCUMENTS,
     BridgeFigures,
@@ -235,8 +235,7 @@ def _sampled(
     rows = sample(connection, journal.versions_of(connection, migration)[0])
     if len(rows) < LEAST_DOCUMENTS:  # the walk embeds them as well
         return rows, []
-    among = {*rows}
-    return rows, [pair for pair in journal.lacking(connection, migration, 0) if pair[0] in among]
+    return rows, lacking.among(connection, migration, rows)
 
 
 def _pairs(connection: Connection, migration: Migration, rows: Sequence[int]) -> Pairs:
@@ -270,7 +269,7 @@ def _take_into_use(connection: Connection, migration: Migration) -> None:
     found = bridges.find(connection, migration.id)
     if found is not None and found.state is BridgeState.BUILDING:
         bridges.set_in_use(connection, migration.id)
-        if not shadow.share_of(connection, migration.id):
+        if found.is_read and not shadow.share_of(connection, migration.id):
             progressive.read_ahead(connection, migration)
             told = "searches read the new version and bridged vectors"
             journal.note(connection, migration, SERVER, told)

@@ -41,13 +41,17 @@ class BridgeState(Enum):
 
 @dataclass(frozen=True)
 class Bridge:
-    """A migration's bridge. figures: None before it is fitted. reason: why it was refused."""
+    """A migration's bridge. figures: None before it is fitted. reason: why it was refused.
+
+    is_read: searches are to read it once it is there.
+    """
 
     is_forced: bool
     state: BridgeState
     version: int | None
     figures: Mapping[str, Any] | None
     reason: str | None
+    is_read: bool
 
     @property
     def is_to_be_built(self) -> bool:
@@ -66,14 +70,15 @@ def plan(connection: sqlite3.Connection, migration: int, *, is_forced: bool) -> 
 def find(connection: sqlite3.Connection, migration: int) -> Bridge | None:
     """The bridge of a migration; None of one without."""
     row = connection.execute(
-        "SELECT is_forced, state, version, figures, reason FROM bridges WHERE migration = ?",
+        """SELECT is_forced, state, version, figures, reason, is_read FROM bridges
+        WHERE migration = ?""",
         (migration,),
     ).fetchone()
     if row is None:
         return None
-    is_forced, state, version, figures, reason = row
+    is_forced, state, version, figures, reason, is_read = row
     told = None if figures is None else json.loads(figures)
-    return Bridge(bool(is_forced), BridgeState(state), version, told, reason)
+    return Bridge(bool(is_forced), BridgeState(state), version, told, reason, bool(is_read))
 
 
 def refuse(
@@ -182,9 +187,16 @@ def set_in_use(connection: sqlite3.Connection, migration: int) -> None:
 
 
 def is_awaited(connection: sqlite3.Connection, migration: int) -> bool:
-    """Whether it is yet to come into use."""
+    """Whether searches are yet to read it."""
     found = find(connection, migration)
-    return found is not None and found.state in (BridgeState.PLANNED, BridgeState.BUILDING)
+    if found is None or not found.is_read:
+        return False
+    return found.state in (BridgeState.PLANNED, BridgeState.BUILDING)
+
+
+def set_read(connection: sqlite3.Connection, migration: int, *, is_read: bool) -> None:
+    """Whether searches are to read it once it is there, where a migration has one."""
+    connection.execute("UPDATE bridges SET is_read = ? WHERE migration = ?", (is_read, migration))
 
 
 def interrupt(connection: sqlite3.Connection, migration: int) -> bool:

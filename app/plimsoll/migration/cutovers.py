@@ -32,6 +32,7 @@ from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import Moment
 from plimsoll.migration.readiness import SearchReadiness
 from plimsoll.migration.records import SERVER, Migration
+from plimsoll.migration.startup import CutOver, least_agreement_of
 from plimsoll.migration.states import MigrationState, check_change
 from plimsoll.migration.status import counts_of
 from plimsoll.migration.validation import MigrationJudge
@@ -69,10 +70,12 @@ class Cutovers:
         self._going_back: dict[int, asyncio.Task[bool]] = {}  # one of a migration
         self._moves = set[asyncio.Task[None]]()
 
-    def start(self, ages: Iterable[tuple[Migration, float]], interrupted: Iterable[int]) -> None:
-        """Go on watching those cut over so many seconds ago, and asking hooks of those numbers."""
-        for migration, age_s in ages:
-            self._watch.begin(migration.id, migration.collection, age_s)
+    def start(self, cut_over: Iterable[CutOver], interrupted: Iterable[int]) -> None:
+        """Go on watching those that are cut over, and asking hooks of those numbers."""
+        for each in cut_over:
+            self._watch.begin(
+                each.migration.id, each.migration.collection, each.age_s, each.least_agreement
+            )
         for number in interrupted:
             self._after_cutover.begin(number)
 
@@ -90,10 +93,20 @@ class Cutovers:
 
     def searched(self, collection: str, is_answered: bool) -> None:
         """Take note of a search; too many without an answer soon after a cut-over take it back."""
-        seen = self._watch.searched(collection, is_answered)
-        if seen is None or seen.number in self._going_back:
+        self._take_back(self._watch.searched(collection, is_answered))
+
+    def compares(self, collection: str) -> int | None:
+        """The migration whose searches are to be compared with the old version, if any are."""
+        return self._watch.compares(collection)
+
+    def compared(self, collection: str, number: int, agreement: float) -> None:
+        """Take note of how far a search agrees with the old version; too little takes it back."""
+        self._take_back(self._watch.compared(collection, number, agreement))
+
+    def _take_back(self, seen: Watched | None) -> None:
+        why = None if seen is None else seen.fault
+        if seen is None or why is None or seen.number in self._going_back:
             return
-        why = f"{seen.n_unanswered} of {seen.n_searches} searches after cut-over had no answer"
         task = asyncio.create_task(self._go_back(seen.number, why), context=Context())
         self._going_back[seen.number] = task
         task.add_done_callback(lambda _: self._going_back.pop(seen.number))
@@ -149,9 +162,10 @@ class Cutovers:
         self, before: Migration, work: Change, switch: Switch | None = None
     ) -> None:
         """Do the pointer's change to the new version, and what follows from it."""
+        least = await self._changes.read(partial(least_agreement_of, migration=before))
 
         def follow(number: int) -> None:
-            self._watch.begin(number, before.collection)
+            self._watch.begin(number, before.collection, least_agreement=least)
             self._after_cutover.begin(number)
 
         await self._changes.change(_outside_too(self._after_cutover.noted(work), switch), follow)

@@ -11,7 +11,7 @@ import numpy as np
 
 from plimsoll.corpora import documents, vectors
 from plimsoll.corpora.records import StoredDocument, Version
-from plimsoll.migration import bridges, journal, quarantine, shadow
+from plimsoll.migration import bridges, journal, lacking, quarantine, shadow
 from plimsoll.migration.bridges import Bridge
 from plimsoll.migration.judged import JudgedQuery
 from plimsoll.migration.quality import TIMED_CHARACTERS, TIMED_QUERIES
@@ -74,7 +74,7 @@ def facts_of(connection: Connection, migration: Migration) -> Facts:
         new=new,
         n_documents=documents.count(connection, migration.collection_id),
         n_changed_texts=documents.n_changed_texts(connection, migration.collection_id),
-        n_lacking=sum(1 for _ in journal.lacking(connection, migration, 0)),
+        n_lacking=sum(1 for _ in lacking.after(connection, migration, 0)),
         n_new_vectors=vectors.count(connection, new.id),
         n_quarantined=n_quarantined,
         n_lost=n_lost,

@@ -7,15 +7,14 @@ corpora/schema.py.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plimsoll.corpora import versions
 from plimsoll.corpora.records import Collection, Space, Version
-from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.errors import MigrationStateError, UnknownMigrationError
 from plimsoll.migration.judged import JudgedQuery, check_judged, judged_sha256
-from plimsoll.migration.records import Checkpoint, Migration, Progress, StateChange
+from plimsoll.migration.records import SERVER, Checkpoint, Migration, Progress, StateChange
 from plimsoll.migration.states import ENDED, TRANSITIONS, MigrationState, check_change
 
 # Of what is kept for the report: a day of work takes 8640 short rows.
@@ -174,6 +173,16 @@ def cut_over_age_s(connection: sqlite3.Connection, migration: int) -> float:
     return max(0.0, float(age_s))
 
 
+def was_taken_back(connection: sqlite3.Connection, migration: int) -> bool:
+    """Whether the server by itself has ever taken a cut-over of it back."""
+    return bool(
+        connection.execute(
+            "SELECT 1 FROM migration_changes WHERE migration = ? AND who = ? AND after = ?",
+            (migration, SERVER, MigrationState.ROLLED_BACK.value),
+        ).fetchone()
+    )
+
+
 def set_checkpoint(connection: sqlite3.Connection, migration: int, checkpoint: Checkpoint) -> None:
     """Say how far a migration is, and keep how far it was when, every few seconds."""
     connection.execute(
@@ -224,25 +233,6 @@ def judged_queries(connection: sqlite3.Connection, migration: int) -> list[Judge
         "SELECT queries FROM judged_queries WHERE migration = ?", (migration,)
     ).fetchone()
     return [JudgedQuery.of_json(given) for given in json.loads(queries)]
-
-
-def lacking(
-    connection: sqlite3.Connection, migration: Migration, position: int
-) -> Iterable[tuple[int, int]]:
-    """Rows after `position` whose documents have no new vector and are not left out, with the
-    bytes of their texts; in their order.
-    """
-    found: Iterable[tuple[int, int]] = connection.execute(
-        f"""SELECT documents.row, length(CAST(documents.text AS BLOB))
-        FROM {documents_table(migration.collection_id)} AS documents
-        LEFT JOIN {vectors_table(migration.target_version)} AS new ON new.row = documents.row
-        LEFT JOIN quarantine ON quarantine.migration = ?1 AND quarantine.row = documents.row
-            AND quarantine.text_sha256 = documents.text_sha256
-        WHERE documents.row > ?2 AND new.row IS NULL AND quarantine.row IS NULL
-        ORDER BY documents.row""",
-        (migration.id, position),
-    )
-    return found
 
 
 def _put_judged(

@@ -6,8 +6,9 @@ one migration of a collection is open at a time.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from sqlite3 import Connection
 from time import monotonic
 from typing import Any, TypeAlias
@@ -15,7 +16,8 @@ from typing import Any, TypeAlias
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.reclaim import TableReclaim
 from plimsoll.corpora.spaces import served_space
-from plimsoll.errors import MigrationStateError, StoreError
+from plimsoll.corpora.tasks import SearchResults, SearchTask
+from plimsoll.errors import MigrationStateError, OutsideUnavailableError, StoreError
 from plimsoll.links.links import Links
 from plimsoll.migration import bridges, journal, pointer, progressive, quarantine, shadow_share
 from plimsoll.migration.bridges import BridgeWish
@@ -23,12 +25,14 @@ from plimsoll.migration.changes import Change, Follow, StateChanges
 from plimsoll.migration.cutovers import Cutovers
 from plimsoll.migration.hooks import journal as hooks_journal
 from plimsoll.migration.hooks.hooks import MigrationHooks
+from plimsoll.migration.old_answers import OldAnswers
 from plimsoll.migration.outside import OutsidePointers
 from plimsoll.migration.readiness import SearchReadiness
 from plimsoll.migration.records import Migration, Progress
 from plimsoll.migration.runs import MigrationRuns
+from plimsoll.migration.second_answers import SecondAnswers
 from plimsoll.migration.shadow_searches import ShadowSearches, shares
-from plimsoll.migration.startup import IdleVersions, cut_over_ages, leave_out_unserved
+from plimsoll.migration.startup import CutOver, IdleVersions, cut_over, leave_out_unserved
 from plimsoll.migration.states import UNDER_WAY, MigrationState
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
@@ -45,15 +49,15 @@ EVENT_EVERY_S = 1.0
 _S = MigrationState
 JUDGED = (_S.READY, _S.ROLLED_BACK)
 
-Figures: TypeAlias = list[tuple[Migration, float]]
-"""A number of each."""
+Shares: TypeAlias = list[tuple[Migration, float]]
+"""Of live searches that each compares."""
 
 
 class Migrations:
     """Begins and ends migrations.
 
     thread: reads and writes the file for changes of state. scans: the threads of runs and verdicts,
-    which may take long. Both end with `close`, and so does `shadows`. hooks: may be listed and
+    which may take long. Both end with `close`, and so does `second`. hooks: may be listed and
     tried.
     """
 
@@ -70,6 +74,7 @@ class Migrations:
         thread: ThreadPoolExecutor,
         scans: ThreadPoolExecutor,
         hooks: MigrationHooks,
+        second: SecondAnswers,
         shadows: ShadowSearches,
         readiness: SearchReadiness,
         clock: Callable[[], float] = monotonic,
@@ -83,22 +88,25 @@ class Migrations:
         self._drain = drain
         self._scans = scans
         self.hooks = hooks
+        self._second = second
         self._shadows = shadows
         self._changes = StateChanges(database, runs, metrics, thread)
         self._cutovers = Cutovers(self._changes, judge, links, hooks, readiness, clock)
-        self._looking: list[asyncio.Task[None]] = []  # at versions that searches do not read
+        self._old_answers = OldAnswers(database, second, self._cutovers, models.max_open)
+        self._outside = OutsidePointers(self._changes, links, self._cutovers)
+        self._looking = set[asyncio.Task[None]]()  # at versions and homes that searches do not read
 
     async def start(self) -> None:
         """Go on with what was under way when the server stopped."""
         if not self._database.path.exists():
             return
 
-        def look(connection: Connection) -> tuple[list[Migration], Figures, Figures]:
+        def look(connection: Connection) -> tuple[list[Migration], list[CutOver], Shares]:
             found = leave_out_unserved(connection, self._models)
-            return found, cut_over_ages(connection, found), shares(connection, found)
+            return found, cut_over(connection, found), shares(connection, found)
 
         try:
-            found, cut_over, compared = await self._changes.write(look)
+            found, watched, compared = await self._changes.write(look)
             interrupted = await self._changes.read(hooks_journal.interrupted_after_cutover)
         except StoreError as error:  # collections are refused with it; all else is served
             log.error("%s", error)
@@ -107,21 +115,18 @@ class Migrations:
             if migration.state in UNDER_WAY:
                 log.info("migration %d of %r goes on", migration.id, migration.collection)
                 self._runs.start(migration.id)
-        self._cutovers.start(cut_over, interrupted)
+        self._cutovers.start(watched, interrupted)
         self._shadows.start(compared)
         idle = IdleVersions(self._changes, self._judge)
-        outside = OutsidePointers(self._changes, self._links, self._cutovers)
-        self._looking = [
-            asyncio.create_task(idle.look(found)),
-            asyncio.create_task(outside.mend(found)),
-        ]
+        self._look(idle.look(found))
+        self._look(self._outside.mend(found))
 
     async def close(self) -> None:
         """Stop working, and end the thread; a server that starts again goes on."""
         for task in self._looking:
             task.cancel()
         await asyncio.gather(*self._looking, return_exceptions=True)
-        await self._shadows.close()
+        await self._second.close()
         await self._cutovers.close()
         await self._changes.finish()
         await self._runs.close()
@@ -131,6 +136,11 @@ class Migrations:
     def searched(self, collection: str, is_answered: bool) -> None:
         """Take note of a search, which may take a cut-over back."""
         self._cutovers.searched(collection, is_answered)
+
+    def answered(self, task: SearchTask, found: SearchResults, seconds: float) -> None:
+        """Take note of an answer by meaning, which may be compared with the other version's."""
+        self._shadows.answered(task, found, seconds)
+        self._old_answers.answered(task, found)
 
     async def begin(
         self,
@@ -299,12 +309,14 @@ class Migrations:
         self, number: int, who: str, why: str, *, force: bool = False
     ) -> MigrationStatus:
         """Let searches read the new version. Raises as `Cutovers.cut_over` does."""
-        await self._cutovers.cut_over(number, who, why, force=force)
+        with self._lost_answers_found(number):
+            await self._cutovers.cut_over(number, who, why, force=force)
         return await self.status(number)
 
     async def roll_back(self, number: int, who: str, why: str) -> MigrationStatus:
         """Let searches read the old version again. Raises as `Cutovers.roll_back` does."""
-        await self._cutovers.roll_back(number, who, why)
+        with self._lost_answers_found(number):
+            await self._cutovers.roll_back(number, who, why)
         return await self.status(number)
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
@@ -324,6 +336,20 @@ class Migrations:
         self._shadows.set_share(status.counts.migration, 0.0)
         self._links.wake(status.counts.migration.collection)
         return status
+
+    def _look(self, looking: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(looking)
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    @contextmanager
+    def _lost_answers_found(self, number: int) -> Iterator[None]:
+        """Look, once the outside answers again, whether it has done what was given up here."""
+        try:
+            yield
+        except OutsideUnavailableError:
+            self._look(self._outside.mend_lost(number))
+            raise
 
     async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
         return await self.status((await self._changes.change(work, follow)).id)

@@ -1,7 +1,7 @@
-"""Mends what a server that died in the midst of a pointer's change has changed outside alone.
+"""Mends what a pointer's change has changed outside alone: the server died, or an answer was lost.
 
-`cutovers` changes the outside while the transaction of the file waits; so a start finds it ahead of
-the pointer, or both as they were.
+`cutovers` changes the outside while the transaction of the file waits; so the outside is found
+ahead of the pointer, or both as they were.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ from plimsoll.migration.states import MigrationState
 
 log = logging.getLogger(__name__)
 
-WHY = "this had been done outside when the server stopped"
+STOPPED = "this had been done outside when the server stopped"
+LOST = "this had been done outside, whose answer was lost"
 
 _S = MigrationState
 
@@ -46,32 +47,36 @@ class OutsidePointers:
         async with asyncio.TaskGroup() as group:
             for migration in migrations:
                 if migration.state in (_S.READY, _S.CUT_OVER, _S.ROLLED_BACK):
-                    group.create_task(self._mend(migration.id))
+                    group.create_task(self._mend(migration.id, STOPPED))
 
-    async def _mend(self, number: int) -> None:
+    async def mend_lost(self, number: int) -> None:
+        """Likewise of one whose outside has not answered whether it did what it was told."""
+        await self._mend(number, LOST)
+
+    async def _mend(self, number: int, why: str) -> None:
         try:
-            await self._mend_once_it_answers(number)
+            await self._mend_once_it_answers(number, why)
         except (LinkStateError, MigrationStateError, OutsideError, StoreError) as error:
             log.error("migration %d: %s", number, error)
 
-    async def _mend_once_it_answers(self, number: int) -> None:
+    async def _mend_once_it_answers(self, number: int, why: str) -> None:
         while True:
             before = await self._changes.read(lambda connection: journal.find(connection, number))
             try:
                 async with self._links.held(before.collection) as link:
                     if link is not None:
-                        await self._follow(before, await link.active())
+                        await self._follow(before, await link.active(), why)
                 return
             except OutsideUnavailableError as error:
                 log.warning("migration %d waits: %s", number, error)
                 wait_s = error.retry_after_s
             await asyncio.sleep(wait_s)
 
-    async def _follow(self, before: Migration, active: str | None) -> None:
+    async def _follow(self, before: Migration, active: str | None, why: str) -> None:
         number = before.id
         if before.state is _S.CUT_OVER and active == before.source.fingerprint:
             await self._cutovers.note_way_back(
-                lambda connection: pointer.roll_back(connection, number, SERVER, WHY)
+                lambda connection: pointer.roll_back(connection, number, SERVER, why)
             )
         elif before.state is not _S.CUT_OVER and active == before.target.fingerprint:
             await self._cutovers.note_cut_over(
@@ -80,7 +85,7 @@ class OutsidePointers:
                     connection,
                     number,
                     SERVER,
-                    WHY,
+                    why,
                     force=True,
                     keeps_old=_keeps_old(connection, before),
                 ),

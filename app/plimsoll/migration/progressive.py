@@ -44,7 +44,7 @@ def end(connection: sqlite3.Connection, migration: Migration) -> None:
 
 def end_where_alone(connection: sqlite3.Connection, migration: Migration, most_open: int) -> None:
     """End it where searches would have two models take turns, now that there is no bridge."""
-    if not migration.source.is_foreign and not _may_both_open(migration, most_open):
+    if not migration.source.is_foreign and not may_both_open(migration, most_open):
         end(connection, migration)
 
 
@@ -53,6 +53,7 @@ def switch(
 ) -> None:
     """Begin or end it, and write down who did. Raises UnknownMigrationError, and as `begin`."""
     migration = journal.find(connection, number)
+    bridges.set_read(connection, number, is_read=is_on)  # also one that is not there yet
     if is_on:
         begin(connection, migration, most_open)
         told = "searches read the new version where it has vectors, and the old one for the rest"
@@ -92,11 +93,12 @@ def _check(connection: sqlite3.Connection, migration: Migration, most_open: int)
 
 def check_both_open(migration: Migration, most_open: int) -> None:
     """Raise MigrationStateError where searches would have two models take turns."""
-    if not _may_both_open(migration, most_open):
+    if not may_both_open(migration, most_open):
         raise MigrationStateError(
             "searches would open two models in turn: set PLIMSOLL_MAX_OPEN_MODELS to 2 or more"
         )
 
 
-def _may_both_open(migration: Migration, most_open: int) -> bool:
+def may_both_open(migration: Migration, most_open: int) -> bool:
+    """Whether both models may be open at once, so that searches have none of them wait."""
     return most_open >= 2 or migration.source.model == migration.target.model

@@ -1,47 +1,30 @@
 """Asks the new version what clients asked the old one, in the background, and counts how far both
 agree. Clients have the old version's answer by then.
 
-A comparison is a client of its own: the bulk class of the queue, a permit that waits for no room,
-a thread and copies of vectors of its own. It is dropped where memory is short, the queue is full or
-enough others are under way. Owns which searches are compared, and the tasks. Lives on the event
-loop.
+Owns which searches are compared. Lives on the event loop.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from sqlite3 import Connection
 from time import perf_counter
 
 from plimsoll.corpora.database import Database
-from plimsoll.corpora.search import CollectionSearch
 from plimsoll.corpora.tasks import SearchResults, SearchTask
-from plimsoll.errors import (
-    EncodeMemoryError,
-    ModelLoadingError,
-    OverloadError,
-    PlimsollError,
-    StoreError,
-)
+from plimsoll.errors import PlimsollError, StoreError
 from plimsoll.migration import journal, shadow
 from plimsoll.migration.measures import DEPTH
 from plimsoll.migration.records import Migration
+from plimsoll.migration.second_answers import DROPPING, SecondAnswers
 from plimsoll.migration.shadow import Comparison
 from plimsoll.migration.states import ENDED, MigrationState
-from plimsoll.policy.priority import Priority
-from plimsoll.serving.gate import AdmissionGate
 from plimsoll.telemetry.migrations import MigrationMetrics, ShadowOutcome
 
 log = logging.getLogger(__name__)
 
-MOST_AT_ONCE = 2
 # The new version is whole, and searches read the old one.
 COMPARED = frozenset({MigrationState.VALIDATING, MigrationState.READY, MigrationState.ROLLED_BACK})
-# Not the version's fault: the server protects what it does for clients.
-DROPPING = (OverloadError, EncodeMemoryError, ModelLoadingError)
 UNFORESEEN = "unforeseen"
 
 
@@ -54,29 +37,20 @@ class _Share:
 
 
 class ShadowSearches:
-    """Compares live searches.
-
-    search: reads with `thread`, and no client's search does; both end with `close`.
-    draw: a number from 0 to 1.
-    """
+    """Compares live searches. draw: a number from 0 to 1."""
 
     def __init__(
         self,
         database: Database,
-        search: CollectionSearch,
-        gate: AdmissionGate,
+        second: SecondAnswers,
         metrics: MigrationMetrics,
-        thread: ThreadPoolExecutor,
         draw: Callable[[], float],
     ) -> None:
         self._database = database
-        self._search = search
-        self._gate = gate
+        self._second = second
         self._metrics = metrics
-        self._thread = thread
         self._draw = draw
         self._shares: dict[str, _Share] = {}  # by collection
-        self._tasks = set[asyncio.Task[None]]()
 
     def start(self, found: Iterable[tuple[Migration, float]]) -> None:
         """Go on with the shares that were set."""
@@ -94,39 +68,19 @@ class ShadowSearches:
         asked = self._shares.get(task.collection)
         if asked is None or self._draw() >= asked.share:
             return
-        is_short = self._gate.governor.step > 0  # of memory, or clients wait for room
-        if is_short or len(self._tasks) >= MOST_AT_ONCE:
+        if not self._second.have_room:
             self._metrics.shadowed("dropped")
             return
         rows = [each.document.row for each in found.results[:DEPTH]]
         versions = [part.version.id for part in found.parts]
-        # In a context of its own: it works for no request, and outlives the one it repeats.
-        running = asyncio.get_running_loop().create_task(
-            self._compare(asked, task, versions, rows, seconds), context=Context()
-        )
-        self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard)
-
-    async def finish(self) -> None:
-        """Wait for the comparisons under way."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def close(self) -> None:
-        """End them, and the thread."""
-        self._shares.clear()
-        self._search.stop()
-        for task in self._tasks:
-            task.cancel()
-        await self.finish()
-        await asyncio.to_thread(self._thread.shutdown)
-        self._search.close()
+        self._second.begin(self._compare(asked, task, versions, rows, seconds))
 
     async def _compare(
         self, asked: _Share, task: SearchTask, versions: list[int], old: list[int], old_s: float
     ) -> None:
         outcome: ShadowOutcome = "dropped"
         try:
-            migration = await self._database.read(self._thread, _compared, asked.migration)
+            migration = await self._database.read(self._second.thread, _compared, asked.migration)
             if migration is None or versions != [migration.source_version]:
                 return
             outcome = await self._outcome(migration, task, old, old_s)
@@ -138,10 +92,9 @@ class ShadowSearches:
         self, migration: Migration, task: SearchTask, old: list[int], old_s: float
     ) -> ShadowOutcome:
         """Ask the new version, and write down what came of it. Raises StoreError."""
-        again = replace(task, version=migration.target_version, priority=Priority.BULK)
-        permit, began_s = self._gate.permit(wait_s=0.0), perf_counter()
+        began_s = perf_counter()
         try:
-            found = await self._search.by_meaning(again, permit)
+            found = await self._second.ask(task, migration.target_version)
         except DROPPING:
             return "dropped"
         except StoreError:
@@ -152,8 +105,6 @@ class ShadowSearches:
             code = error.code if isinstance(error, PlimsollError) else UNFORESEEN
             await self._write(lambda file: shadow.add_failure(file, migration.id, code))
             return "failed"
-        finally:
-            permit.leave()
         new_s = perf_counter() - began_s
         new = [each.document.row for each in found.results[:DEPTH]]
         seen = Comparison(old, new, old_s, new_s)
@@ -161,7 +112,7 @@ class ShadowSearches:
         return "compared"
 
     async def _write(self, work: Callable[[Connection], None]) -> None:
-        await self._database.write(self._thread, work)
+        await self._database.write(self._second.thread, work)
 
 
 def shares(connection: Connection, found: Iterable[Migration]) -> list[tuple[Migration, float]]:

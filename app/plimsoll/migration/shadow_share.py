@@ -25,7 +25,7 @@ def switch(
     if share:
         _check(connection, migration, most_open)
     shadow.set_share(connection, number, share)
-    told = f"{share:.4g} of searches are compared" if share else "no searches are compared"
+    told = f"{100 * share:.4g} % of searches are compared" if share else "no searches are compared"
     journal.note(connection, migration, who, "; ".join(filter(None, (told, why))))
     return migration
 

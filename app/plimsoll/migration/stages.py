@@ -22,7 +22,7 @@ from plimsoll.corpora.database import Database
 from plimsoll.corpora.patient_embedder import DocumentVectors, PatientEmbedder
 from plimsoll.corpora.records import Space, StoredDocument
 from plimsoll.errors import MigrationStateError, TooLargeError
-from plimsoll.migration import bridges, journal, quarantine
+from plimsoll.migration import bridges, journal, lacking, quarantine
 from plimsoll.migration.held_memory import HeldMemory
 from plimsoll.migration.pace import FULL, BatchLimits, RunPace
 from plimsoll.migration.records import Checkpoint, Migration
@@ -261,7 +261,7 @@ def _next_rows(
     connection: Connection, migration: Migration, position: int, limits: BatchLimits
 ) -> list[tuple[int, int]]:
     journal.check_there(connection, migration)
-    return first_batch(journal.lacking(connection, migration, position), limits)
+    return first_batch(lacking.after(connection, migration, position), limits)
 
 
 def _fault(vector: np.ndarray, space: Space) -> str | None:

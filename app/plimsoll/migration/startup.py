@@ -5,12 +5,14 @@ Which versions it can still write to, and which cut-overs it goes on watching.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from sqlite3 import Connection
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import StoreError, UnknownModelError
 from plimsoll.migration import journal, pointer
+from plimsoll.migration.agreement import least_agreement
 from plimsoll.migration.changes import StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import ENDED, UNDER_WAY, MigrationState
@@ -48,12 +50,36 @@ def leave_out_unserved(connection: Connection, models: ModelPool) -> list[Migrat
     return found
 
 
-def cut_over_ages(
-    connection: Connection, migrations: Sequence[Migration]
-) -> list[tuple[Migration, float]]:
-    """Those that are cut over and may be taken back, with the seconds since then."""
+@dataclass(frozen=True)
+class CutOver:
+    """A migration that is cut over and may be taken back.
+
+    age_s: since then. least_agreement: as `least_agreement_of` has it.
+    """
+
+    migration: Migration
+    age_s: float
+    least_agreement: float
+
+
+def least_agreement_of(connection: Connection, migration: Migration) -> float:
+    """On what searches have to agree after a cut-over; 0: no more than that they are answered.
+
+    One that the server has taken back once, and that is cut over again, is meant as it is.
+    """
+    if journal.was_taken_back(connection, migration.id):
+        return 0.0
+    return least_agreement(migration.verdict)
+
+
+def cut_over(connection: Connection, migrations: Sequence[Migration]) -> list[CutOver]:
+    """Those that are cut over and may be taken back."""
     return [
-        (migration, journal.cut_over_age_s(connection, migration.id))
+        CutOver(
+            migration,
+            journal.cut_over_age_s(connection, migration.id),
+            least_agreement_of(connection, migration),
+        )
         for migration in migrations
         if migration.state is MigrationState.CUT_OVER and journal.is_there(connection, migration)
     ]

@@ -6,8 +6,13 @@ import threading
 import pytest
 from qdrant_client import QdrantClient, models
 
+from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideUnavailableError
+from plimsoll.links.qdrant.outside import QdrantOutside
+from plimsoll.migration.outside import LOST
+from plimsoll.migration.records import SERVER
 from plimsoll.migration.states import MigrationState as State
+from tests.fakes import DEADLINE_S
 from tests.links.linked import embedded, in_step, migrate, old_vector, pull, shown, until
 from tests.links.qdrant.ships import (
     ALIAS,
@@ -24,7 +29,7 @@ from tests.links.qdrant.ships import (
     until_embedded,
     write_text,
 )
-from tests.migration.models import OLD
+from tests.migration.models import CHECK_S, OLD
 from tests.qdrant_server import QdrantServer
 
 N = 150
@@ -204,6 +209,39 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(folder, application, qd
             await server.migrations.cut_over(number, "test", "", force=True)
             await is_embedded(server, application)
             assert (await server.links.status("ships")).waits is None
+
+    asyncio.run(play())
+
+
+def test_a_switch_whose_answer_is_lost_is_followed_once_the_server_answers_again(
+    folder, application, monkeypatch
+):
+    """The alias leads to the new vectors already, and searches here would not before a restart."""
+    make_ships(application, 40)
+    switch, n_lost = QdrantOutside.switch, 1
+
+    def lose_answer(self: QdrantOutside, space: Space) -> str:
+        nonlocal n_lost
+        told = switch(self, space)
+        if n_lost:
+            n_lost -= 1
+            raise OutsideUnavailableError("no answer within 20 s", retry_after_s=0.1)
+        return told
+
+    monkeypatch.setattr(QdrantOutside, "switch", lose_answer)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await migrate(server)
+            with pytest.raises(OutsideUnavailableError, match="no answer"):
+                await server.migrations.cut_over(number, "test", "", force=True)
+            async with asyncio.timeout(DEADLINE_S):
+                while (await server.migrations.status(number)).state is not State.CUT_OVER:
+                    await asyncio.sleep(CHECK_S)
+            last = (await server.migrations.status(number)).counts.changes[-1]
+            assert (last.who, last.why) == (SERVER, LOST)
+            await is_embedded(server, application)
 
     asyncio.run(play())
 
