@@ -428,4 +428,4 @@ def test_a_plan_waits_while_its_model_is_made_ready(
     monkeypatch.setattr(Client, "_do", refused)
     planned = migrate("plan", ships, "--model", NEW)
     assert (planned.exit_code, n_refused) == (0, 2)
-    assert planned.stderr.count("plimsoll: waiting: new is being made ready") == 1
+    assert planned.stderr.count("waiting: the server refused (503): new is being made ready") == 1
