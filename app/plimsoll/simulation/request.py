@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from plimsoll.policy.admission import Permit
-from plimsoll.policy.costs import CHARACTERS_PER_TOKEN, Demand
+from plimsoll.policy.costs import CHARACTERS_PER_TOKEN, IDS_STEP_BYTES, Demand, TextSizes
+from plimsoll.simulation.machine import SimulatedMachine
 from plimsoll.simulation.report import Fate, RequestRecord
 from plimsoll.simulation.trace import Arrival
 
@@ -29,6 +30,15 @@ class SimulatedRequest:
     n_done: int = 0
     wait_s: float | None = None
     record: RequestRecord | None = None
+
+    @classmethod
+    def of(cls, arrival: Arrival, machine: SimulatedMachine) -> "SimulatedRequest":
+        """Return one that has just come."""
+        lengths = [min(n_tokens, machine.token_limit) for n_tokens in arrival.tokens]
+        # Tokenizing takes no time here, so room for ids is asked for once.
+        sizes = TextSizes.of(lengths)
+        ids = [Demand(0, sizes.ids_bytes)] if sizes.ids_bytes >= IDS_STEP_BYTES else []
+        return cls(arrival, lengths, [*ids, machine.demand(sizes)])
 
     @property
     def has_ended(self) -> bool:

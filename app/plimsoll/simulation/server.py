@@ -18,10 +18,7 @@ from plimsoll.policy.breaker import Transition
 from plimsoll.policy.costs import (
     BATCH_TEXTS,
     CHARACTERS_PER_TOKEN,
-    IDS_STEP_BYTES,
     WINDOW_TEXTS,
-    Demand,
-    TextSizes,
     sparse_demand,
 )
 from plimsoll.policy.decision import Decision, Outcome
@@ -163,11 +160,7 @@ class _Server:
         self._note_peak()
 
     def _arrive(self, arrival: Arrival) -> None:
-        lengths = [min(n_tokens, self._machine.token_limit) for n_tokens in arrival.tokens]
-        # Tokenizing takes no time here, so room for ids is asked for once.
-        sizes = TextSizes.of(lengths)
-        ids = [Demand(0, sizes.ids_bytes)] if sizes.ids_bytes >= IDS_STEP_BYTES else []
-        request = SimulatedRequest(arrival, lengths, [*ids, self._machine.demand(sizes)])
+        request = SimulatedRequest.of(arrival, self._machine)
         self._attempts.begin(request)
         self._ask(request)
 
