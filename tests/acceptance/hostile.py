@@ -11,8 +11,9 @@ import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice
 from random import Random
 
@@ -105,13 +106,17 @@ async def random_bytes(connection: Connection) -> None:
 
 async def tls_hello(connection: Connection) -> None:
     """What a client of https:// begins with."""
-    hello = ssl.MemoryBIO()
-    context = ssl.create_default_context()
-    try:
-        context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
-    except ssl.SSLWantReadError:
-        await connection.send(hello.read())
+    await connection.send(hello())
     await connection.read()
+
+
+@cache
+def hello() -> bytes:
+    """The first message of a TLS client; made once, since certificates are read for it."""
+    sent, context = ssl.MemoryBIO(), ssl.create_default_context()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
+    return sent.read()
 
 
 KINDS: tuple[Callable[[Connection], Awaitable[None]], ...] = (
