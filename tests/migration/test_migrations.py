@@ -23,7 +23,6 @@ from plimsoll.migration import quarantine
 from plimsoll.migration.stages import TEXT_COPIES, DocumentVectors, PatientEmbedder
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.models.slot import ModelState
-from plimsoll.policy.priority import Priority
 from plimsoll.serving.gate import RequestPermit
 from tests.fakes import DEADLINE_S
 from tests.migration.models import BAD, CHECK_S, NEW, OLD, Inside, inside, settings_of, texts
@@ -505,10 +504,10 @@ def test_a_document_that_memory_is_never_enough_for_is_left_out(
     keep = RequestPermit.keep
     huge = Document("huge", "ship " * 20_000)
 
-    def limited(permit: RequestPermit, n_bytes: int, priority: Priority) -> None:
+    def limited(permit: RequestPermit, n_bytes: int, *, yields: bool) -> None:
         if n_bytes == len(huge.text) * TEXT_COPIES:
             raise TooLargeError("never so much")
-        keep(permit, n_bytes, priority)
+        keep(permit, n_bytes, yields=yields)
 
     async def scene(server: Inside) -> None:
         await server.put("ships", [huge])

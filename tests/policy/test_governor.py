@@ -327,46 +327,46 @@ def test_waiting_requests_are_known_in_the_order_they_came(bench: Bench):
     assert not governor.waiting
 
 
-def test_bulk_work_leaves_some_room_to_interactive_requests(bench: Bench):
+def test_background_work_leaves_some_room_to_others(bench: Bench):
     """So it stands back while a search still finds its room."""
-    left = round(lines.LEFT_BY_BULK_RATIO * BUDGET)
+    left = round(lines.LEFT_BEHIND_RATIO * BUDGET)
     bench.hold(Demand(0, 400))
     for n_bytes, outcome in ((200 - left, Outcome.ADMIT), (201 - left, Outcome.WAIT)):
-        bulk = Demand(0, n_bytes, priority=Priority.BULK)
-        assert bench.governor.explain(bulk).outcome is outcome
+        background = Demand(0, n_bytes, yields=True)
+        assert bench.governor.explain(background).outcome is outcome
     assert bench.governor.explain(Demand(0, 200)).outcome is Outcome.ADMIT
 
 
 @pytest.mark.parametrize("missing", [0, 1, 10, 100])
-def test_bulk_work_that_nearly_fills_an_idle_server_leaves_half_of_the_rest(
+def test_background_work_that_nearly_fills_an_idle_server_leaves_half_of_the_rest(
     bench: Bench, missing: int
 ):
     """Else it would be admitted at no other time than when nothing else is there at all."""
-    bulk = Demand(0, ROOM - missing, priority=Priority.BULK)
-    assert bench.governor.explain(bulk).outcome is Outcome.ADMIT
-    beside = bench.hold(Demand(0, missing - min(60, missing // 2)))
-    assert bench.governor.explain(bulk).outcome is Outcome.ADMIT
+    background = Demand(0, ROOM - missing, yields=True)
+    assert bench.governor.explain(background).outcome is Outcome.ADMIT
+    beside = bench.hold(Demand(0, missing - min(120, missing // 2)))
+    assert bench.governor.explain(background).outcome is Outcome.ADMIT
     bench.governor.keep(beside, 1)
-    assert bench.governor.explain(bulk).outcome is Outcome.WAIT
+    assert bench.governor.explain(background).outcome is Outcome.WAIT
 
 
-def test_bulk_work_finds_no_room_while_an_interactive_request_waits_for_it(bench: Bench):
+def test_background_work_finds_no_room_while_another_request_waits_for_it(bench: Bench):
     """The one that waits is asked first, though it came later."""
     bench.hold(Demand(0, ROOM - 200))
-    bulk, live = Permit(), Permit()
-    large = Demand(0, 199, priority=Priority.BULK)
+    background, live = Permit(), Permit()
+    large = Demand(0, 199, yields=True)
     small = replace(large, held_bytes=1)
-    assert bench.governor.renew(bulk, large).outcome is Outcome.WAIT
+    assert bench.governor.renew(background, large).outcome is Outcome.WAIT
     assert bench.governor.explain(small).outcome is Outcome.ADMIT
     assert bench.governor.renew(live, Demand(0, 201)).outcome is Outcome.WAIT
-    assert bench.governor.waiting == [live, bulk]
+    assert bench.governor.waiting == [live, background]
 
     assert bench.governor.explain(small).outcome is Outcome.WAIT
-    assert bench.governor.keep(Permit(), 1, Priority.BULK).outcome is Outcome.NO_ROOM
+    assert bench.governor.keep(Permit(), 1, yields=True).outcome is Outcome.NO_ROOM
     assert bench.governor.explain(Demand(0, 1)).outcome is Outcome.ADMIT
     bench.governor.give_up(live)
     assert bench.governor.explain(small).outcome is Outcome.ADMIT
-    assert bench.governor.waiting == [bulk]
+    assert bench.governor.waiting == [background]
 
 
 def test_a_waiting_request_that_becomes_too_large_waits_no_more(bench: Bench):

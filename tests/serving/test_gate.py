@@ -25,7 +25,6 @@ from plimsoll.policy.costs import Demand
 from plimsoll.policy.decision import Outcome
 from plimsoll.policy.floor import FLOOR_WINDOW_S
 from plimsoll.policy.governor import Governor
-from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunLimits
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 from tests.fakes import DEADLINE_S, FakeClock
@@ -235,13 +234,13 @@ def test_the_request_that_waits_longest_looks_first():
     run(scenario)
 
 
-def test_an_interactive_request_looks_before_bulk_work_that_came_first():
+def test_a_request_looks_before_background_work_that_came_first():
     bench = Bench()
 
     async def scenario() -> None:
         inside = await bench.admitted(Demand(10, ROOM))
-        bulk = await waiting(bench, Demand(10, ROOM - MIB, priority=Priority.BULK))
-        live = await waiting(bench, Demand(10, ROOM - MIB))
+        bulk = await waiting(bench, Demand(10, ROOM - 200 * MIB, yields=True))
+        live = await waiting(bench, Demand(10, ROOM - 200 * MIB))
         inside.leave()
         await settled()
         assert live.done()

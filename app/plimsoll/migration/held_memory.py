@@ -1,8 +1,7 @@
-"""Memory that a migration holds for what it has read, asked for as any client's bulk work is."""
+"""Memory that a migration holds for what it has read, asked for as background work is."""
 
 from plimsoll.corpora.patient_embedder import Pause, Yielding
 from plimsoll.errors import OverloadError, TooLargeError
-from plimsoll.policy.priority import Priority
 from plimsoll.serving.gate import AdmissionGate, RequestPermit
 
 
@@ -27,8 +26,8 @@ class HeldMemory:
         self._permits.add(permit)
         while True:
             try:
-                await permit.wait_to_keep(n_bytes, Priority.BULK)
-                permit.keep(n_bytes, Priority.BULK)
+                await permit.wait_to_keep(n_bytes, yields=True)
+                permit.keep(n_bytes, yields=True)
                 return permit
             except OverloadError as error:
                 self._yielding(str(error))

@@ -20,11 +20,10 @@ from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.floor import SETTLED_AFTER_S, MemoryFloor
 from plimsoll.policy.lines import (
     FALLBACK_RATIO,
-    LEFT_BY_BULK_RATIO,
+    LEFT_BEHIND_RATIO,
     OPEN_RATIO,
     admission_ratio,
 )
-from plimsoll.policy.priority import Priority
 from plimsoll.policy.return_times import Place
 
 
@@ -266,15 +265,15 @@ class Admission:
         return OPEN_RATIO * self._budget_bytes
 
     def _left_bytes(self, demand: Demand) -> int:
-        """What `demand` leaves to interactive requests, if it is bulk.
+        """What `demand` leaves to requests of others, if it is background work.
 
         No more than half of what an idle server would have beside it: the larger it is, the less
         others find anyway.
         """
-        if demand.priority is not Priority.BULK:
+        if not demand.yields:
             return 0
         beside_bytes = self.largest_bytes(demand) - demand.peak_bytes
-        return max(0, min(round(LEFT_BY_BULK_RATIO * self._budget_bytes), beside_bytes // 2))
+        return max(0, min(round(LEFT_BEHIND_RATIO * self._budget_bytes), beside_bytes // 2))
 
     def _line_of(self, demand: Demand) -> int:
         fallback_bytes = round(FALLBACK_RATIO * self._budget_bytes)

@@ -44,6 +44,7 @@ class Demand:
     run_bytes: peak of its largest single run, which is its longest text alone.
     is_fallback: it stands in for something larger that found no room, and may pass the line.
     priority: class of its texts.
+    yields: it is background work, which leaves room to others (admission.py).
     """
 
     n_tokens: int
@@ -52,6 +53,7 @@ class Demand:
     is_fallback: bool = False
     waiting_tokens: int | None = None  # None: all
     priority: Priority = Priority.INTERACTIVE
+    yields: bool = False
 
     @property
     def peak_bytes(self) -> int:
@@ -134,7 +136,9 @@ def dense_demand(
 ) -> Demand:
     """What texts take; `run_bytes` predicts the peak of one run of texts of so many tokens.
 
-    priority: the class that is asked for; None: by their size. Of the reply as in `held_bytes`.
+    priority: the class that is asked for; None: by their size. What asks for bulk yields to
+        others; a long list of a client that waits does not. Of the reply
+        as in `held_bytes`.
     """
     held = held_bytes(
         sizes, hidden=hidden, dimensions=dimensions, encodings=encodings, echoed_bytes=echoed_bytes
@@ -145,6 +149,7 @@ def dense_demand(
         run_bytes=run_bytes([sizes.longest]) if sizes.longest else 0,
         waiting_tokens=sizes.window_tokens,
         priority=priority_of(sizes.n_tokens, priority),
+        yields=priority is Priority.BULK,
     )
 
 

@@ -11,8 +11,8 @@ order, as far as its size is known:
     breaker       memory failed or ran high                   the fallback, or 503
     room          no room below the memory line now           a bounded wait, then as above
 
-The line lies at 0.70 of the budget (lines.py): no predicted peak above it is let in. Bulk work
-leaves some of the room to interactive requests, and finds none while one of them waits for it.
+The line lies at 0.70 of the budget (lines.py): no predicted peak above it is let in. Background
+work leaves some of the room to others, and finds none while one of them waits for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ class Governor:
 
     @property
     def waiting(self) -> Sequence[Permit]:
-        """Permits of requests that wait for room: interactive ones first, as they came."""
+        """Permits of requests that wait for room, background work last, else as they came."""
         return self._waiting.in_turn
 
     @property
@@ -178,7 +178,7 @@ class Governor:
         """
         decision = self._decide(permit, demand, may_wait=may_wait)
         if decision.outcome is Outcome.WAIT:
-            self._waiting.put(permit, demand.priority)
+            self._waiting.put(permit, demand)
             return decision
         self._waiting.take(permit)
         if decision.outcome is Outcome.ADMIT:
@@ -186,15 +186,13 @@ class Governor:
         self._expect_back(permit, demand, decision)
         return decision
 
-    def keep(
-        self, permit: Permit, n_bytes: int, priority: Priority = Priority.INTERACTIVE
-    ) -> Decision:
+    def keep(self, permit: Permit, n_bytes: int, *, yields: bool = False) -> Decision:
         """Let a permit hold more bytes beside its demand: a body, what was parsed from it.
 
         Where the outcome is not ADMIT it keeps what it had.
         """
         held_bytes = n_bytes - permit.kept_bytes + permit.demand.held_bytes
-        wanted = Demand(0, held_bytes, priority=priority)
+        wanted = Demand(0, held_bytes, yields=yields)
         decision = self._decide(permit, wanted, may_wait=False)
         if decision.outcome is Outcome.ADMIT:
             self.admission.keep(permit, n_bytes)

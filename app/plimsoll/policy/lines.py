@@ -21,9 +21,9 @@ REFAULTS_PER_S = 500.0  # pages that are read again: 2 MiB a second
 # slow disk a few of them hold every run up.
 DISK_STALLS_RATIO = 0.15
 REFAULTS_SUSTAINED_S = 5.0  # a new model reads its file once, which is no shortage
-# Of the budget, below the line: what bulk work leaves to interactive requests. In 384 MiB two
-# searches take 20 MiB at a time.
-LEFT_BY_BULK_RATIO = 0.06
+# Of the budget, below the line: what background work leaves to the requests of others. In 384 MiB
+# two searches take 20 MiB at a time, and others of the group take some before it stands back.
+LEFT_BEHIND_RATIO = 0.12
 # Step 3. The fallback takes little, and has to answer while memory stands above the line.
 FALLBACK_RATIO = 0.85
 # Step 4: the breaker.
@@ -119,8 +119,8 @@ TABLE = (
         "a request finds no room below the line that admission defends",
         (
             "the vector cache is dropped",
-            "it waits at most PLIMSOLL_QUEUE_TIMEOUT_S; bulk work leaves "
-            f"{LEFT_BY_BULK_RATIO:.0%} of the budget to others, and waits until none of them waits",
+            "it waits at most PLIMSOLL_QUEUE_TIMEOUT_S; background work, such as a migration's, "
+            f"leaves {LEFT_BEHIND_RATIO:.0%} of the budget to others, and waits while they do",
             "then it gets BM25 or 503",
         ),
     ),

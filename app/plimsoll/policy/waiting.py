@@ -2,29 +2,28 @@
 
 from plimsoll.policy.admission import Permit
 from plimsoll.policy.costs import Demand
-from plimsoll.policy.priority import Priority
 
 # More requests than this do not wait for room: each holds its texts until then.
 MOST_WAITING = 256
 
 
 class WaitingPermits:
-    """Owns the permits that wait, each with the class of what it waits for."""
+    """Owns the permits that wait, and which of them stand for background work."""
 
     def __init__(self) -> None:
-        self._permits: dict[Permit, Priority] = {}  # in the order they came
+        self._permits: dict[Permit, bool] = {}  # in the order they came; whether each yields
 
     def __bool__(self) -> bool:
         return bool(self._permits)
 
     @property
     def in_turn(self) -> list[Permit]:
-        """Interactive ones first, each class in the order they came."""
-        return sorted(self._permits, key=lambda permit: self._permits[permit] is Priority.BULK)
+        """Those that do not yield first, and else in the order they came."""
+        return sorted(self._permits, key=self._permits.__getitem__)
 
-    def put(self, permit: Permit, priority: Priority) -> None:
+    def put(self, permit: Permit, demand: Demand) -> None:
         """Let one wait; it keeps its place where it does already."""
-        self._permits.setdefault(permit, priority)
+        self._permits.setdefault(permit, demand.yields)
 
     def take(self, permit: Permit) -> None:
         """Let one wait no more, if it did."""
@@ -35,5 +34,5 @@ class WaitingPermits:
         return permit in self._permits or len(self._permits) < MOST_WAITING
 
     def come_before(self, demand: Demand) -> bool:
-        """Whether what room there is belongs to an interactive request that waits for it."""
-        return demand.priority is Priority.BULK and Priority.INTERACTIVE in self._permits.values()
+        """Whether what room there is belongs to one that waits for it, and does not yield."""
+        return demand.yields and False in self._permits.values()

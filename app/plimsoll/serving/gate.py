@@ -43,8 +43,8 @@ class AdmissionGate:
         self._usage = usage
         self._set_limits = set_limits
         self.queue_timeout_s = queue_timeout_s
-        # In the order they came, with the class of each.
-        self._waiting: dict[asyncio.Future[None], Priority] = {}
+        # In the order they came, and whether each yields to others.
+        self._waiting: dict[asyncio.Future[None], bool] = {}
 
     def permit(self, *, wait_s: float | None = None) -> "RequestPermit":
         """A permit for one request, which holds nothing yet.
@@ -76,11 +76,11 @@ class AdmissionGate:
         self.governor.run_ended(run)
 
     def wake(self) -> None:
-        """Let the waiting look again, interactive ones first: something changed, or time passed."""
+        """Let the waiting look again, background work last: something changed, or time passed."""
         waiting, self._waiting = self._waiting, {}
         if waiting:
             self.measure()
-        for future in sorted(waiting, key=lambda future: waiting[future] is Priority.BULK):
+        for future in sorted(waiting, key=waiting.__getitem__):
             if not future.done():
                 future.set_result(None)
         self.update_limits()
@@ -101,16 +101,16 @@ class AdmissionGate:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(timeout_s):
                         while decision.outcome is Outcome.WAIT:
-                            await self._change(demand.priority)
+                            await self._change(yields=demand.yields)
                             # `wake` has measured.
                             decision = self.governor.renew(permit, demand)
             finally:
                 self.governor.give_up(permit)
         return decision
 
-    async def _change(self, priority: Priority) -> None:
+    async def _change(self, *, yields: bool) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = priority
+        self._waiting[future] = yields
         try:
             await future
         finally:
@@ -161,18 +161,21 @@ class RequestPermit:
         self._gate.measure()
         self._admit(self._governor.renew(self._permit, demand, may_wait=False))
 
-    def keep(self, n_bytes: int, priority: Priority = Priority.INTERACTIVE) -> None:
-        """Hold so many bytes beside what its texts take, never less than before."""
+    def keep(self, n_bytes: int, *, yields: bool = False) -> None:
+        """Hold so many bytes beside what its texts take, never less than before.
+
+        yields: for background work, which leaves room to others.
+        """
         if n_bytes > self._permit.kept_bytes:
             self._gate.measure()
-            self._admit(self._governor.keep(self._permit, n_bytes, priority))
+            self._admit(self._governor.keep(self._permit, n_bytes, yields=yields))
 
-    async def wait_to_keep(self, n_bytes: int, priority: Priority = Priority.INTERACTIVE) -> None:
+    async def wait_to_keep(self, n_bytes: int, *, yields: bool = False) -> None:
         """Return once `keep` might succeed, or when the timeout has passed."""
         missing_bytes = n_bytes - self._permit.kept_bytes
         if missing_bytes > 0:
             trial = Permit()
-            await self._wait_out(trial, Demand(0, missing_bytes, priority=priority))
+            await self._wait_out(trial, Demand(0, missing_bytes, yields=yields))
             self._governor.leave(trial)
 
     def explain(self, demand: Demand, *, asks_breaker: bool) -> Decision:

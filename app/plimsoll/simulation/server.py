@@ -99,8 +99,6 @@ class _Server:
     def rows_came(self, texts: Sequence[SimulatedText[SimulatedRequest]], began_s: float) -> None:
         """Hand rows to their requests, and queue what follows."""
         self._note_peak()
-        if self._waiting:  # the server looks at memory for them before requests end
-            self._measure()
         for text in texts:
             request = text.owner
             if request.wait_s is None:
@@ -116,7 +114,7 @@ class _Server:
                 self._end(request, Fate.DENSE)
             else:
                 self._refill(request)
-        self._ask_waiting()
+        self._wake()
 
     def found_no_memory(self, text: SimulatedText[SimulatedRequest]) -> None:
         """Tell the breaker, and answer with the fallback."""
@@ -183,8 +181,7 @@ class _Server:
 
     def _enter(self, request: SimulatedRequest) -> None:
         """Let a request in, or refuse it, or let it wait."""
-        if request.permit not in self._waiting:  # memory was looked at as it was woken
-            self._measure()
+        self._measure()
         decision = self._governor.renew(request.permit, request.demands[request.n_admitted])
         if decision.outcome is Outcome.WAIT:
             self._waiting[request.permit] = request
@@ -229,11 +226,6 @@ class _Server:
                 self._fall_back(request, "memory_pressure")
 
     def _wake(self) -> None:
-        if self._waiting:
-            self._measure()
-        self._ask_waiting()
-
-    def _ask_waiting(self) -> None:
         for permit in self._governor.waiting:
             if permit in self._waiting:  # still: those before it may have woken it themselves
                 self._enter(self._waiting[permit])
