@@ -2,9 +2,10 @@
 
 A neighbour in the group takes memory until the run stands back, holds it for a while, and gives it
 back: nothing is killed, every live request has an answer, and the run goes on by itself to its
-verdict, with no text left out. How quick the answers were is told in figures, and not held: where
-no room is left below the line, live requests wait for it as the run does, and then get words. The
-control, a process that takes the limit, has to be killed.
+verdict, with no text left out. What the run leaves is enough for live requests: they are answered
+by vectors, where it stands back. How quick they were is told in figures, and not held: that is a
+matter of who else uses the processors. The control, a process that takes the limit, has to be
+killed.
 """
 
 import json
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.acceptance
 
 SHIPS, IN_Q8 = "ships", "all-MiniLM-L6-v2.Q8_0"
 LIMIT_MIB = 384
+LEAST_DENSE_RATIO = 0.95  # memory that nothing accounts for may be in the way for a moment
 MOST_USED_RATIO = 0.94  # by the neighbour's doing: what is above may kill
 STEP_BYTES = 12 * MIB
 CHECK_S = 0.25
@@ -178,6 +180,8 @@ def test_a_run_that_is_squeezed_stands_back_and_ends(
     assert (found["vectors"], found["quarantined"]) == (extent.n_documents, 0)
     assert found["verdict"]["decision"] == "go", found["verdict"]
     assert not any(figures[name]["without_answer"] for name in times), figures
+    for name in times:
+        assert figures[name]["dense"] >= LEAST_DENSE_RATIO * figures[name]["requests"], figures
 
 
 def test_a_process_that_takes_the_limit_is_killed_by_it():
