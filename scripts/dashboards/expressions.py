@@ -16,7 +16,8 @@ OBJECTIVE_RATIO = 0.99  # of the requests, likewise
 # documents, which last as long as their clients send; and links and migrations, which are watched.
 LOOKING = (
     "/|/collections|/collections/.name.|/collections/.name./documents.*|/collections/.name./doctor"
-    "|/collections/.name./plan|/links.*|/migrations.*|/hooks.*|/health.*|/metrics|/status|/bottleneck|/pages/.*|/v1/models.*|/docs.*|/openapi.json|other"
+    "|/collections/.name./plan|/links.*|/migrations.*|/hooks.*|/health.*|/metrics|/status|/bottleneck|/pages/.*|/v1|/v1/models.*|/models"
+    "|/api/tags|/api/version|/tei/info|/tei/health|/tei/metrics|/docs.*|/openapi.json|other"
 )
 WORK = f'route!~"{LOOKING}"'
 REJECTED = 'status=~"4..",status!="429"'

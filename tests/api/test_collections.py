@@ -370,9 +370,9 @@ def test_documents_are_bulk_work(server_and_client: tuple[FakeServer, TestClient
     priorities = []
     encode = server.core.service._encoder.encode
 
-    async def noting(model, texts, dimensions, on_row, priority):
+    async def noting(model, texts, dimensions, on_row, priority, form):
         priorities.append(priority.value)
-        return await encode(model, texts, dimensions, on_row, priority)
+        return await encode(model, texts, dimensions, on_row, priority, form)
 
     server.core.service._encoder.encode = noting
     put(client)

@@ -46,5 +46,5 @@ def test_under_pressure_the_answer_is_a_time_to_come_back(path: str, reason: str
 def test_a_full_queue_is_429_in_every_dialect(path: str):
     """Which every client that tries again tries again for."""
     with serving() as (server, client):
-        fill_queue(server, 2 * QUEUE_TOKENS)
+        fill_queue(server, 2 * QUEUE_TOKENS + 800)
         assert_says_when(client, path, 429)

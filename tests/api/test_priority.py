@@ -23,7 +23,7 @@ def priorities_of(path: str, body: dict[str, Any], headers: dict[str, str]) -> s
         encode = executor.encode
 
         async def watched(*arguments: Any) -> Any:
-            given.add(arguments[-1])
+            given.add(arguments[4])
             return await encode(*arguments)
 
         executor.encode = watched  # type: ignore[method-assign]

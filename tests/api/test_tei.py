@@ -23,7 +23,7 @@ from plimsoll.errors import EncodeError, ModelNotFoundError
 from plimsoll.gguf.reader import read_header
 from plimsoll.gguf.sources import FileSource
 from tests.fakes import NOT_FINITE_WORD, FakeOpener, FakeServer, metric
-from tests.pressure import REASONS, fill_queue, serving, under_pressure
+from tests.pressure import QUEUE_TOKENS, REASONS, fill_queue, serving, under_pressure
 from tests.small_models import TINY, small_settings, write_e5
 
 TEXTS = ["How deep may a ship be loaded?", "The Plimsoll line says so.", "A loaf of bread."]
@@ -458,7 +458,7 @@ def test_under_pressure_a_client_is_told_when_to_come_back(reason: str, path: st
 def test_a_full_queue_is_an_overload(path: str, body: dict):
     """With the time when it will have drained."""
     with serving() as (server, client):
-        fill_queue(server, 10_000)
+        fill_queue(server, 2 * QUEUE_TOKENS + 800)
         response = post(client, path, **body)
 
     assert refusal(response) == (429, "Overloaded")
@@ -498,7 +498,7 @@ def test_every_code_that_a_route_may_end_in_has_a_kind_or_keeps_its_status(fake:
     """One that is forgotten would leave with a status that TEI's clients do not know."""
     document = fake.get("/openapi.json").json()
     kept = {"missing_api_key", "invalid_api_key", "origin_not_allowed", "host_not_allowed"}
-    kept |= {"slow_body"}
+    kept |= {"slow_body", "slow_header", "malformed_request", "header_too_large"}
     shown = {
         code
         for path, methods in document["paths"].items()

@@ -16,7 +16,7 @@ import orjson
 
 VectorEncoding = Literal["float", "base64", "float16", "int8", "uint8", "binary", "ubinary"]
 
-SPAN = 6.0  # deviations: no value of 1,600 texts by MiniLM or Nomic lies beyond
+SPAN = 6.0  # deviations: the largest of 1,513 texts by MPNet is 5.6, of published Nomic vectors 5.0
 MOST = 127
 OFFSET = 128  # between signed and unsigned bytes
 FLOAT16_DIGITS = 5

@@ -140,7 +140,7 @@ def test_a_library_that_is_too_old_or_missing_is_wanting(monkeypatch: pytest.Mon
     monkeypatch.setattr(dependencies, "_version", {"numpy": "1.26"}.get)
     wanting, found = dependencies._libraries(("numpy", "tokenizers"))
     assert wanting == [
-        "numpy 1.26 is installed, and >=2.0 is needed",
+        "numpy 1.26 is installed, and <3,>=2.0 is needed",
         "tokenizers is not installed",
     ]
     assert found == {"numpy": "1.26"}

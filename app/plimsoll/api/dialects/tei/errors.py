@@ -38,10 +38,16 @@ KINDS: dict[str, ErrorType] = {
     "internal_error": "Backend",
     "model_unavailable": "Backend",
     "queue_full": "Overloaded",
+    "request_rate": "Overloaded",
+    "token_rate": "Overloaded",
+    "concurrency_limit": "Overloaded",
+    "too_many_client_connections": "Overloaded",
     "memory_pressure": "Overloaded",
     "breaker_open": "Overloaded",
     "out_of_memory": "Overloaded",
     "model_loading": "Unhealthy",
+    "too_many_connections": "Unhealthy",
+    "stopping": "Unhealthy",
 }
 Message = Annotated[str, Field(description="What went wrong, and what to do.")]
 
