@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
@@ -142,11 +143,12 @@ async def served(app: ASGIApp, limits: ConnectionLimits = LIMITS) -> AsyncIterat
             await found.all_gone()
 
 
-def any_config(settings: Settings) -> object:
-    """How uvicorn would serve an empty application with these settings."""
+def any_config(settings: Settings, app: FastAPI | None = None) -> uvicorn.Config:
+    """How uvicorn would serve an application, or an empty one, with these settings."""
     telemetry = Telemetry("test")
     refusals = Refusals(telemetry.requests, RecentRequests())
-    return http_config(FastAPI(), settings, Connections(LIMITS, refusals, telemetry.connections))
+    connections = Connections(LIMITS, refusals, telemetry.connections)
+    return http_config(app or FastAPI(), settings, connections)
 
 
 def with_limits(**limits: float) -> ConnectionLimits:

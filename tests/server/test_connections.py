@@ -5,8 +5,9 @@ import logging
 
 import pytest
 
+from plimsoll.api.edge.clients import client_of
 from plimsoll.machine.descriptors import allow_descriptors
-from plimsoll.server.connections import LOG_PAUSE_S, MOST_LINGERING, client_of
+from plimsoll.server.connections import LOG_PAUSE_S, MOST_LINGERING
 from plimsoll.server.run import limits_of
 from plimsoll.settings import Settings
 from tests.logged import own_records

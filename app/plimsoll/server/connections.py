@@ -8,12 +8,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 from time import monotonic
 
 from starlette.responses import Response
 
+from plimsoll.api.edge.clients import client_of
 from plimsoll.api.edge.refusals import Refusals
 from plimsoll.errors import ClientConnectionLimitError, ConnectionLimitError, PlimsollError
 from plimsoll.telemetry.connections import ConnectionMetrics
@@ -24,7 +23,6 @@ log = logging.getLogger("plimsoll")
 MOST_LINGERING = 64
 LOG_PAUSE_S = 10.0
 RETRY_S = 5.0
-IPV6_CLIENT_BITS = 64  # what one site has for itself
 
 
 @dataclass(frozen=True)
@@ -129,19 +127,3 @@ class Connections:
             words,
             more,
         )
-
-
-@lru_cache(maxsize=4096)
-def client_of(address: str | None) -> str:
-    """Who counts as one client: an IPv4 address, a /64 of IPv6, or all of a local socket."""
-    if address is None:
-        return "local"
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(found, IPv6Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return f"{int(found) >> (128 - IPV6_CLIENT_BITS):x}/{IPV6_CLIENT_BITS}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
@@ -19,10 +18,10 @@ from plimsoll.api.edge.guard import AccessRules
 from plimsoll.api.edge.keys import LOOK_S, Keys
 from plimsoll.api.edge.origins import AllowedHosts
 from plimsoll.policy.client_limits import ClientLimits
-from plimsoll.server import http_config
 from plimsoll.settings import Settings
 from tests.api.edge.bodies import KIB, Client, body_of, error_of
 from tests.fakes import DEADLINE_S, TEST_HOSTS, FakeClock, FakeOpener, FakeServer, metric
+from tests.server.served import any_config
 
 ONE, TWO, ADMIN = "first-key-0123456789", "second-key-0123456789", "admin-key-0123456789"
 KEYS = f"embed:{ONE},embed:{TWO},admin:{ADMIN}"
@@ -320,7 +319,7 @@ def test_a_proxy_that_is_trusted_says_who_the_client_is(
     def whose(request: Request) -> str:
         return request.client.host
 
-    config: uvicorn.Config = http_config(app, Settings(proxies=proxies))
+    config = any_config(Settings(proxies=proxies), app)
     config.load()
     with TestClient(config.loaded_app, client=(peer, 1234)) as browser:
         answer = browser.get("/", headers={"X-Forwarded-For": forwarded})

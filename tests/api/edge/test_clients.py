@@ -3,33 +3,15 @@
 import pytest
 
 from plimsoll.api.edge import clients as module
-from plimsoll.api.edge.clients import MOST_NAME_CHARACTERS, Clients, address_of
+from plimsoll.api.edge.clients import MOST_NAME_CHARACTERS, Clients, client_of
 from plimsoll.errors import RequestRateError
 from plimsoll.policy.client_limits import ClientLimits
 from tests.fakes import FakeClock
 
 
-@pytest.mark.parametrize(
-    ("host", "name"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
-        ("2001:db8:1:3::9", "2001:db8:1:3::/64"),
-        ("testclient", "testclient"),
-        ("x" * 60_000, "x" * MOST_NAME_CHARACTERS),  # of a proxy that passes on what it was sent
-    ],
-)
-def test_a_client_is_an_address_and_of_ipv6_a_network(host: str, name: str):
-    """Each caller over IPv6 has more addresses of its own than the table has room for."""
-    assert address_of({"client": (host, 1234)}) == name
-
-
-@pytest.mark.parametrize("scope", [{}, {"client": None}])
-def test_those_without_an_address_are_one_client(scope: dict):
-    """All who call over a socket file."""
-    assert address_of(scope) == ""
+def test_a_name_that_a_proxy_passes_on_takes_little_room():
+    """It may send back what it was sent, and ten thousand of them are kept."""
+    assert len(client_of("x" * 60_000)) == MOST_NAME_CHARACTERS
 
 
 def test_the_table_of_clients_is_bounded(monkeypatch: pytest.MonkeyPatch):

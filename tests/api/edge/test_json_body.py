@@ -21,6 +21,7 @@ from tests.api.edge.bodies import (
 )
 from tests.fakes import DEADLINE_S, FakeOpener, FakeServer
 
+TEXTS = ["a ship"] * 3
 MAX_DEPTH, MAX_VALUES = JSONLimits().depth, JSONLimits().n_values
 
 # --- measured before it is parsed -----------------------------------------------------------
@@ -163,6 +164,30 @@ def test_a_request_may_have_so_many_texts_and_no_more(path: str, field: str, res
     assert f"{field} has 4 texts and 3 is the most" in more.error["message"]
     assert "PLIMSOLL_TEXTS_LIMIT" in more.error["message"]
     assert tokens.status == 400  # one text, which is refused for another reason
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tei/embed", {"inputs": TEXTS}),
+        ("/tei/rerank", {"query": "a ship", "texts": TEXTS}),
+        ("/tei/similarity", {"inputs": {"source_sentence": "a ship", "sentences": TEXTS}}),
+        ("/api/embed", {"model": "fake", "input": TEXTS}),
+        ("/v2/embed", {"model": "fake", "input_type": "search_query", "texts": TEXTS}),
+    ],
+)
+@pytest.mark.parametrize(("n_texts", "is_taken"), [(len(TEXTS), True), (len(TEXTS) - 1, False)])
+def test_the_dialects_of_others_keep_to_the_number_of_texts_too(
+    path: str, body: dict, n_texts: int, is_taken: bool
+):
+    """Each says so in its own shape; a client would go around a limit that one of them lacks."""
+    with serving(json_limits=JSONLimits(n_texts=n_texts)) as server:
+        client = Client(json.dumps(body).encode(), path=path)
+        client.call(server)
+
+    answer = b"".join(message["body"] for message in client.sent[1:])
+    assert (client.status == 200) == is_taken, answer
+    assert (b"PLIMSOLL_TEXTS_LIMIT" in answer) != is_taken
 
 
 # --- in the thread --------------------------------------------------------------------------

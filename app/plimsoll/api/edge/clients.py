@@ -2,10 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from time import monotonic
-
-from starlette.types import Scope
 
 from plimsoll.policy.client_limits import ClientAccount, ClientLimits
 
@@ -13,8 +12,7 @@ from plimsoll.policy.client_limits import ClientAccount, ClientLimits
 # it what it took: one that has so many addresses has no need of that.
 MOST_CLIENTS = 10_000
 MOST_NAME_CHARACTERS = 64
-# What a household or a server gets of IPv6; each has all its addresses to call from.
-NETWORK_BITS = 64
+IPV6_CLIENT_BITS = 64  # what one site has for itself
 
 
 class Clients:
@@ -57,19 +55,17 @@ class Clients:
                 self._accounts[client] = account
 
 
-def address_of(scope: Scope) -> str:
-    """The address that a request comes from, as one client has it: of IPv6 its network.
-
-    What a proxy says of it counts where the server trusts the proxy (PLIMSOLL_PROXIES).
-    """
-    host = scope["client"][0] if scope.get("client") else ""
+@lru_cache(maxsize=4096)
+def client_of(address: str | None) -> str:
+    """Who counts as one client: an IPv4 address, a /64 of IPv6, or all of a local socket."""
+    if address is None:
+        return "local"
     try:
-        address = ip_address(host)
-    except ValueError:  # a socket file has none, and a proxy may write anything
-        return str(host)[:MOST_NAME_CHARACTERS]
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    n_bits = 128 - NETWORK_BITS
-    return f"{IPv6Address(int(address) >> n_bits << n_bits)}/{NETWORK_BITS}"
+        found = ip_address(address.partition("%")[0])
+    except ValueError:  # a proxy may pass on anything
+        return address[:MOST_NAME_CHARACTERS]
+    if not isinstance(found, IPv6Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return f"{int(found) >> (128 - IPV6_CLIENT_BITS):x}/{IPV6_CLIENT_BITS}"

@@ -22,7 +22,7 @@ from plimsoll.api.edge.access import (
     takes_any_content_type,
 )
 from plimsoll.api.edge.body import IncomingBody
-from plimsoll.api.edge.clients import Clients, address_of
+from plimsoll.api.edge.clients import Clients, client_of
 from plimsoll.api.edge.keys import Key, Keys
 from plimsoll.api.edge.origins import AllowedHosts, AllowedOrigins
 from plimsoll.api.edge.refusals import Refusals
@@ -161,13 +161,14 @@ class Guard:
                 )
             _call_json(scope)
         if is_counted(route):
-            clients = self._rules.clients
-            account = (
-                clients.account_of(key.digest, key.limits)
-                if key is not None
-                else clients.account_of(address_of(scope))
-            )
+            account = self._account_of(key, scope)
             scope["state"] |= {"entered_s": account.enter(), "account": account}
+
+    def _account_of(self, key: Key | None, scope: Scope) -> ClientAccount:
+        if key is not None:
+            return self._rules.clients.account_of(key.digest, key.limits)
+        address = scope["client"][0] if scope.get("client") else None
+        return self._rules.clients.account_of(client_of(address))
 
     def _check_key(self, needed: Access, headers: Headers) -> Key | None:
         """The key that a request brings, None where it needs none."""

@@ -115,6 +115,8 @@ def _check_texts(parsed: dict[str, Any], most: int) -> None:
     """Raises BodyTooLargeError for more texts than a request may have."""
     for field in TEXT_FIELDS:
         texts = parsed.get(field)
+        if isinstance(texts, dict):  # of TEI's similarity
+            texts = texts.get("sentences")
         # A list of numbers is one text by its token ids.
         if not isinstance(texts, list) or len(texts) <= most or isinstance(texts[0], int | float):
             continue

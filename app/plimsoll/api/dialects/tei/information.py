@@ -12,7 +12,7 @@ from plimsoll.api.dialects.tei.fields import (
 )
 from plimsoll.api.edge.access import Access, needs
 from plimsoll.api.edge.body import permit_of
-from plimsoll.api.edge.documented import OF_A_CLIENT, OF_THE_DEFAULT_MODEL, documented
+from plimsoll.api.edge.documented import OF_A_CLIENT, OF_A_KEY, OF_THE_DEFAULT_MODEL, documented
 from plimsoll.api.operations.health import PROMETHEUS, metrics_response
 from plimsoll.api.replies import json_response
 from plimsoll.policy.runs import GROWN_TOKENS, MOST_TEXTS
@@ -85,11 +85,11 @@ def router(
         response_description="Plimsoll's metrics, by Plimsoll's names.",
         responses={
             200: {"content": PROMETHEUS},
-            **(documented(ERRORS) if metrics_open else documented(ERRORS, OF_A_CLIENT)),
+            **(documented(ERRORS) if metrics_open else documented(ERRORS, OF_A_KEY)),
         },
         summary="Prometheus metrics, as of GET /metrics",
     )
-    @needs(Access.OPEN if metrics_open else Access.EMBED)
+    @needs(Access.OPEN if metrics_open else Access.EMBED, is_counted=False)
     async def tei_metrics(request: Request) -> Response:
         return metrics_response(request, core, telemetry)
 
