@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from urllib.parse import urlsplit
 
 import httpx
@@ -28,10 +28,11 @@ from tests.running_server import DEADLINE_S, ROOT, RunningServer, environment
 pytestmark = pytest.mark.acceptance
 
 PER_S = 10_000 / 120
-HEADER_S, BODY_S = 3, 4  # short ones: more of the connections end while the test looks
+HEADER_S, BODY_S = 2, 2  # short ones: more of the connections end while the test looks
 MOST_TIMES_SLOWER = 5.0
 # What the heap keeps of the most connections that were ever open at once.
 MOST_GROWN_BYTES = 16 * MIB
+LOOKS, LOOK_S = 20, 0.1
 BODY = {"input": ["a ship on the sea"]}
 ENDED = ("silent", "slow_header", "header_too_large", "malformed_request")
 
@@ -55,11 +56,15 @@ class Held:
 
 
 def held(server: RunningServer) -> Held:
-    """Of a server that rests."""
+    """Of a server that rests; the last connection takes it a moment to close."""
     pid = server.process.pid
+    seen = []
+    for _ in range(LOOKS):
+        sleep(LOOK_S)
+        seen.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
     memory = process_memory(pid)
     assert memory is not None
-    return Held(memory.anonymous_bytes, len(list(Path(f"/proc/{pid}/fd").iterdir())))
+    return Held(memory.anonymous_bytes, min(seen))
 
 
 def ask(url: str, until: threading.Event, most_s: float) -> Client:
@@ -78,7 +83,7 @@ def ask(url: str, until: threading.Event, most_s: float) -> Client:
                 statuses[status] += 1
                 taken_s.append(perf_counter() - start_s)
     p50, p99 = np.quantile(taken_s, (0.5, 0.99)) * 1000
-    return Client(len(taken_s), dict(statuses), round(p50, 2), round(p99, 2))
+    return Client(len(taken_s), dict(statuses), round(float(p50), 2), round(float(p99), 2))
 
 
 def attack(server: RunningServer, number: int, seconds: float) -> tuple[Client, dict[str, object]]:
@@ -112,7 +117,7 @@ def test_ten_thousand_hostile_connections_change_nothing_for_a_client_that_behav
     model_cache: Path, tmp_path: Path, is_soak: bool
 ):
     """Every request of it is answered; memory and descriptors go back to where they were."""
-    seconds = 120 if is_soak else 10
+    seconds = 120 if is_soak else 8
     variables = {
         "PLIMSOLL_BODY_TIMEOUT_S": str(BODY_S),
         "PLIMSOLL_HEADER_TIMEOUT_S": str(HEADER_S),
