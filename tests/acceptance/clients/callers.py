@@ -18,13 +18,6 @@ MODEL = "all-MiniLM-L6-v2"
 QUERY_PAUSE_S = 0.5
 
 
-def openai(url: str) -> Callable[[list[str]], int]:
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{url}/v1", api_key="none")
-    return lambda texts: len(client.embeddings.create(model=MODEL, input=texts).data)
-
-
 def langchain_openai(url: str) -> Callable[[list[str]], int]:
     from langchain_openai import OpenAIEmbeddings
 
@@ -71,7 +64,7 @@ def haystack(url: str) -> Callable[[list[str]], int]:
     return embed
 
 
-KINDS = {each.__name__: each for each in (openai, langchain_openai, litellm, llama_index, haystack)}
+KINDS = {each.__name__: each for each in (langchain_openai, litellm, llama_index, haystack)}
 
 
 def main() -> None:
