@@ -22,6 +22,7 @@ from plimsoll.encoder.vocabulary import read_vocabulary
 from plimsoll.errors import EncodeError, ModelNotFoundError
 from plimsoll.gguf.reader import read_header
 from plimsoll.gguf.sources import FileSource
+from plimsoll.policy.costs import token_spans_demand
 from tests.fakes import NOT_FINITE_WORD, FakeOpener, FakeServer, metric
 from tests.pressure import QUEUE_TOKENS, REASONS, fill_queue, serving, under_pressure
 from tests.small_models import TINY, small_settings, write_e5
@@ -316,6 +317,17 @@ def test_tokens_have_the_places_that_the_authors_library_gives(
         assert token["text"] == text[start:stop]
     inner = answer(client, "/tokenize", inputs=[text], add_special_tokens=False)
     assert inner == [found[1:-1]]
+
+
+@pytest.mark.parametrize("letter", [".", '"', "中", "a "])
+def test_tokens_take_no_more_than_is_reserved_for_them(client: TestClient, letter: str):
+    """Of punctuation alone every letter is a token, and the reply 70 times as large as the text."""
+    text = letter * 50_000
+
+    reply = post(client, "/tokenize", inputs=text).content
+
+    n_arrays = 50_000 * 20 + len(text.encode())
+    assert n_arrays + 2 * len(reply) <= token_spans_demand([text]).held_bytes
 
 
 def test_tokens_of_a_prompt_come_first(e5_client: TestClient):
