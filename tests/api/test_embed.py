@@ -372,7 +372,7 @@ def test_what_cannot_be_meant_is_refused_by_name(
         ({"input": ["x", "y", 5]}, "input[2]: "),
         ({"input": [None]}, "input[0]: "),
         ({"input": 5}, "input: "),
-        ({"input": "x", "dimensions": "5"}, "dimensions: "),
+        ({"input": "x", "dimensions": "five"}, "dimensions: "),
     ],
 )
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
