@@ -150,7 +150,8 @@ def test_the_breaker_opens_probes_and_closes_and_vectors_are_what_they_were(
     ]
     assert reason_of(first[0]) == "out_of_memory"
     for refused in first[1:]:
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        # A second, and a part of one by chance.
+        assert (refused.status_code, refused.headers["retry-after"]) in [(503, "1"), (503, "2")]
         assert refused.json()["error"]["code"] == "out_of_memory"
         assert "bad_alloc" in refused.json()["error"]["message"]
     assert n_times(client, "open") == 1
