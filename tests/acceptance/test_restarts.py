@@ -22,6 +22,7 @@ import pytest
 from plimsoll import files
 from plimsoll.server.folders import MARK_NAME
 from plimsoll.sidecar.cache import list_sidecars, verify
+from tests.acceptance.limited_load import ServedFile
 from tests.running_server import DEADLINE_S, RunningServer
 
 pytestmark = pytest.mark.acceptance
@@ -93,12 +94,12 @@ def load_on(port: int) -> Iterator[Load]:
 
 
 @pytest.fixture
-def cache(model_cache: Path, tmp_path: Path) -> Path:
-    """A cache folder of its own, with the built-in model converted."""
+def cache(builtin: ServedFile, tmp_path: Path) -> Path:
+    """A cache folder of its own, with the built-in model converted, and that alone."""
     copied = tmp_path / "cache"
-    for name in (files.BUILT_FOLDER, files.SIDECARS_FOLDER):
-        if (model_cache / name).is_dir():
-            shutil.copytree(model_cache / name, copied / name)
+    for folder in (builtin.cache / files.BUILT_FOLDER, builtin.sidecar):
+        if folder.is_dir():
+            shutil.copytree(folder, copied / folder.relative_to(builtin.cache))
     copied.chmod(0o700)
     return copied
 
