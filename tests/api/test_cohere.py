@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from plimsoll.policy.costs import utf8_bytes
+from plimsoll.policy.costs import json_bytes
 from tests.api.edge.bodies import JSON
 from tests.fakes import FakeOpener, FakeServer, metric
 
@@ -142,7 +142,7 @@ def test_the_reply_counts_with_every_type_and_what_it_repeats(
     monkeypatch.setattr(server.core.service, "embed_dense", noting)
     client.post("/v2/embed", json=BODY | {"embedding_types": ALL_TYPES})
 
-    assert (tasks[0].encodings, tasks[0].echoed_bytes) == (6, utf8_bytes(BODY["texts"]))
+    assert (tasks[0].encodings, tasks[0].echoed_bytes) == (6, json_bytes(BODY["texts"]))
 
 
 def test_its_requests_are_counted_as_others_are(fake: tuple[FakeServer, TestClient]):

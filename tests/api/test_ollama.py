@@ -135,6 +135,12 @@ def test_a_request_without_a_text_opens_the_model(
     assert server.slot.state is ModelState.READY
 
 
+def test_a_list_of_an_empty_text_is_no_request_without_a_text(client: TestClient):
+    """A caller who pairs texts with vectors would have one vector too few."""
+    answer = client.post("/api/embed", json={"model": "fake", "input": [""]})
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
 def test_the_older_route_does_so_too(fake: tuple[FakeServer, TestClient]):
     """With the field that it has."""
     server, client = fake

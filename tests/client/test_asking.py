@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from plimsoll.client.asking import MOST_LOST, Answer, Ask, ask
+from plimsoll.client.asking import FIRST_PAUSE_S, MOST_LOST, Answer, Ask, ask
 from plimsoll.errors import NoAnswerError, RefusedError, ServerError
 from tests.client.driven import Driven, answer, refusal
 
@@ -49,6 +49,16 @@ def test_retry_after_may_be_a_date():
     driven = served(refusal(503, "x", retry_after=date), answer({}))
     driven.run(ask(QUESTION, driven.patience(60)))
     assert 27 < driven.pauses[0] <= 30
+
+
+@pytest.mark.parametrize(
+    "header", ["0", "-5", "Wed, 21 Oct 2015 07:28:00", "Wed, 21 Oct 2015 07:28:00 -0000"]
+)
+def test_a_time_that_has_passed_is_waited_for_a_moment(header: str):
+    """A gateway that says so each time would be asked without an end and without a rest."""
+    driven = served(refusal(503, "x", retry_after=header), answer({}))
+    driven.run(ask(QUESTION, driven.patience(inf)))
+    assert driven.pauses == [FIRST_PAUSE_S]
 
 
 @pytest.mark.parametrize("header", ["soon", "", "Mon, 99 Foo 2026"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plimsoll import AsyncClient, Client
+from plimsoll.client.asking import FIRST_PAUSE_S
 from plimsoll.errors import InvalidRequestError, NoAnswerError, RefusedError
 from tests.running_server import DEADLINE_S, RunningServer
 from tests.small_models import TINY
@@ -71,7 +72,7 @@ def test_a_refusal_with_a_time_is_asked_again(kind: str):
         reply=lambda request: answers.pop(0), on_wait=lambda error, seconds: told.append(seconds),
     )  # fmt: skip
 
-    assert (found, told) == ([1], [0.0])
+    assert (found, told) == ([1], [FIRST_PAUSE_S])
 
 
 @pytest.mark.parametrize("kind", KINDS)

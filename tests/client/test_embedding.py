@@ -186,6 +186,18 @@ def test_words_are_never_mixed_with_vectors(n_texts: int):
     assert all(body["input_type"] == "search_query" for body in server.bodies)
 
 
+def test_words_are_asked_for_in_lists_that_the_server_takes():
+    """Its limit is known from the vectors; a refusal of words says nothing of them."""
+    server = Server(most_texts=100)
+    server.words_from = 3
+
+    sparse = found(server, ["x"] * 300, "bm25")
+
+    assert isinstance(sparse, SparseEmbeddings)
+    assert len(sparse.vectors) == 300
+    assert [len(body["input"]) for body in server.bodies] == [256, 128, *[64] * 5, 44]
+
+
 def test_options_that_are_not_given_are_not_sent():
     """The server has its defaults; a null for each would be one more thing that may change."""
     server = Server()

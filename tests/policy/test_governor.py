@@ -436,6 +436,15 @@ def test_a_good_probe_closes_the_breaker(bench: Bench):
     assert entered(bench)
 
 
+def test_a_probe_that_asks_again_is_not_refused_for_itself(bench: Bench):
+    """Ids become texts first, and those are embedded on the same permit."""
+    bench.observe()
+    probe = probing(bench)
+    assert bench.governor.enter(probe, asks_breaker=True).outcome is Outcome.ADMIT
+    bench.governor.succeeded(probe)
+    assert bench.governor.breaker.state is BreakerState.CLOSED
+
+
 @pytest.mark.parametrize("end", ["drop", "leave"])
 def test_a_probe_that_ends_without_an_outcome_makes_room_for_another(bench: Bench, end: str):
     """Its client hung up, or got BM25 instead; the breaker would wait for it for ever."""

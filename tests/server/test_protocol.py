@@ -5,7 +5,9 @@ import json
 import logging
 import socket
 import ssl
+from contextlib import suppress
 
+import h11
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -149,17 +151,59 @@ class Hasty:
 def test_a_body_that_no_route_reads_does_not_hold_its_connection():
     """Each byte of it ends uvicorn's time for idle connections, and there was no other."""
 
-    async def scenario() -> bytes:
+    async def scenario() -> None:
         async with served(Hasty(), with_limits(header_s=SHORT_S)) as server:
             client = await server.connect()
-            reading = asyncio.create_task(client.reader.read())
             client.writer.write(b"GET /one HTTP/1.1\r\nHost: test\r\nContent-Length: 9999\r\n\r\n")
+            await client.reader.readuntil(b"answer")
+            reading = asyncio.create_task(client.reader.read())
             while not reading.done():
                 client.writer.write(b"x")
                 await asyncio.sleep(0.005)
-            return await reading
+            with suppress(ConnectionResetError):  # by what was sent meanwhile
+                await reading
 
-    assert b"answer" in asyncio.run(scenario())
+    asyncio.run(scenario())
+
+
+def test_a_connection_is_timed_again_once_the_rest_of_a_body_has_come():
+    """It came after the answer, with which uvicorn's time for idle connections began and ended."""
+
+    async def scenario() -> bool:
+        async with served(Hasty()) as server:
+            client = await server.connect()
+            client.writer.write(b"GET /one HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n")
+            await client.reader.readuntil(b"answer")
+            (connection,) = server.state.connections
+            client.writer.write(b"12345")
+            while connection.conn.their_state is not h11.IDLE:
+                await asyncio.sleep(0.005)
+            return connection.timeout_keep_alive_task is not None
+
+    assert asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_the_end_of_its_answer_is_let_go_too():
+    """So little is left that uvicorn takes the answer for sent; closing would wait for it."""
+
+    async def scenario() -> Served:
+        async with served(Application(size=32 << 20), with_limits(send_s=SHORT_S)) as server:
+            with socket.create_connection((server.host, server.port)) as client:
+                while not server.n_open:
+                    await asyncio.sleep(0.005)
+                (connection,) = server.state.connections
+                # As uvicorn's, only that the kernel's steps are smaller than these.
+                connection.transport.set_write_buffer_limits(high=16 << 20, low=8 << 20)
+                client.sendall(GET)
+                client.setblocking(False)
+                while not 0 < connection.transport.get_write_buffer_size() < 8 << 20:
+                    with suppress(BlockingIOError):
+                        client.recv(256 << 10)
+                    await asyncio.sleep(0)
+                await server.all_gone()
+            return server
+
+    assert asyncio.run(scenario()).n_ended("slow_reader") == 1
 
 
 def test_a_client_that_does_not_read_its_answer_is_let_go():

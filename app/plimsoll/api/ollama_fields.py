@@ -5,7 +5,8 @@ from math import inf
 from typing import Annotated, Any
 
 from fastapi.openapi.models import Example
-from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictFloat, StrictStr
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, StrictBool, StrictFloat, StrictStr
+from typing_extensions import TypeAliasType
 
 from plimsoll.api.fields import Count, OrDefault
 
@@ -57,12 +58,16 @@ ModelName = Annotated[
 Options = Annotated[dict[str, Any] | None, Field(description="Of generation; not looked at.")]
 
 
+# Of any number, none included; the first item that is no text is told, not all of them.
+AnyTexts = TypeAliasType("AnyTexts", Annotated[list[StrictStr], FailFast()])
+
+
 class OllamaEmbedRequest(BaseModel):
     """Ollama's embed request."""
 
     model: ModelName = None
     input: Annotated[
-        StrictStr | list[StrictStr] | None,
+        StrictStr | AnyTexts | None,
         Field(description="A text or a list of them; none: the model is opened."),
     ] = None
     truncate: Annotated[

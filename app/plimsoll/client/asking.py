@@ -114,7 +114,8 @@ def ask(request: Ask, patience: Patience) -> Steps[Any]:
             if refused.retry_after_s is None:
                 raise
             n_lost = 0
-            yield patience.wait(refused, refused.retry_after_s)
+            # Some say that it is now, which would be asking without an end.
+            yield patience.wait(refused, max(FIRST_PAUSE_S, refused.retry_after_s))
 
 
 def as_json(content: object, what: str) -> bytes:
@@ -162,4 +163,5 @@ def _seconds(retry_after: str | None) -> float | None:
         date = parsedate_to_datetime(retry_after)
     except ValueError:
         return None
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())

@@ -60,6 +60,7 @@ def embed(
     most = LIST_TEXTS
     while True:
         part = _list(written, joined.n_done, most)
+        degraded = None
         try:
             answer = yield from ask(_request(part, dense, headers), patience)
             with reading():
@@ -68,8 +69,6 @@ def embed(
                     joined.add(answer, len(part))
                 elif len(part) == len(written):
                     return _sparse(answer["fingerprint"], answer["sparse"], degraded)
-            if degraded is not None:
-                return (yield from _words(written, options, headers, degraded, patience))
         except RefusedError as refused:
             if refused.status != TOO_LARGE:
                 joined.note(refused)
@@ -81,6 +80,8 @@ def embed(
         except ServerError as error:
             joined.note(error)
             raise
+        if degraded is not None:
+            return (yield from _words(written, options, headers, degraded, patience, most))
         if joined.n_done >= len(written):
             return joined.embeddings()
 
@@ -170,12 +171,16 @@ def _words(
     headers: Mapping[str, str],
     degraded: Degraded,
     patience: Patience,
+    most: int,
 ) -> Steps[SparseEmbeddings]:
-    """All texts by their words: some had vectors, but a reply has one kind."""
+    """All texts by their words: some had vectors, but a reply has one kind.
+
+    most: texts that the server takes in one request.
+    """
     of_words = {"encoder": "bm25", **options}
     rows = list[Mapping[str, Any]]()
     while True:
-        part = _list(written, len(rows), LIST_TEXTS)
+        part = _list(written, len(rows), most)
         answer = yield from ask(_request(part, of_words, headers), patience)
         with reading():
             if len(answer["sparse"]) != len(part):

@@ -9,7 +9,7 @@ import httpx
 
 from plimsoll.client.asking import Ask
 from plimsoll.client.calls import Calls
-from plimsoll.errors import NoAnswerError
+from plimsoll.errors import InvalidRequestError, NoAnswerError
 
 URL = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 10.0
@@ -18,7 +18,10 @@ NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 def headers_of(key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
-    """What goes along with every request."""
+    """What goes along with every request. Raises InvalidRequestError for a key that is none."""
+    key = key.strip() if key else key  # of a file it ends with a line's end
+    if key and not (key.isascii() and key.isprintable()):
+        raise InvalidRequestError("the key has characters that no key has", param="key")
     return dict(headers or {}) | ({"Authorization": f"Bearer {key}"} if key else {})
 
 
@@ -47,7 +50,9 @@ def told(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, TimeoutError) as error:
-        why = str(error) or "it has not answered in time"
+        # What is wrong with a header that was given is told with that header, which may be a key.
+        is_own = isinstance(error, httpx.LocalProtocolError)
+        why = "a header cannot be sent" if is_own else str(error) or "it has not answered in time"
         raise NoAnswerError(
             f"the server at {url} does not answer: {why}; start it with `plimsoll serve`, or give "
             "the address of one that runs",

@@ -270,8 +270,9 @@ class WordPieceTokenizer:
                 f"this model's tokens have the ids 0 to {n_words - 1}, and other ids came; were "
                 "they made by another tokenizer?"
             )
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=skips_special)
-        return text
+        # A call for one list would hold the interpreter's lock for as long as it takes.
+        texts: list[str] = self._tokenizer.decode_batch([ids], skip_special_tokens=skips_special)
+        return texts[0]
 
     def text_of(self, ids: Sequence[int]) -> str:
         """A text that ids come from, without the special tokens at its ends. Raises as `decode`."""

@@ -112,7 +112,7 @@ class ModelPool:
         elif slot is self.slots[0] and slot.is_due_for_retry:
             # While the default model has failed, the server is not ready and gets no requests.
             await self._open_again(slot)
-        elif await slot.check_files():
+        elif await slot.check_files() or slot.is_closed_by_damage:
             await self._open_again(slot)
         else:
             await slot.check_idleness()

@@ -93,6 +93,11 @@ class ModelSlot:
         return self.names[0]
 
     @property
+    def is_closed_by_damage(self) -> bool:
+        """Whether it closed under its requests because its files were damaged."""
+        return self.damage is not None and self.state is ModelState.CLOSED
+
+    @property
     def state(self) -> ModelState:
         """Where in its life the model is."""
         if self._model is not None:

@@ -165,18 +165,18 @@ class Admission:
         """What a request of this kind might take in an idle server."""
         return max(0, self._line_of(demand) - self._floor.certain_bytes)
 
-    def headroom_bytes(self, demand: Demand, *, run_ratio: float = 0.0) -> int:
+    def headroom_bytes(self, demand: Demand, *, run_ratio: float = 0.0, kept_bytes: int = 0) -> int:
         """What `demand` may take at its peak now, where runs are left this share of the room.
 
         Its run does not come on top of the largest one that is reserved already, and memory in
-        use above everything that is accounted for counts as it stands.
+        use above everything that is accounted for counts as it stands. kept_bytes: of it already.
         """
         room_bytes = self.line_bytes - self.floor_bytes
         run_bytes = max(self.run_bytes, round(run_ratio * room_bytes))
         predicted_bytes = self.floor_bytes + self.held_bytes + run_bytes
         spared_bytes = min(demand.run_bytes, run_bytes)
         taken_bytes = max(predicted_bytes, self._used_bytes) - spared_bytes
-        left_bytes = self._left_bytes(demand)
+        left_bytes = self._left_bytes(demand, kept_bytes)
         return max(0, self._line_of(demand) - taken_bytes - left_bytes)
 
     def reserve(self, permit: Permit, demand: Demand) -> None:
@@ -214,6 +214,11 @@ class Admission:
         if size and not permit.size:
             permit.size = size
             permit.place = self.backlog.returns.come_back(size)
+
+    def would_keep_place(self, permit: Permit) -> bool:
+        """Whether a place would be kept for a request that has none yet, were it refused."""
+        is_first = permit.place is None and permit.size > 0
+        return is_first and not self.backlog.returns.is_full
 
     def expect_back(
         self, permit: Permit, demand: Demand, *, room_s: float, retry_after_s: float
@@ -264,7 +269,7 @@ class Admission:
         """The breaker's line."""
         return OPEN_RATIO * self._budget_bytes
 
-    def _left_bytes(self, demand: Demand) -> int:
+    def _left_bytes(self, demand: Demand, kept_bytes: int) -> int:
         """What `demand` leaves to requests of others, if it is background work.
 
         No more than half of what an idle server would have beside it: the larger it is, the less
@@ -272,7 +277,7 @@ class Admission:
         """
         if not demand.yields:
             return 0
-        beside_bytes = self.largest_bytes(demand) - demand.peak_bytes
+        beside_bytes = self.largest_bytes(demand) - demand.peak_bytes - kept_bytes
         return max(0, min(round(LEFT_BEHIND_RATIO * self._budget_bytes), beside_bytes // 2))
 
     def _line_of(self, demand: Demand) -> int:

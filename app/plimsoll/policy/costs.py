@@ -3,6 +3,7 @@
 Byte constants are measured with 64-bit CPython and orjson, or follow from array types.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 JSON_NUMBER_BYTES = 12
 # Arrays, futures and records of a text of any length.
 TEXT_BYTES = 1024
-# A word of a sparse vector in a reply: its number and its value, and the arrays they come from.
-SPARSE_TERM_BYTES = 64
+# A word of a sparse vector in a reply: its number and its value with their names, as JSON whose
+# buffer grows by doubling, and the arrays they come from.
+SPARSE_TERM_BYTES = 176
 # A distinct word while a text is counted.
 STEM_BYTES = 200
 # No text has more different words than this; the largest dictionaries do.
@@ -30,8 +32,14 @@ MOST_STEMS = 100_000
 RANKING_CHARACTER_BYTES = 8
 # English words, with what stands between them, over their word pieces.
 CHARACTERS_PER_TOKEN = 5
-# A token with its place: in arrays of 20 bytes, and as 75 of JSON whose buffer grows by doubling.
-TOKEN_SPAN_BYTES = 192
+# A token with its place: in arrays of 20 bytes, and as 75 of JSON whose buffer grows by doubling,
+# beside what a list of records takes while it is written.
+TOKEN_SPAN_BYTES = 288
+# The id of a token that becomes text: in the library's lists, and its piece of the text twice.
+DECODED_ID_BYTES = 160
+# What JSON writes as six bytes, and as two.
+SIX_BYTES = re.compile("[\x00-\x07\x0b\x0e-\x1f]")
+TWO_BYTES = ('"', "\\", "\n", "\r", "\t", "\b", "\f")
 
 
 @dataclass(frozen=True)
@@ -116,12 +124,23 @@ def held_bytes(
     batch_bytes = min(sizes.n_texts, BATCH_TEXTS) * hidden * 2 * FLOAT64_BYTES
     value_bytes = FLOAT32_BYTES + 2 * JSON_NUMBER_BYTES * encodings
     text_bytes = TEXT_BYTES + dimensions * value_bytes
-    return sizes.ids_bytes + batch_bytes + sizes.n_texts * text_bytes + 2 * echoed_bytes
+    return sizes.ids_bytes + batch_bytes + sizes.n_texts * text_bytes + 3 * echoed_bytes
 
 
 def utf8_bytes(texts: Iterable[str]) -> int:
     """The most that texts take as UTF-8, without making it."""
     return sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
+
+
+def json_bytes(texts: Iterable[str]) -> int:
+    """The most that texts take as JSON, without making it."""
+    n_bytes = 0
+    for text in texts:
+        if SIX_BYTES.search(text):
+            n_bytes += 6 * len(text)
+        else:
+            n_bytes += utf8_bytes([text]) + sum(map(text.count, TWO_BYTES))
+    return n_bytes
 
 
 def dense_demand(
@@ -177,8 +196,17 @@ def token_states_bytes(n_tokens: int, hidden: int) -> int:
 
 
 def token_spans_demand(texts: Iterable[str]) -> Demand:
-    """What tokens with their places take, with their reply: a letter is a token at the most."""
-    held = [TEXT_BYTES + TOKEN_SPAN_BYTES * len(text) for text in texts]
+    """What tokens with their places take, with their reply.
+
+    A letter is a token at the most; beyond ASCII normalisation may make several of it.
+    """
+    held = [TEXT_BYTES + TOKEN_SPAN_BYTES * utf8_bytes([text]) for text in texts]
+    return Demand(n_tokens=0, held_bytes=sum(held))
+
+
+def decoding_demand(ids: Iterable[Sequence[int]]) -> Demand:
+    """What lists of ids take while they become texts."""
+    held = [TEXT_BYTES + DECODED_ID_BYTES * len(each) for each in ids]
     return Demand(n_tokens=0, held_bytes=sum(held))
 
 

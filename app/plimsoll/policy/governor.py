@@ -160,6 +160,7 @@ class Governor:
         size: bytes of its body or characters of its texts, which are the same when it comes back;
         the first one that is said counts. Without it a refusal is not remembered.
         """
+        asks_breaker = asks_breaker and permit.admittance is None  # it has its leave
         self.admission.know_again(permit, size)
         door = door_demand(size, priority)
         decision = self._decide(permit, door, asks_breaker=asks_breaker)
@@ -288,7 +289,9 @@ class Governor:
         # What it holds already is in the numbers of those that hold, and stays there.
         others_wait = admission.backlog.queue_tokens > permit.waiting_tokens
         run_ratio = self._asked.run_ratio if others_wait and demand.n_tokens else 0.0
-        headroom_bytes = permit.held_bytes + admission.headroom_bytes(demand, run_ratio=run_ratio)
+        headroom_bytes = permit.held_bytes + admission.headroom_bytes(
+            demand, run_ratio=run_ratio, kept_bytes=permit.kept_bytes
+        )
         asks_queue = demand.n_tokens > 0 and not permit.tokens_left
         if peak_bytes > largest_bytes:
             outcome = Outcome.TOO_LARGE
@@ -313,7 +316,9 @@ class Governor:
             predicted_s=admission.backlog.predicted_s(demand),
             room_s=room_s,
             retry_after_s=breaker_retry_s
-            or admission.backlog.retry_after_s(demand, room_s, is_first=permit.place is None),
+            or admission.backlog.retry_after_s(
+                demand, room_s, is_first=admission.would_keep_place(permit)
+            ),
         )
 
     def _expect_back(self, permit: Permit, demand: Demand, decision: Decision) -> None:

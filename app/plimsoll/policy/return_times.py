@@ -84,6 +84,11 @@ class ReturnTimes:
         self._end_missed()
         return len(self._places)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further work is remembered."""
+        return len(self._places) >= MOST_PLACES
+
     def come_back(self, size: int) -> Place | None:
         """Take up the first place of work of this size whose time has come, where there is one."""
         self._end_missed()
@@ -122,7 +127,7 @@ class ReturnTimes:
         """
         now_s = self._clock()
         is_known = place in self._places
-        if not is_known and len(self._places) >= MOST_PLACES:
+        if not is_known and self.is_full:
             return
         if is_known:
             self._tokens[place.priority, place.is_query] -= place.n_tokens

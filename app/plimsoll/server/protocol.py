@@ -161,8 +161,11 @@ class HTTPProtocol(H11Protocol):
         super().handle_events()
         if self.conn.fault is not None and not self._is_refused:
             self._refuse(self.conn.fault)
-        else:
-            self._time_request()
+            return
+        self._time_request()
+        is_open = not self._is_refused and not self.transport.is_closing()
+        if is_open and self.cycle is not None and self.is_idle:
+            self._time_idleness()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """True: keep the connection until the request under way has its answer."""
@@ -207,6 +210,17 @@ class HTTPProtocol(H11Protocol):
         """Go on to the next request."""
         super().on_response_complete()
         self._time_request()
+        self._time_reading()
+
+    def _time_idleness(self) -> None:
+        """See to it that a connection without a request ends.
+
+        uvicorn does so with the answer, and lets it be when the rest of a body comes after that.
+        """
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _time_request(self) -> None:
         """Time a header from its first byte, the first from the connection's start; and the rest
@@ -238,23 +252,30 @@ class HTTPProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """The client leaves its answer: see to it that it takes something of it."""
         super().pause_writing()
-        if self._reading_timer is None:
-            self._time_reading()
+        self._time_reading()
 
     def resume_writing(self) -> None:
-        """It has taken most of what was there."""
+        """It has taken most of what was there; the rest of a whole answer it has to take too."""
         super().resume_writing()
+        self._stop_reading_timer()
+        if self.cycle is None or self.cycle.response_complete:
+            self._time_reading()
+
+    def _time_reading(self) -> None:
+        self._stop_reading_timer()
+        left_bytes = self.transport.get_write_buffer_size()
+        if left_bytes:
+            self._reading_timer = self.loop.call_later(
+                self._limits.send_s, self._end_slow_reader, left_bytes
+            )
+
+    def _stop_reading_timer(self) -> None:
         if self._reading_timer is not None:
             self._reading_timer.cancel()
             self._reading_timer = None
 
-    def _time_reading(self) -> None:
-        left_bytes = self.transport.get_write_buffer_size()
-        self._reading_timer = self.loop.call_later(
-            self._limits.send_s, self._end_slow_reader, left_bytes
-        )
-
     def _end_slow_reader(self, left_bytes: int) -> None:
+        self._reading_timer = None
         if self.transport.get_write_buffer_size() < left_bytes:
             self._time_reading()
             return
@@ -265,10 +286,10 @@ class HTTPProtocol(H11Protocol):
         self.transport.abort()
 
     def _stop_timers(self) -> None:
-        for timer in (self._request_timer, self._reading_timer):
-            if timer is not None:
-                timer.cancel()
-        self._request_timer = self._reading_timer = None
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+        self._stop_reading_timer()
 
     # --- refusals -------------------------------------------------------------------------------
 

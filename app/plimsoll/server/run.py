@@ -142,6 +142,8 @@ class PlimsollServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for listening in sockets:
             loop.remove_reader(listening.fileno())  # asyncio's own accepting
+        await asyncio.sleep(LOOK_S)  # what that has accepted gets its protocol
+        for listening in sockets:
             with suppress(OSError):  # no more waits
                 for _ in range(MOST_WAITING):
                     taken, _address = listening.accept()

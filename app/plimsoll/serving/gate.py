@@ -129,6 +129,7 @@ class RequestPermit:
         self._governor = gate.governor
         self._permit = Permit()
         self._wait_left_s = gate.queue_timeout_s if wait_s is None else wait_s
+        self._comes_back = wait_s != 0.0  # what waits for nothing is given up
 
     @property
     def kept_bytes(self) -> int:
@@ -148,7 +149,10 @@ class RequestPermit:
         size: of its body or texts, as the governor's `enter` has it.
         """
         decision = self._governor.enter(
-            self._permit, asks_breaker=asks_breaker, priority=priority, size=size
+            self._permit,
+            asks_breaker=asks_breaker,
+            priority=priority,
+            size=size if self._comes_back else 0,
         )
         self._admit(decision)
 

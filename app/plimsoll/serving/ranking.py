@@ -60,7 +60,7 @@ class RankingService:
         query, *rest = await self._embeddings.embed_in_turn(
             [
                 _half(task, [task.query], "search_query"),
-                _half(task, task.documents, "search_document"),
+                _half(task, task.documents, "search_document", task.echoed_bytes),
             ],
             permit,
         )
@@ -96,7 +96,9 @@ class RankingService:
         return await run_in(self._thread, work)
 
 
-def _half(task: RankTask, texts: Sequence[str], input_type: str) -> EmbedTask:
+def _half(
+    task: RankTask, texts: Sequence[str], input_type: str, echoed_bytes: int = 0
+) -> EmbedTask:
     """One half of a search: its query, or its documents."""
     return EmbedTask(
         texts,
@@ -105,6 +107,7 @@ def _half(task: RankTask, texts: Sequence[str], input_type: str) -> EmbedTask:
         model=task.model,
         priority=task.priority,
         cut=task.cut,
+        echoed_bytes=echoed_bytes,
     )
 
 

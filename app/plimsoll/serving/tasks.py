@@ -163,7 +163,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class RankTask:
-    """Documents to put in order for a query; the other fields as in EmbedTask."""
+    """Documents to put in order for a query; the other fields as in EmbedTask.
+
+    echoed_bytes: of what was sent, as it stands in the reply again.
+    """
 
     query: str
     documents: Sequence[str]
@@ -173,6 +176,7 @@ class RankTask:
     priority: Priority | None = None
     truncate: bool = True
     cut: Cut = "end"
+    echoed_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.token_spans import TokenSpans
 from plimsoll.models.pool import ModelPool
-from plimsoll.policy.costs import token_spans_demand
+from plimsoll.policy.costs import decoding_demand, token_spans_demand
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.threads import run_in
 
@@ -58,8 +58,10 @@ class TokenService:
     ) -> list[str]:
         """The words of each list of ids as a text. Raises TokenIdsError besides."""
         async with self._leased(permit) as model:
+            await permit.renew(decoding_demand(ids))
             decode = partial(model.tokenizer.decode, skips_special=skips_special)
-            return await run_in(self._thread, lambda: [decode(each) for each in ids])
+            # A list at a time: others want the thread too.
+            return [await run_in(self._thread, decode, each) for each in ids]
 
     async def texts_of(
         self, inputs: Sequence[str | Sequence[int]], permit: RequestPermit
@@ -71,11 +73,12 @@ class TokenService:
         if all(isinstance(each, str) for each in inputs):
             return [each for each in inputs if isinstance(each, str)]
         async with self._leased(permit) as model:
+            await permit.renew(decoding_demand([x for x in inputs if not isinstance(x, str)]))
             text_of = model.tokenizer.text_of
-            return await run_in(
-                self._thread,
-                lambda: [each if isinstance(each, str) else text_of(each) for each in inputs],
-            )
+            return [
+                each if isinstance(each, str) else await run_in(self._thread, text_of, each)
+                for each in inputs
+            ]
 
     @asynccontextmanager
     async def _leased(self, permit: RequestPermit) -> AsyncIterator[EmbeddingModel]:

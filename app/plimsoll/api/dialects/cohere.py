@@ -19,7 +19,7 @@ from plimsoll.api.edge.refusals import ErrorShape
 from plimsoll.api.fields import Count, InputType, OrDefault, PriorityHeader, Texts, Truncate, cut_of
 from plimsoll.api.replies import VECTOR_HEADERS, embeddings_response, vector_headers
 from plimsoll.api.vector_encodings import VectorEncoding, vector_field
-from plimsoll.policy.costs import utf8_bytes
+from plimsoll.policy.costs import json_bytes
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.tasks import Embeddings, EmbedTask, raise_first
 from plimsoll.telemetry.current_request import current_request
@@ -148,7 +148,7 @@ def router(service: EmbeddingService) -> APIRouter:
             priority=priority,
             cut=cut_of(body.truncate),
             encodings=len(types),
-            echoed_bytes=utf8_bytes(body.texts),
+            echoed_bytes=json_bytes(body.texts),
         )
         result = await service.embed_dense(task, permit_of(request))
         # This dialect has no errors per text.

@@ -109,7 +109,7 @@ def router(
         start_s = perf_counter()
         model, called = _model_of(models, body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        if not texts or texts == [""]:
+        if not texts or body.input == "":
             await service.open_model(model, permit_of(request), body.keep_alive)
             return json_response({"model": called, "embeddings": []})
         task = EmbedTask(

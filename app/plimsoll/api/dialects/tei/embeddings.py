@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
+from orjson import Fragment
 
 from plimsoll.api.dialects.tei.errors import BASE, ERRORS, OPENAI_ERRORS
 from plimsoll.api.dialects.tei.examples import EMBED, EMBED_ALL, EMBED_SPARSE, OPENAI
@@ -33,7 +34,7 @@ from plimsoll.api.edge.documented import (
     documented,
 )
 from plimsoll.api.edge.json_body import StrictJSONRoute
-from plimsoll.api.edge.json_rendering import LongList
+from plimsoll.api.edge.json_rendering import LongList, render_json
 from plimsoll.api.fields import Encoding, PriorityHeader
 from plimsoll.api.replies import embeddings_response, sparse_response
 from plimsoll.api.vector_encodings import vector_field
@@ -127,7 +128,13 @@ def router(core: ServingCore) -> APIRouter:
         )
         result = await embedded(task, request, "inputs")
         return await embeddings_response(
-            request, result, lambda: LongList(result.vectors), watch.took_for(result)
+            request,
+            result,
+            # A text's states are as long as a list of vectors.
+            lambda: LongList(
+                Fragment(render_json(LongList(rows))) for rows in result.vectors if rows is not None
+            ),
+            watch.took_for(result),
         )
 
     @routes.post(
@@ -201,10 +208,14 @@ def _served(name: str | None, names: Sequence[str]) -> str | None:
 
 def _sparse(result: SparseEmbeddings) -> LongList:
     return LongList(
-        [
-            {"index": index, "value": value}
-            for index, value in zip(vector.indices, vector.values, strict=True)
-        ]
+        Fragment(
+            render_json(
+                LongList(
+                    {"index": index, "value": value}
+                    for index, value in zip(vector.indices, vector.values, strict=True)
+                )
+            )
+        )
         for vector in result.vectors
     )
 

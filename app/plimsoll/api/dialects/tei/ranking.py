@@ -33,6 +33,7 @@ from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.json_rendering import LongList
 from plimsoll.api.fields import PriorityHeader
 from plimsoll.api.replies import ranking_response, similarities_response
+from plimsoll.policy.costs import json_bytes
 from plimsoll.serving.core import ServingCore
 from plimsoll.serving.tasks import EmbedTask, Ranked, RankTask, raise_first
 
@@ -66,6 +67,7 @@ def router(core: ServingCore) -> APIRouter:
             priority=priority,
             truncate=body.truncate,
             cut=CUT[body.truncation_direction],
+            echoed_bytes=json_bytes(body.texts) if body.return_text else 0,
         )
         result = await core.ranking.rank(task, permit_of(request))
         raise_first(result.failures, lambda index: f"texts[{index}]", param="texts")
