@@ -738,3 +738,23 @@ def test_a_model_that_has_opened_moves_rest(bench: Bench):
     bench.governor.measure_rest_anew(400)
 
     assert bench.governor.explain(Demand(0, 1)).headroom_bytes == LINE - 400
+
+
+def test_a_client_with_nothing_in_the_queue_is_not_refused_for_what_others_fill_it_with(
+    bench: Bench,
+):
+    """Texts are served in turn by client, so that it would have its turn next."""
+    one, two = object(), object()
+    for _ in range(40):
+        permit = Permit(client=one)
+        governor = bench.governor
+        if governor.enter(permit, asks_breaker=False, size=5000).outcome is Outcome.ADMIT:
+            governor.renew(permit, Demand(1000, 0))
+    refused = governor.enter(Permit(client=one), asks_breaker=False, size=5000)
+    assert refused.outcome is Outcome.QUEUE_FULL
+
+    other = Permit(client=two)
+    assert governor.enter(other, asks_breaker=False, size=5000).outcome is Outcome.ADMIT
+    governor.renew(other, Demand(1000, 0))
+    again = governor.enter(Permit(client=two), asks_breaker=False, size=5000)
+    assert again.outcome is Outcome.QUEUE_FULL

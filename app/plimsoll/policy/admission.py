@@ -35,7 +35,7 @@ class Permit:
         already: they stay until its reply has been sent.
     admittance: what the breaker has said of it; None where it was not asked.
     size: of its body or its texts, by which it is known where it comes back; 0: not known.
-    place: that it has come back to.
+    place: that it has come back to. client: whose it is; None: of work for no client.
     """
 
     demand: Demand = NOTHING
@@ -44,6 +44,7 @@ class Permit:
     admittance: Admittance | None = None
     size: int = 0
     place: Place | None = None
+    client: object = None
 
     @property
     def held_bytes(self) -> int:
@@ -228,7 +229,7 @@ class Admission:
         room_s: until the queue has room for it.
         """
         if permit.size:
-            place = permit.place or Place(permit.size)
+            place = permit.place or Place(permit.size, permit.client)
             self.backlog.returns.expect(
                 place, demand.priority, demand.n_tokens, room_s=room_s, back_s=retry_after_s
             )
@@ -243,7 +244,7 @@ class Admission:
     def _enter(self, permit: Permit) -> None:
         self._permits.add(permit)
         self._held_bytes += permit.held_bytes
-        self.backlog.add(permit.demand.priority, permit.waiting_tokens)
+        self.backlog.add(permit.demand.priority, permit.waiting_tokens, permit.client)
         if permit.demand.run_bytes:
             self._runs[permit.demand.run_bytes] += 1
 
@@ -253,7 +254,7 @@ class Admission:
             return
         self._permits.discard(permit)
         self._held_bytes -= permit.held_bytes
-        self.backlog.add(permit.demand.priority, -permit.waiting_tokens)
+        self.backlog.add(permit.demand.priority, -permit.waiting_tokens, permit.client)
         n_bytes = permit.demand.run_bytes
         if n_bytes:
             self._runs[n_bytes] -= 1

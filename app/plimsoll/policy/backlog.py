@@ -4,6 +4,7 @@ Pure: no I/O, no waiting; the clock and measured runs come in. By the drain rate
 its turn in good time, and to those who would not, when to come back.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from plimsoll.policy.costs import Demand
@@ -18,7 +19,7 @@ RATE_TOKENS = 4096
 # A queue of so many tokens is no queue, at any rate.
 LEAST_QUEUE_TOKENS = 8192
 # Past the limit of the queue, up to so many times of it, comes what was told that there would be
-# room for it now, and a query, which lists are not to turn away.
+# room for it now, the first request of a client, and a query, which lists are not to turn away.
 STRETCH = 2
 # Who is refused before any rate has been measured should ask again as soon as one is.
 UNMEASURED_S = 5.0
@@ -33,6 +34,7 @@ class Backlog:
     def __init__(self, clock: Callable[[], float], *, queue_s: float) -> None:
         self._queue_s = queue_s
         self._waiting = dict.fromkeys(Priority, 0)
+        self._waiting_of: Counter[object] = Counter()  # tokens by client
         self._measured_tokens = 0
         self.tokens_per_s = FIRST_TOKENS_PER_S  # measured drain rate of the engine
         self.returns = ReturnTimes(clock)
@@ -52,9 +54,13 @@ class Backlog:
         """Tokens that may run before one more request does; its own do not wait, they run."""
         return max(LEAST_QUEUE_TOKENS, round(self.tokens_per_s * self._queue_s))
 
-    def add(self, priority: Priority, n_tokens: int) -> None:
-        """So many more tokens of a class wait, or fewer where it is below 0."""
+    def add(self, priority: Priority, n_tokens: int, client: object = None) -> None:
+        """So many more tokens of a class and a client wait, or fewer where it is below 0."""
         self._waiting[priority] += n_tokens
+        if client is not None and n_tokens:
+            self._waiting_of[client] += n_tokens
+            if not self._waiting_of[client]:
+                del self._waiting_of[client]
 
     def note_run(self, n_tokens: int, seconds: float) -> None:
         """Take the measured speed of a run into the drain rate."""
@@ -74,11 +80,14 @@ class Backlog:
         before = self.tokens_before(demand.priority, demand.n_tokens)
         return (before + demand.n_tokens) / self.tokens_per_s
 
-    def has_place(self, demand: Demand, place: Place | None = None) -> bool:
+    def has_place(self, demand: Demand, place: Place | None = None, client: object = None) -> bool:
         """Whether a request would get its turn in good time, behind those that are to come back.
 
-        place: its own among them. An idle engine waits for none of them.
+        place: its own among them. An idle engine waits for none of them. client: one that has
+        nothing in the queue is served in turn, however much others have there.
         """
+        if self._is_new(client) and self.tokens_before(demand.priority) <= self._stretched_tokens:
+            return True
         is_due = place is not None and self.returns.is_due(place)
         return not self.queue_tokens or self._excess_tokens(demand, place, is_due=is_due) <= 0
 
@@ -98,6 +107,9 @@ class Backlog:
         is_guess = is_first and self._measured_tokens < RATE_TOKENS
         return min(UNMEASURED_S, room_s) if is_guess else wait_s(room_s, is_first=is_first)
 
+    def _is_new(self, client: object) -> bool:
+        return client is not None and not (self._waiting_of[client] or self.returns.has(client))
+
     def _excess_tokens(self, demand: Demand, place: Place | None, *, is_due: bool) -> int:
         """Tokens before a request that have to run until the queue has room for it.
 
@@ -106,7 +118,12 @@ class Backlog:
         of_query = is_query(demand.priority, demand.n_tokens)
         ahead = self.returns.ahead(place, of_queries=of_query)
         before = self._before(self.waiting_tokens.plus(ahead), demand.priority, 0)
-        return before - self.queue_limit_tokens * (STRETCH if of_query or is_due else 1)
+        limit = self._stretched_tokens if of_query or is_due else self.queue_limit_tokens
+        return before - limit
+
+    @property
+    def _stretched_tokens(self) -> int:
+        return STRETCH * self.queue_limit_tokens
 
     def _before(self, waiting: WaitingTokens, priority: Priority, n_tokens: int) -> int:
         layer_tokens = short_run_tokens(self.tokens_per_s)

@@ -295,7 +295,7 @@ class Governor:
         asks_queue = demand.n_tokens > 0 and not permit.tokens_left
         if peak_bytes > largest_bytes:
             outcome = Outcome.TOO_LARGE
-        elif asks_queue and not admission.backlog.has_place(demand, permit.place):
+        elif asks_queue and not admission.backlog.has_place(demand, permit.place, permit.client):
             outcome = Outcome.QUEUE_FULL
         elif asks_breaker and self.breaker.verdict is Verdict.REFUSED:
             outcome = Outcome.BREAKER_OPEN

@@ -51,12 +51,14 @@ def wait_s(room_s: float, *, is_first: bool) -> float:
 class Place:
     """Where refused work stands.
 
-    size: by which it is known again. priority, n_tokens: what it takes, as far as that is known.
+    size: by which it is known again. client: whose it is. priority, n_tokens: what it takes, as far
+        as that is known.
     room_at_s: when there is room for it. back_at_s, until_s: its client is expected between these.
     is_back: it has come, and is being decided on.
     """
 
     size: int
+    client: object = None
     priority: Priority = Priority.BULK
     n_tokens: int = 0
     room_at_s: float = 0.0
@@ -78,11 +80,17 @@ class ReturnTimes:
         self._places: dict[Place, None] = {}
         # Of all places; kept as they change, since every decision asks for them.
         self._tokens: Counter[tuple[Priority, bool]] = Counter()
+        self._of: Counter[object] = Counter()  # places by client
         self._look_at_s = math.inf  # none is missed before that
 
     def __len__(self) -> int:
         self._end_missed()
         return len(self._places)
+
+    def has(self, client: object) -> bool:
+        """Whether work of a client is to come back."""
+        self._end_missed()
+        return self._of[client] > 0
 
     @property
     def is_full(self) -> bool:
@@ -137,6 +145,7 @@ class ReturnTimes:
         place.until_s = now_s + told_s(back_s, 1.0) + GRACE_S
         place.is_back = False
         self._places[place] = None
+        self._of[place.client] += not is_known
         self._tokens[priority, place.is_query] += n_tokens
         self._look_at_s = min(self._look_at_s, place.until_s)
 
@@ -144,6 +153,9 @@ class ReturnTimes:
         """Its work is let in, or has ended otherwise."""
         if place in self._places:
             del self._places[place]
+            self._of[place.client] -= 1
+            if not self._of[place.client]:
+                del self._of[place.client]
             self._tokens[place.priority, place.is_query] -= place.n_tokens
 
     def _end_missed(self) -> None:

@@ -22,6 +22,7 @@ from plimsoll.policy.decision import Decision, Outcome
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunEnded, RunLimits
+from plimsoll.serving.clients import current_client
 
 
 class AdmissionGate:
@@ -148,6 +149,8 @@ class RequestPermit:
 
         size: of its body or texts, as the governor's `enter` has it.
         """
+        if self._permit.client is None:
+            self._permit.client = current_client()
         decision = self._governor.enter(
             self._permit,
             asks_breaker=asks_breaker,
