@@ -28,6 +28,7 @@ from tests.acceptance.containers import free_port
 from tests.acceptance.limited_load import MIB
 from tests.acceptance.patient import DEADLINE_S
 from tests.acceptance.prometheus import WINDOW, AlertWatch, RunningPrometheus, until
+from tests.fakes import metric
 from tests.grafana_files import shown
 from tests.running_server import RunningServer
 
@@ -138,7 +139,9 @@ def _trouble(url: str, group: LimitedGroup, watch: AlertWatch, folder: Path) -> 
     _provoke(lambda: _fail_migration(url), watch, url, "PlimsollMigrationFailed")
     assert patient.post(f"{url}/links/papers/pull", {}).status_code == 200
     assert until(lambda: patient.get(f"{url}/links/papers").json()["documents"] == 1)
+    known = _n_link_faults(url)  # it may have waited for the model already, and told of that
     (folder / "papers.jsonl").unlink()
+    assert until(lambda: _n_link_faults(url) > known, lambda: send(url))
     _wait_for(watch, url, "PlimsollLinkWaits")
     (folder / "papers.jsonl").write_text(PAPER, encoding="utf-8")
     page = patient.get(f"{url}/metrics").text
@@ -149,6 +152,11 @@ def _trouble(url: str, group: LimitedGroup, watch: AlertWatch, folder: Path) -> 
             "PlimsollMemoryHigh", "PlimsollBreakerOpen", "PlimsollDegraded", "PlimsollErrors",
         )  # fmt: skip
     return page
+
+
+def _n_link_faults(url: str) -> float:
+    page = patient.get(f"{url}/metrics").text
+    return metric(page, 'plimsoll_link_faults_total{link="papers"}')
 
 
 def _unseen(prometheus: RunningPrometheus) -> list[str]:

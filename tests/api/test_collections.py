@@ -823,7 +823,7 @@ def test_a_search_that_cannot_be_meant_is_refused_by_name(
 def test_documents_that_find_no_room_are_refused_before_anything_is_stored():
     with serving() as (server, client):
         client.put(SHIPS, json={})
-        fill_queue(server, 10_000, Priority.BULK)
+        fill_queue(server, 20_000, Priority.BULK)
         response = post(client, {"id": "a", "text": "a ship"})
 
         assert error_of(response) == (429, "queue_full")

@@ -93,6 +93,6 @@ def test_a_backlog_of_bulk_turns_only_bulk_away(
 ):
     """A query passes it, so it must not be told to come back when it has drained."""
     with serving() as (server, client):
-        fill_queue(server, 2 * QUEUE_TOKENS, Priority.BULK)
+        fill_queue(server, 2 * QUEUE_TOKENS + 800, Priority.BULK)
 
         assert client.post("/embed", json=body, headers=headers).status_code == status
