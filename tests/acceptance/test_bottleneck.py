@@ -28,6 +28,9 @@ from tests.running_server import RunningServer
 from tests.synthetic import NOMIC_SHAPE, cached_synthetic
 
 pytestmark = pytest.mark.acceptance
+# A trial is judged by a few seconds of load before and after, in which speed goes up and down:
+# where it happened not to help it is undone, and rightly so.
+CONVERSIONS = 4
 
 POLL_S = 0.2
 # Hardly more than one processor, which the engine has two threads for.
@@ -112,13 +115,18 @@ def actions_of(report: Report, name: str) -> list[dict[str, Any]]:
     return [action for action in report["actions"] if action["action"] == name]
 
 
-def assert_kept(url: str, name: str, kind: str) -> dict[str, Any]:
-    """Wait for the end of the first trial of this action: it helped, is kept, and is counted."""
+def ended(url: str, name: str) -> dict[str, Any]:
+    """The first trial of this action, at its end."""
 
     def has_ended(report: Report) -> bool:
         return any(action["outcome"] for action in actions_of(report, name))
 
-    action = actions_of(wait_for(url, f"the end of {name}", has_ended), name)[0]
+    return actions_of(wait_for(url, f"the end of {name}", has_ended), name)[0]
+
+
+def assert_kept(url: str, name: str, kind: str) -> dict[str, Any]:
+    """Wait for the end of the first trial of this action: it helped, is kept, and is counted."""
+    action = ended(url, name)
     assert (action["kind"], action["outcome"]) == (kind, "kept"), action["reason"]
     page = patient.get(f"{url}/metrics").text
     labels = f'action="{name}",outcome="kept"'
@@ -240,20 +248,28 @@ def test_a_model_that_is_converted_is_dequantization_and_gets_processors(
     # Four times as many layers as Nomic, so that it takes some seconds on a fast machine too.
     shape = replace(NOMIC_SHAPE, n_layers=48)
     file = cached_synthetic(request.config.cache.mkdir("synthetic"), quant="Q5_1", shape=shape)
-    options = ["--cache-dir", str(tmp_path / "cache"), "--extra-models", str(file)]
-    options += ["--load-wait-s", str(DEADLINE_S)]
-    with server_with_quota(tmp_path, *options) as (server, _):
-        embed(server.url, ["a ship"])
-        models = patient.get(f"{server.url}/v1/models").json()["data"]
-        body = {"input": "a ship", "model": models[-1]["id"], "fallback": "none"}
-        with ThreadPoolExecutor(1) as pool, clients(server.url, 4, 16, 60):
-            answer = pool.submit(post, server.url, body)
-            report = wait_for_kind(server.url, "dequantization")
-            assert any("happens once" in said for said in report["what_you_could_do"])
-            action = assert_kept(server.url, "yield_to_conversion", "dequantization")
-            assert action["after"]["pressure"] < action["before"]["pressure"]
-            assert_undone(server.url, "yield_to_conversion")
-            first = answer.result()
-            assert first.status_code == 200, first.text
-        page = patient.get(f"{server.url}/metrics").text
-        assert metric(page, "plimsoll_tensor_load_seconds_count") > 48
+    reasons = []
+    for number in range(CONVERSIONS):
+        options = ["--cache-dir", str(tmp_path / f"cache-{number}"), "--extra-models", str(file)]
+        options += ["--load-wait-s", str(DEADLINE_S)]
+        with server_with_quota(tmp_path, *options) as (server, _):
+            embed(server.url, ["a ship"])
+            models = patient.get(f"{server.url}/v1/models").json()["data"]
+            body = {"input": "a ship", "model": models[-1]["id"], "fallback": "none"}
+            with ThreadPoolExecutor(1) as pool, clients(server.url, 4, 16, 60):
+                answer = pool.submit(post, server.url, body)
+                report = wait_for_kind(server.url, "dequantization")
+                assert any("happens once" in said for said in report["what_you_could_do"])
+                action = ended(server.url, "yield_to_conversion")
+                assert action["kind"] == "dequantization"
+                if action["outcome"] == "kept":
+                    assert action["after"]["pressure"] < action["before"]["pressure"]
+                    assert_undone(server.url, "yield_to_conversion")
+                first = answer.result()
+                assert first.status_code == 200, first.text
+            page = patient.get(f"{server.url}/metrics").text
+            assert metric(page, "plimsoll_tensor_load_seconds_count") > 48
+        if action["outcome"] == "kept":
+            return
+        reasons.append(action["reason"])
+    pytest.fail(f"never kept: {reasons}")
