@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.policy.costs import (
+    SPARSE_RECORD_BYTES,
     TEXT_BYTES,
     WINDOW_TEXTS,
     Demand,
@@ -87,6 +88,16 @@ def test_a_text_of_megabytes_has_no_more_words_than_a_language():
     once, twice = (sparse_demand(["x" * n]) for n in (10**7, 2 * 10**7))
 
     assert once == twice
+
+
+def test_words_take_more_where_they_stand_as_records():
+    """Only a dialect that writes them so pays for it: the fallback takes less than the vectors."""
+    text = "word " * 100
+    plain = sparse_demand([text])
+    records = sparse_demand([text], term_bytes=SPARSE_RECORD_BYTES)
+
+    n_terms = len(text) // 2 + 1
+    assert records.held_bytes - plain.held_bytes == n_terms * (176 - 64)
 
 
 def test_ranking_takes_memory_for_every_letter():

@@ -153,6 +153,7 @@ def test_a_decision_says_the_numbers_behind_it(bench: Bench):
         predicted_s=pytest.approx(600 / FIRST_TOKENS_PER_S),  # type: ignore[arg-type]
         room_s=0.0,
         retry_after_s=pytest.approx(1.0),  # type: ignore[arg-type]
+        keeps_place=False,
     )
 
 

@@ -108,8 +108,8 @@ def test_those_who_are_refused_together_come_back_apart():
 )
 def test_what_two_heeded_waits_reach_is_told_so(room_s: float, first_s: float, again_s: float):
     """Half of the clients ignore 61 s, and two retries of them are over within two seconds."""
-    assert wait_s(room_s, is_first=True) == first_s
-    assert wait_s(room_s, is_first=False) == again_s
+    assert wait_s(room_s, in_two=True) == first_s
+    assert wait_s(room_s, in_two=False) == again_s
 
 
 # --- one after the other --------------------------------------------------------------------
@@ -255,7 +255,9 @@ def test_what_is_not_known_by_a_size_leaves_no_place(bench: Bench):
     refused = bench.governor.enter(Permit(), asks_breaker=True, priority=Priority.BULK)
 
     assert refused.outcome is Outcome.QUEUE_FULL
-    assert len(bench.backlog.returns) == 0
+    assert not refused.keeps_place
+    assert bench.send().keeps_place
+    assert len(bench.backlog.returns) == 1  # the list's, which has a size
 
 
 def test_only_so_many_places_are_remembered():
@@ -319,6 +321,8 @@ def test_before_any_rate_is_known_one_should_ask_again_soon():
     refused = bench.send()
     assert refused.room_s > 60
     assert refused.retry_after_s == UNMEASURED_S
+    unsized = bench.governor.enter(Permit(), asks_breaker=True, priority=Priority.BULK)
+    assert (unsized.outcome, unsized.retry_after_s) == (Outcome.QUEUE_FULL, UNMEASURED_S)
 
     bench.clock.now_s += UNMEASURED_S
     assert bench.send().retry_after_s > UNMEASURED_S

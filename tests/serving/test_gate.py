@@ -305,7 +305,10 @@ def test_who_is_told_less_than_it_takes_hears_of_that_too(n_seconds: int, said: 
             bench.gate.permit().enter(asks_breaker=False, size=2000)
         assert refused.value.retry_after_s == (n_seconds / 2 if said else n_seconds)
         assert ("its turn" in str(refused.value)) == (said is not None)
-        assert said is None or said in str(refused.value)
+        assert said is None or f"{said}, and its place is kept" in str(refused.value)
+        with pytest.raises(QueueFullError) as unsized:  # by which it could be known again
+            bench.gate.permit().enter(asks_breaker=False)
+        assert "place is kept" not in str(unsized.value)
 
     run(scenario)
 

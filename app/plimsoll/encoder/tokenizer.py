@@ -148,18 +148,26 @@ class WordPieceTokenizer:
         [CLS] and [SEP] may stand around the ids, both or neither.
         Raises InvalidRequestError for an id that is not in the vocabulary.
         """
-        n_words = self._tokenizer.get_vocab_size()
-        unknown = next((token for token in ids if not 0 <= token < n_words), None)
-        if unknown is not None:
+        if (unknown := self._unknown(ids)) is not None:
             raise InvalidRequestError(
                 f"input holds the token id {unknown}, and the ids of this model's vocabulary go "
-                f"from 0 to {n_words - 1}; send ids of its own tokenizer, or texts "
+                f"from 0 to {self._n_words - 1}; send ids of its own tokenizer, or texts "
                 "(langchain-openai: check_embedding_ctx_length=False)",
                 param="input",
             )
         if len(ids) > 1 and (ids[0], ids[-1]) == self._ends:
             ids = ids[1:-1]
         return self._finished(self._prefix_ids(prefix), ids, len(ids), limit, cut)
+
+    def _unknown(self, ids: Sequence[int]) -> int | None:
+        """The first id that the vocabulary does not have."""
+        n_words = self._n_words
+        return next((token for token in ids if not 0 <= token < n_words), None)
+
+    @property
+    def _n_words(self) -> int:
+        n_words: int = self._tokenizer.get_vocab_size()
+        return n_words
 
     def _prefix_ids(self, prefix: str) -> list[int]:
         """Ids of what stands before a text: a prefix ends where words are parted."""
@@ -264,11 +272,10 @@ class WordPieceTokenizer:
 
         Raises TokenIdsError for ids that the vocabulary does not have.
         """
-        n_words = self._tokenizer.get_vocab_size()
-        if any(not 0 <= token < n_words for token in ids):
+        if self._unknown(ids) is not None:
             raise TokenIdsError(
-                f"this model's tokens have the ids 0 to {n_words - 1}, and other ids came; were "
-                "they made by another tokenizer?"
+                f"this model's tokens have the ids 0 to {self._n_words - 1}, and other ids came; "
+                "were they made by another tokenizer?"
             )
         # A call for one list would hold the interpreter's lock for as long as it takes.
         texts: list[str] = self._tokenizer.decode_batch([ids], skip_special_tokens=skips_special)

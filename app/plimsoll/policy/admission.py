@@ -216,10 +216,10 @@ class Admission:
             permit.size = size
             permit.place = self.backlog.returns.come_back(size)
 
-    def would_keep_place(self, permit: Permit) -> bool:
-        """Whether a place would be kept for a request that has none yet, were it refused."""
-        is_first = permit.place is None and permit.size > 0
-        return is_first and not self.backlog.returns.is_full
+    def keeps_place(self, permit: Permit) -> bool:
+        """Whether a place is kept for a request that is refused, by which it is known again."""
+        has_one = permit.place is not None
+        return permit.size > 0 and (has_one or not self.backlog.returns.is_full)
 
     def expect_back(
         self, permit: Permit, demand: Demand, *, room_s: float, retry_after_s: float

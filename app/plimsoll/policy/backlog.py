@@ -95,17 +95,24 @@ class Backlog:
         """Until it would, without what is let in past the limit for a promise's sake."""
         return max(0, self._excess_tokens(demand, place, is_due=False)) / self.tokens_per_s
 
-    def retry_after_s(self, demand: Demand, room_s: float, *, is_first: bool) -> float:
+    def retry_after_s(
+        self, demand: Demand, room_s: float, *, is_first: bool, keeps_place: bool
+    ) -> float:
         """How long to wait before asking again, where the queue has room after `room_s`.
 
-        is_first: it has not been refused before. Where the queue has room now, and only memory is
-        short, it is until half of what stands before it is gone.
+        is_first: it has not been refused before. keeps_place: it stands in line while it is away,
+        so that it may come in two steps. Where the queue has room now, and only memory is short, it
+        is until half of what stands before it is gone.
         """
         if room_s <= 0:
             before_s = self.tokens_before(demand.priority) / self.tokens_per_s
             return max(LEAST_TOLD_S, before_s / 2)
         is_guess = is_first and self._measured_tokens < RATE_TOKENS
-        return min(UNMEASURED_S, room_s) if is_guess else wait_s(room_s, is_first=is_first)
+        return (
+            min(UNMEASURED_S, room_s)
+            if is_guess
+            else wait_s(room_s, in_two=is_first and keeps_place)
+        )
 
     def _is_new(self, client: object) -> bool:
         return client is not None and not (self._waiting_of[client] or self.returns.has(client))

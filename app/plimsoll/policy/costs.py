@@ -22,9 +22,10 @@ FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 JSON_NUMBER_BYTES = 12
 # Arrays, futures and records of a text of any length.
 TEXT_BYTES = 1024
-# A word of a sparse vector in a reply: its number and its value with their names, as JSON whose
-# buffer grows by doubling, and the arrays they come from.
-SPARSE_TERM_BYTES = 176
+# A word of a sparse vector in a reply: its number and its value, as JSON whose buffer grows by
+# doubling, and the arrays they come from; and where each stands there with their names.
+SPARSE_TERM_BYTES = 64
+SPARSE_RECORD_BYTES = 176
 # A distinct word while a text is counted.
 STEM_BYTES = 200
 # No text has more different words than this; the largest dictionaries do.
@@ -156,7 +157,7 @@ def dense_demand(
     """What texts take; `run_bytes` predicts the peak of one run of texts of so many tokens.
 
     priority: the class that is asked for; None: by their size. What asks for bulk yields to
-        others; a long list of a client that waits does not. Of the reply
+        others; a long list of a client that waits does not. encodings, echoed_bytes: of the reply,
         as in `held_bytes`.
     """
     held = held_bytes(
@@ -172,18 +173,19 @@ def dense_demand(
     )
 
 
-def sparse_demand(texts: Sequence[str]) -> Demand:
+def sparse_demand(texts: Sequence[str], *, term_bytes: int = SPARSE_TERM_BYTES) -> Demand:
     """What BM25 takes for these texts, by the most different words that so many letters hold.
 
-    All of it counts beside the engine's runs: it is done in another thread. It may pass the memory
-    line whether it was asked for or stands in: otherwise a client that asks for little would be
-    refused where those that ask for more are answered.
+    term_bytes: what a word takes in the reply. All of it counts beside the engine's runs: it is
+    done in another thread. It may pass the memory line whether it was asked for or stands in:
+    otherwise a client that asks for little would be refused where those that ask for more are
+    answered.
     """
     most_terms = sum(min(len(text) // 2 + 1, MOST_STEMS) for text in texts)
     longest = max(map(len, texts), default=0)
     return Demand(
         n_tokens=0,
-        held_bytes=most_terms * SPARSE_TERM_BYTES
+        held_bytes=most_terms * term_bytes
         + len(texts) * TEXT_BYTES
         + min(longest // 2 + 1, MOST_STEMS) * STEM_BYTES,
         is_fallback=True,

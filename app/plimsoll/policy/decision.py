@@ -22,7 +22,7 @@ class Decision:
     peak_bytes: what it takes. headroom_bytes: what it may take now. largest_bytes: what it might
     take in an idle server. predicted_s: until its last row, by the measured drain rate.
     room_s: until the queue has room for it. retry_after_s: for a refusal, which is sooner where
-    that is far off.
+    that is far off. keeps_place: it stands in line until then.
     """
 
     outcome: Outcome
@@ -32,3 +32,4 @@ class Decision:
     predicted_s: float
     room_s: float
     retry_after_s: float
+    keeps_place: bool

@@ -308,6 +308,7 @@ class Governor:
         breaker_retry_s = self.breaker.snapshot().retry_after_s if is_breaker else None
         is_full = outcome is Outcome.QUEUE_FULL
         room_s = admission.backlog.room_s(demand, permit.place) if is_full else 0.0
+        keeps_place = is_full and admission.keeps_place(permit)
         return Decision(
             outcome=outcome,
             peak_bytes=peak_bytes,
@@ -317,8 +318,9 @@ class Governor:
             room_s=room_s,
             retry_after_s=breaker_retry_s
             or admission.backlog.retry_after_s(
-                demand, room_s, is_first=admission.would_keep_place(permit)
+                demand, room_s, is_first=permit.place is None, keeps_place=keeps_place
             ),
+            keeps_place=keeps_place,
         )
 
     def _expect_back(self, permit: Permit, demand: Demand, decision: Decision) -> None:

@@ -37,13 +37,13 @@ def told_s(seconds: float, chance: float) -> int:
     return math.ceil(min(most_s, max(LEAST_TOLD_S, seconds * (1 + SPREAD_RATIO * chance))))
 
 
-def wait_s(room_s: float, *, is_first: bool) -> float:
+def wait_s(room_s: float, *, in_two: bool) -> float:
     """How long a request should wait that finds room after so many seconds.
 
     What is too far for one Retry-After that all clients heed, and not for two of them, is reached
-    so: the first goes half the way. is_first: it has not been refused before.
+    so: the first goes half the way. in_two: it may be reached so.
     """
-    goes_half = is_first and HEEDED_S < room_s <= 2 * HEEDED_S
+    goes_half = in_two and HEEDED_S < room_s <= 2 * HEEDED_S
     return room_s / 2 if goes_half else min(MOST_TOLD_S, room_s)
 
 

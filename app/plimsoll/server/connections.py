@@ -22,6 +22,7 @@ log = logging.getLogger("plimsoll")
 # Refused connections that stay open for a moment, so that their clients can read why.
 MOST_LINGERING = 64
 LOG_PAUSE_S = 10.0
+# When who is refused here, or ended with the server, should come again.
 RETRY_S = 5.0
 
 

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from plimsoll.composition.application import create_app
 from plimsoll.errors import SettingsError, StoppingError
 from plimsoll.machine.descriptors import allow_descriptors
-from plimsoll.server.connections import MOST_LINGERING, ConnectionLimits, Connections
+from plimsoll.server.connections import MOST_LINGERING, RETRY_S, ConnectionLimits, Connections
 from plimsoll.server.folders import marked
 from plimsoll.server.last_answers import LastAnswers
 from plimsoll.server.listening import announced, claim, own_url
@@ -44,7 +44,6 @@ IDLE_GRACE_S = 1.0
 END_S = 2.0
 # Beside the time for requests: stores, links and models are closed.
 CLOSE_S = 30.0
-RETRY_S = 5.0
 MOST_WAITING = 4096  # connections that wait to be accepted
 
 

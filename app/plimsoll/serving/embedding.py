@@ -27,6 +27,7 @@ from plimsoll.policy.costs import (
     BATCH_TEXTS,
     IDS_STEP_BYTES,
     NOTHING,
+    SPARSE_TERM_BYTES,
     Demand,
     TextSizes,
     dense_demand,
@@ -110,13 +111,16 @@ class EmbeddingService:
             lambda refusal: self._words.encode(task, permit, degraded_by(refusal)),
         )
 
-    async def embed_sparse(self, task: EmbedTask, permit: RequestPermit) -> SparseEmbeddings:
+    async def embed_sparse(
+        self, task: EmbedTask, permit: RequestPermit, *, term_bytes: int = SPARSE_TERM_BYTES
+    ) -> SparseEmbeddings:
         """Encode every text of `task` with BM25, without a model.
 
+        term_bytes: what a word takes in the reply.
         Raises InvalidRequestError, OverloadError and TooLargeError.
         """
         _check_texts(task)
-        return await self._words.encode(task, permit)
+        return await self._words.encode(task, permit, term_bytes=term_bytes)
 
     async def embed_dense(self, task: EmbedTask, permit: RequestPermit) -> Embeddings:
         """Embed every text of `task` with the model, or not at all.

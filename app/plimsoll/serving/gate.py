@@ -270,7 +270,8 @@ def _queue_full(decision: Decision) -> str:
     told = "more texts wait before this request than run in good time"
     if decision.room_s <= decision.retry_after_s:
         return told
-    return f"{told}, so that its turn comes in {decision.room_s:.0f} s, and its place is kept"
+    told = f"{told}, so that its turn comes in {decision.room_s:.0f} s"
+    return f"{told}, and its place is kept" if decision.keeps_place else told
 
 
 def _size(n_bytes: int) -> str:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeAlias
 
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.token_spans import TokenSpans
@@ -16,9 +15,6 @@ from plimsoll.models.pool import ModelPool
 from plimsoll.policy.costs import decoding_demand, token_spans_demand
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.threads import run_in
-
-TextTokens: TypeAlias = TokenSpans
-"""What is told of a text: each of its tokens, with the place that it comes from."""
 
 
 class TokenService:
@@ -39,7 +35,7 @@ class TokenService:
         permit: RequestPermit,
         *,
         with_ends: bool,
-    ) -> list[TextTokens]:
+    ) -> list[TokenSpans]:
         """Every token of each text, uncut, the task's prefix in front.
 
         with_ends: with the special tokens that the model gets around a text.
@@ -47,7 +43,7 @@ class TokenService:
         async with self._leased(permit) as model:
             await permit.renew(token_spans_demand(texts))
             steps = model.token_spans_steps(texts, input_type, with_ends=with_ends)
-            found: list[TextTokens] = []
+            found: list[TokenSpans] = []
             # A step at a time: others want the thread too.
             while (finished := await run_in(self._thread, next, steps, None)) is not None:
                 found += finished

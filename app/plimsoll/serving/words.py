@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 
-from plimsoll.policy.costs import BATCH_TEXTS, MOST_STEMS, sparse_demand
+from plimsoll.policy.costs import BATCH_TEXTS, MOST_STEMS, SPARSE_TERM_BYTES, sparse_demand
 from plimsoll.retrieval.bm25 import BM25Encoder
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.tasks import Degraded, EmbedTask, SparseEmbeddings
@@ -21,13 +21,18 @@ class WordsService:
         self._bm25 = BM25Encoder(most_stems=MOST_STEMS)
 
     async def encode(
-        self, task: EmbedTask, permit: RequestPermit, degraded: Degraded | None = None
+        self,
+        task: EmbedTask,
+        permit: RequestPermit,
+        degraded: Degraded | None = None,
+        *,
+        term_bytes: int = SPARSE_TERM_BYTES,
     ) -> SparseEmbeddings:
         """A sparse vector of each text. degraded: what it stands in for, if it was not asked for.
 
-        Raises OverloadError and TooLargeError.
+        term_bytes: what a word takes in the reply. Raises OverloadError and TooLargeError.
         """
-        demand = sparse_demand(task.texts)
+        demand = sparse_demand(task.texts, term_bytes=term_bytes)
         if degraded:  # it has waited already
             permit.renew_now(demand)
         else:

@@ -26,8 +26,8 @@ OF_A_CONNECTION: Examples = (
         "after 10 s (PLIMSOLL_HEADER_TIMEOUT_S) the header had not arrived whole"
     ),
     errors.ClientConnectionLimitError(
-        "192.0.2.7 has 512 connections open, which is the most (PLIMSOLL_CLIENT_CONNECTIONS): use "
-        "them again, or close some",
+        "this client has 512 connections open, which is the most (PLIMSOLL_CLIENT_CONNECTIONS): "
+        "use them again, or close some",
         retry_after_s=5,
     ),
     errors.HeaderTooLargeError("the header is larger than 16 KiB (PLIMSOLL_HEADER_LIMIT)"),

@@ -24,7 +24,7 @@ from plimsoll.api.dialects.tei.fields import (
     input_type_of,
     listed,
 )
-from plimsoll.api.dialects.tei.headers import SPACE, TOOK, Stopwatch
+from plimsoll.api.dialects.tei.headers import TOOK, Stopwatch
 from plimsoll.api.edge.body import permit_of
 from plimsoll.api.edge.documented import (
     OF_A_BODY,
@@ -36,9 +36,11 @@ from plimsoll.api.edge.documented import (
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.json_rendering import LongList, render_json
 from plimsoll.api.fields import Encoding, PriorityHeader
-from plimsoll.api.replies import embeddings_response, sparse_response
+from plimsoll.api.replies import VECTOR_HEADERS, embeddings_response, sparse_response
 from plimsoll.api.vector_encodings import vector_field
-from plimsoll.errors import TokenIdsError
+from plimsoll.errors import TokenIdsError, UnknownModelError
+from plimsoll.models.pool import ModelPool
+from plimsoll.policy.costs import SPARSE_RECORD_BYTES
 from plimsoll.serving.core import ServingCore
 from plimsoll.serving.tasks import Embeddings, EmbedTask, SparseEmbeddings, raise_first
 
@@ -74,15 +76,15 @@ def router(core: ServingCore) -> APIRouter:
             request, result, lambda: LongList(result.vectors), watch.took_for(result)
         )
 
-    answers = {200: {"headers": {**TOOK, **SPACE}}, **documented(ERRORS, *REFUSED)}
+    headers: dict[int | str, dict[str, Any]] = {200: {"headers": {**TOOK, **VECTOR_HEADERS}}}
+    answers = {**headers, **documented(ERRORS, *REFUSED)}
+    of_vectors: dict[str, Any] = {
+        "response_model": list[list[float]],
+        "response_description": "A vector for each text.",
+        "responses": answers,
+    }
 
-    @routes.post(
-        "/embed",
-        response_model=list[list[float]],
-        response_description="A vector for each text.",
-        responses=answers,
-        summary="Embed texts, as TEI does",
-    )
+    @routes.post("/embed", summary="Embed texts, as TEI does", **of_vectors)
     async def tei_embed(
         body: Annotated[TEIEmbedRequest, Body(openapi_examples=EMBED)],
         request: Request,
@@ -90,13 +92,7 @@ def router(core: ServingCore) -> APIRouter:
     ) -> Response:
         return await embed_inputs(body, request, priority)
 
-    @routes.post(
-        "",
-        response_model=list[list[float]],
-        response_description="A vector for each text.",
-        responses=answers,
-        summary="The same, where Hugging Face's own clients ask for it",
-    )
+    @routes.post("", summary="The same, where Hugging Face's own clients ask for it", **of_vectors)
     async def tei_embed_at_base(
         body: Annotated[TEIEmbedRequest, Body(openapi_examples=EMBED)],
         request: Request,
@@ -152,17 +148,16 @@ def router(core: ServingCore) -> APIRouter:
         inputs = listed(body.inputs, "inputs")
         texts = await core.tokens.texts_of(inputs, permit_of(request))
         task = EmbedTask(texts, input_type_of(body.prompt_name))
-        result = await core.service.embed_sparse(task, permit_of(request))
+        result = await core.service.embed_sparse(
+            task, permit_of(request), term_bytes=SPARSE_RECORD_BYTES
+        )
         return await sparse_response(request, result, lambda: _sparse(result), watch.took(0))
 
     @routes.post(
         "/v1/embeddings",
         response_model=TEIOpenAIResponse,
         response_description="A vector for each text.",
-        responses={
-            200: {"headers": {**TOOK, **SPACE}},
-            **documented(OPENAI_ERRORS, *REFUSED),
-        },
+        responses={**headers, **documented(OPENAI_ERRORS, *REFUSED)},
         summary="Embed texts, in OpenAI's shape as TEI has it",
     )
     async def tei_create_embeddings(
@@ -174,7 +169,7 @@ def router(core: ServingCore) -> APIRouter:
         task = EmbedTask(
             _plain(listed(body.input, "input")),
             dimensions=body.dimensions,
-            model=_served(body.model, core.models.names),
+            model=_served(body.model, core.models),
             priority=priority,
         )
         result = await embedded(task, request, "input")
@@ -200,10 +195,13 @@ def _plain(inputs: Sequence[str | Sequence[int]]) -> list[str]:
     return texts
 
 
-def _served(name: str | None, names: Sequence[str]) -> str | None:
+def _served(name: str | None, models: ModelPool) -> str | None:
     """The name where it is a served model's. TEI, which has one model, looks at none."""
-    is_served = name is not None and name.lower() in {each.lower() for each in names}
-    return name if is_served else None
+    try:
+        models.find(name)
+    except UnknownModelError:
+        return None
+    return name
 
 
 def _sparse(result: SparseEmbeddings) -> LongList:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
+from plimsoll.api.replies import vector_headers
 from plimsoll.serving.tasks import Embeddings
 from plimsoll.telemetry.current_request import current_request
 
@@ -34,17 +35,6 @@ TOOK: dict[str, Any] = {
         for name, stages in STAGES.items()
     },
 }
-SPACE: dict[str, Any] = {
-    "X-Plimsoll-Fingerprint": {
-        "description": "Names the vector space: compare vectors only where it is equal.",
-        "required": True,
-        "schema": {"type": "string"},
-    },
-    "X-Plimsoll-Truncated": {
-        "description": "How many texts were cut to the token limit; missing where none was.",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-}
 
 
 class Stopwatch:
@@ -72,8 +62,4 @@ class Stopwatch:
 
     def took_for(self, result: Embeddings) -> dict[str, str]:
         """The same, with the space of the vectors and how many texts were cut."""
-        headers = self.took(result.n_tokens)
-        headers["X-Plimsoll-Fingerprint"] = result.fingerprint
-        if result.truncated:
-            headers["X-Plimsoll-Truncated"] = str(len(result.truncated))
-        return headers
+        return {**self.took(result.n_tokens), **vector_headers(result)}
