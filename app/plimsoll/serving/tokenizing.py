@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeAlias
 
 from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.token_spans import TokenSpans
@@ -15,6 +16,9 @@ from plimsoll.models.pool import ModelPool
 from plimsoll.policy.costs import decoding_demand, token_spans_demand
 from plimsoll.serving.gate import RequestPermit
 from plimsoll.serving.threads import run_in
+
+TextTokens: TypeAlias = TokenSpans
+"""The tokens of a text with their places, for dialects: those know no encoder."""
 
 
 class TokenService:
@@ -35,7 +39,7 @@ class TokenService:
         permit: RequestPermit,
         *,
         with_ends: bool,
-    ) -> list[TokenSpans]:
+    ) -> list[TextTokens]:
         """Every token of each text, uncut, the task's prefix in front.
 
         with_ends: with the special tokens that the model gets around a text.
@@ -43,7 +47,7 @@ class TokenService:
         async with self._leased(permit) as model:
             await permit.renew(token_spans_demand(texts))
             steps = model.token_spans_steps(texts, input_type, with_ends=with_ends)
-            found: list[TokenSpans] = []
+            found: list[TextTokens] = []
             # A step at a time: others want the thread too.
             while (finished := await run_in(self._thread, next, steps, None)) is not None:
                 found += finished

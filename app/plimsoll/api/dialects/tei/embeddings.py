@@ -5,7 +5,7 @@ with 429 or 503 and the time to try again. Sparse vectors are BM25's, for the mo
 makes any.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
@@ -39,7 +39,6 @@ from plimsoll.api.fields import Encoding, PriorityHeader
 from plimsoll.api.replies import VECTOR_HEADERS, embeddings_response, sparse_response
 from plimsoll.api.vector_encodings import vector_field
 from plimsoll.errors import TokenIdsError, UnknownModelError
-from plimsoll.models.pool import ModelPool
 from plimsoll.policy.costs import SPARSE_RECORD_BYTES
 from plimsoll.serving.core import ServingCore
 from plimsoll.serving.tasks import Embeddings, EmbedTask, SparseEmbeddings, raise_first
@@ -169,7 +168,7 @@ def router(core: ServingCore) -> APIRouter:
         task = EmbedTask(
             _plain(listed(body.input, "input")),
             dimensions=body.dimensions,
-            model=_served(body.model, core.models),
+            model=_served(body.model, core.models.find),
             priority=priority,
         )
         result = await embedded(task, request, "input")
@@ -195,10 +194,12 @@ def _plain(inputs: Sequence[str | Sequence[int]]) -> list[str]:
     return texts
 
 
-def _served(name: str | None, models: ModelPool) -> str | None:
+def _served(name: str | None, find: Callable[[str], object]) -> str | None:
     """The name where it is a served model's. TEI, which has one model, looks at none."""
+    if name is None:
+        return None
     try:
-        models.find(name)
+        find(name)
     except UnknownModelError:
         return None
     return name

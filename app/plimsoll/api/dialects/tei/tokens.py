@@ -27,8 +27,8 @@ from plimsoll.api.edge.documented import (
 from plimsoll.api.edge.json_body import StrictJSONRoute
 from plimsoll.api.edge.json_rendering import LongList, render_json
 from plimsoll.api.replies import tokens_response
-from plimsoll.encoder.token_spans import TokenSpans
 from plimsoll.serving.core import ServingCore
+from plimsoll.serving.tokenizing import TextTokens
 
 
 def router(core: ServingCore) -> APIRouter:
@@ -85,7 +85,7 @@ def _lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> list[Sequence[int]]:
     return [numbers] if numbers else lists
 
 
-def _tokens(spans: TokenSpans) -> Fragment:
+def _tokens(spans: TextTokens) -> Fragment:
     """The tokens of a text as JSON already: it may have millions."""
     records = (
         {"id": each.id, "text": each.text, "special": each.is_special}
