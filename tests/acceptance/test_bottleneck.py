@@ -263,6 +263,7 @@ def test_a_model_that_is_converted_is_dequantization_and_gets_processors(
                 action = ended(server.url, "yield_to_conversion")
                 assert action["kind"] == "dequantization"
                 if action["outcome"] == "kept":
+                    assert_kept(server.url, "yield_to_conversion", "dequantization")
                     assert action["after"]["pressure"] < action["before"]["pressure"]
                     assert_undone(server.url, "yield_to_conversion")
                 first = answer.result()

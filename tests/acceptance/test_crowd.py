@@ -7,6 +7,7 @@ import pytest
 
 from plimsoll.policy.backlog import LEAST_QUEUE_TOKENS, RATE_TOKENS
 from tests.acceptance.callers import N_TEXTS, Asking, Crowd, distinct_texts
+from tests.acceptance.neighbours import needs_peace
 from tests.running_server import RunningServer
 
 pytestmark = pytest.mark.acceptance
@@ -30,6 +31,7 @@ def measured_rate(url: str) -> float:
     return rate
 
 
+@needs_peace
 def test_a_crowd_of_five_times_the_queue_is_answered_and_no_query_waits_for_it(
     model_cache: Path, tmp_path: Path
 ):

@@ -1,4 +1,4 @@
-"""Fixtures of the edge's tests."""
+"""Fixtures of the API's tests."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,6 @@
 """Cohere's dialect, by bodies that its clients send."""
 
 import base64
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from plimsoll.policy.costs import json_bytes
 from tests.api.edge.bodies import JSON
-from tests.fakes import FakeOpener, FakeServer, metric
+from tests.fakes import FakeServer, metric
 
 # What cohere 5's ClientV2.embed sends.
 BODY = {
@@ -19,14 +18,6 @@ BODY = {
     "embedding_types": ["float"],
 }
 ALL_TYPES = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
-
-
-@pytest.fixture
-def fake() -> Iterator[tuple[FakeServer, TestClient]]:
-    server = FakeServer(FakeOpener())
-    with TestClient(server.app, raise_server_exceptions=False) as client:
-        yield server, client
-    server.close()
 
 
 def native(client: TestClient, **fields: object) -> dict:

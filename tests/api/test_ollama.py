@@ -1,7 +1,6 @@
 """Ollama's dialect, by bodies that its clients send."""
 
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from math import inf
 
@@ -12,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from plimsoll import __version__
 from plimsoll.api.ollama_fields import KeepAlive
 from plimsoll.models.slot import ModelState
-from tests.fakes import FakeOpener, FakeServer, metric
+from tests.fakes import FakeServer, metric
 from tests.pressure import open_breaker
 
 TEXTS = ["a ship", "the open sea"]
@@ -21,14 +20,6 @@ OPTIONS = dict.fromkeys(
     ("mirostat", "mirostat_eta", "mirostat_tau", "num_ctx", "num_gpu", "num_thread",
      "repeat_last_n", "repeat_penalty", "temperature", "stop", "tfs_z", "top_k", "top_p")
 )  # fmt: skip
-
-
-@pytest.fixture
-def fake() -> Iterator[tuple[FakeServer, TestClient]]:
-    server = FakeServer(FakeOpener())
-    with TestClient(server.app, raise_server_exceptions=False) as client:
-        yield server, client
-    server.close()
 
 
 @pytest.fixture

@@ -12,14 +12,6 @@ BODY = {"input": "a ship"}
 
 
 @pytest.fixture
-def fake() -> Iterator[tuple[FakeServer, TestClient]]:
-    server = FakeServer(FakeOpener())
-    with TestClient(server.app) as client:
-        yield server, client
-    server.close()
-
-
-@pytest.fixture
 def client(fake: tuple[FakeServer, TestClient]) -> TestClient:
     return fake[1]
 

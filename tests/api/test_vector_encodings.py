@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.api.edge.json_rendering import render_json
-from plimsoll.api.vector_encodings import SPAN, VectorEncoding, vector_field
+from plimsoll.api.vector_encodings import VectorEncoding, vector_field
 
 SIZES = st.sampled_from([8, 12, 64, 384, 768])
 
@@ -71,7 +71,7 @@ def test_whole_numbers_are_the_values_on_one_scale(size: int, seed: int):
 
     int8, uint8 = sent(vector, "int8"), sent(vector, "uint8")
 
-    step = SPAN / (127 * np.sqrt(size))
+    step = 6 / (127 * np.sqrt(size))  # as docs/api.md has it
     np.testing.assert_allclose(int8 * step, vector, rtol=0, atol=0.51 * step)
     np.testing.assert_array_equal(uint8, int8 + 128)
 

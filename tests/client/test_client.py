@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import socket
+import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,9 +103,6 @@ def test_a_server_that_goes_on_sending_is_left_at_the_deadline(kind: str, slow_s
 @pytest.fixture
 def slow_server() -> Iterator[str]:
     """The address of a server that sends a byte each tenth of a second, and never the last."""
-    import socket
-    import threading
-
     over = threading.Event()
 
     def serve(listener: socket.socket) -> None:

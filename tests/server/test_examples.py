@@ -40,6 +40,12 @@ def block(language: str) -> str:
     return str(found)
 
 
+def seconds(name: str, site: str) -> int:
+    """The time that a proxy's file gives to an option."""
+    [found] = re.findall(rf"\b{name} (\d+)s", site)
+    return int(found)
+
+
 @pytest.mark.skipif(ANALYZE is None, reason="there is no systemd-analyze")
 def test_systemd_takes_the_units(tmp_path: Path):
     """An unknown key would be ignored there, with what it was to protect."""
@@ -104,6 +110,16 @@ def nginx(folder: Path, server: RunningServer) -> Iterator[str]:
 def _listens(port: int) -> bool:
     with socket.socket() as trying:
         return trying.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_proxies_limits_are_those_of_the_server():
+    """A proxy ends idle connections first: else it sends a request into one that has just ended."""
+    settings, nginx, caddy = Settings(), block("nginx"), block("caddy")
+
+    assert seconds("keepalive_timeout", nginx) < settings.keep_alive_s
+    assert seconds("keepalive", caddy) < settings.keep_alive_s
+    assert seconds("client_header_timeout", nginx) == settings.header_timeout_s
+    assert seconds("client_body_timeout", nginx) == settings.body_timeout_s
 
 
 @pytest.mark.skipif(NGINX is None, reason="there is no nginx")

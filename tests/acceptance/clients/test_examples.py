@@ -53,14 +53,11 @@ def test_a_client_gets_the_vectors_of_embed(
 ):
     """Unmodified, with default settings but for the address."""
     served = httpx.get(f"{server.url}/openapi.json", timeout=DEADLINE_S).json()["paths"]
-    if missing := routes_of(example) - served.keys():
-        pytest.skip(f"this server has no {', '.join(missing)}")
+    assert routes_of(example) <= served.keys()
 
     found = run(example.code, example.language, server.url, TEXTS)
 
     assert "error" not in found
-    if "vectors" not in example.code:  # it shows something else
-        return
     vectors = np.float32(found["vectors"])
     assert vectors.shape == native.shape
     if "texts[1:]" in example.code:  # documents first, then the query
