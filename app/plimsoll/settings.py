@@ -243,8 +243,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=100_000_000,
-        description="Most texts in a request; 0 = as many as it has room for, on "
-        "/v1/embeddings 2048. Documents that are sent as JSON lines are not limited.",
+        description="Most texts in a request; 0 = as many as it has room for, on /v1/embeddings "
+        "and below /tei 2048. Documents that are sent as JSON lines are not limited.",
     )
     json_values: int = Field(
         1_000_000,

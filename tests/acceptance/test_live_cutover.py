@@ -2,7 +2,8 @@
 
 No search fails, none mixes vectors of two spaces, and none waits for long; a version that was
 forced in and is bad goes by itself. The pauses that are not to be passed are the figures that
-VecShift publishes of its own.
+VecShift publishes of its own: by no turn with --soak, else by one turn at least, as the machine
+may pause too.
 """
 
 import json
@@ -25,7 +26,7 @@ import pytest
 from tests.acceptance import migrating, patient
 from tests.acceptance.containers import free_port
 from tests.acceptance.live_requests import Answer, LiveRequests, slowest_s
-from tests.acceptance.neighbours import DISTURBED_RATIO, Neighbours
+from tests.acceptance.neighbours import Neighbours
 from tests.migration.models import BAD, NAMES, NEW, OLD, texts
 from tests.running_server import RunningServer
 from tests.small_models import NARROW
@@ -172,7 +173,7 @@ def moving(extent: Extent, tmp_path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_searches_and_writes_go_on_across_cut_over_and_rollback(
-    moving: tuple[str, int], extent: Extent, tmp_path: Path
+    moving: tuple[str, int], extent: Extent, tmp_path: Path, is_soak: bool
 ):
     """Each answer is of one version alone, and rollback has what was written after the cut-over."""
     url, number = moving
@@ -209,28 +210,27 @@ def test_searches_and_writes_go_on_across_cut_over_and_rollback(
         "turns": extent.n_turns,
         "written_after_cut_over": n_after,
         "slowest_before_s": slowest_s(before),
-        **{f"longest_pause_{step}_s": pause_s(searches, changes, step) for step in STEPS},
+        **{f"pauses_{step}_s": pauses_s(searches, changes, step) for step in STEPS},
         **{f"request_{step}_s": asked_s(changes, step) for step in STEPS},
         "taken_by_others": taken_ratio,
         "load_average": os.getloadavg()[0],
     }
     (tmp_path / "cutover.json").write_text(json.dumps(figures, indent=1))
-    limits = {"cutover": CUT_OVER_PAUSE_S, "rollback": ROLLBACK_PAUSE_S}
-    too_long = [step for step in STEPS if figures[f"longest_pause_{step}_s"] > limits[step]]
-    if too_long and taken_ratio >= DISTURBED_RATIO:
-        pytest.skip(f"others took {taken_ratio:.0%} of the processors: {figures}")
-    assert not too_long, figures
+    print(json.dumps(figures))
+    judged = max if is_soak else min
+    for step, most_s in (("cutover", CUT_OVER_PAUSE_S), ("rollback", ROLLBACK_PAUSE_S)):
+        assert judged(figures[f"pauses_{step}_s"]) <= most_s, json.dumps(figures)
 
 
-def pause_s(
+def pauses_s(
     searches: LiveRequests, changes: Sequence[tuple[str, float, float]], step: str
-) -> float:
-    """The longest that a search took which met such a change or came right after it."""
-    return max(
-        slowest_s(searches.between(began_s, ended_s + SETTLE_S / 2))
+) -> list[float]:
+    """Of each such change the longest that a search took which met it or came right after it."""
+    return [
+        round(slowest_s(searches.between(began_s, ended_s + SETTLE_S / 2)), 3)
         for what, began_s, ended_s in changes
         if what == step
-    )
+    ]
 
 
 def asked_s(changes: Sequence[tuple[str, float, float]], step: str) -> float:
