@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 
 from plimsoll.bench.load import chart, progress
 from plimsoll.bench.load.arrivals import arrivals
-from plimsoll.bench.load.bodies import KINDS, MALFORMED, BodyPool, Ingredients, body_of
+from plimsoll.bench.load.bodies import KINDS, MALFORMED, BodyPool, Ingredients, body_of, kind_of
 from plimsoll.bench.load.chart import COLOURS, OUTCOMES
 from plimsoll.bench.load.histogram import LatencyHistogram
 from plimsoll.bench.load.input_files import InputFileError, read_texts
@@ -419,6 +419,7 @@ def test_arrivals_follow_the_rate(first, last, n_first_half, n_all, poisson):
         ({"n_clients": None, "rate": Rate(1, 2)}, "needs seconds"),
         ({"n_clients": None, "rate": Rate(0, 0)}, "above 0"),
         ({"mix": {"medium": 1}}, "no kind medium"),
+        ({"mix": {"list0": 1, "list100000": 1}}, "no kind list0, list100000"),
         ({"mix": {"short": -1}}, "above 0"),
         ({"mix": {"long": 1}, "n_verified": 4}, "the mix has none"),
     ],
@@ -432,12 +433,12 @@ def test_a_plan_that_must_not_run_is_refused(plan, reason):
 def test_bodies_are_what_their_kinds_say():
     """The load is what the name in the table says it is."""
     texts = {
-        name: orjson.loads(KINDS[name].build(Random(1), INGREDIENTS).content)["input"]
-        for name in KINDS
-        if name != "malformed"
+        name: orjson.loads(found.build(Random(1), INGREDIENTS).content)["input"]
+        for name in [*KINDS, "list1", "list10000"]
+        if name != "malformed" and (found := kind_of(name))
     }
     assert len(texts["long"].split()) == 2000
-    assert (len(texts["list"]), len(texts["list500"])) == (50, 500)
+    assert [len(texts[name]) for name in ("list", "list1", "list10000")] == [50, 1, 10_000]
     assert len(texts["huge"].split()) == INGREDIENTS.huge_tokens - 2
     assert len(texts["body20list"]) == len(set(texts["body20list"])) > 1000
     for name in ("body20", "body20list"):

@@ -715,23 +715,23 @@ def test_runs_are_as_short_as_the_drain_rate_asks_for(bench: Bench):
     assert bench.governor.limits().short_tokens == short_run_tokens(10_000) > LEAST_RUN_TOKENS
 
 
-def test_layers_of_bulk_are_shorter_while_interactive_requests_come(bench: Bench):
+def test_layers_of_own_bulk_are_shorter_while_interactive_requests_come(bench: Bench):
     """Each of these waits for the end of one; a run of texts that come alone stays as it is."""
     bench.governor.run_ended(run_of(n_tokens=100_000_000, seconds=10_000.0))
     alone = bench.governor.limits()
-    assert alone.layer_tokens == alone.short_tokens == short_run_tokens(10_000)
+    assert alone.own_layer_tokens == alone.short_tokens == short_run_tokens(10_000)
     bench.governor.enter(Permit(), asks_breaker=True, priority=Priority.BULK)
     assert bench.governor.limits() == alone
 
     bench.governor.enter(Permit(), asks_breaker=True)
     beside = bench.governor.limits()
-    assert beside.layer_tokens == live_layer_tokens(10_000) < alone.layer_tokens
+    assert beside.own_layer_tokens == live_layer_tokens(10_000) < alone.own_layer_tokens
     assert beside.short_tokens == alone.short_tokens
     bench.observe()
-    assert bench.governor.limits().layer_tokens == beside.layer_tokens
+    assert bench.governor.limits().own_layer_tokens == beside.own_layer_tokens
     bench.clock.now_s += LIVE_S
     bench.observe()
-    assert bench.governor.limits().layer_tokens == alone.layer_tokens
+    assert bench.governor.limits().own_layer_tokens == alone.own_layer_tokens
 
 
 def test_a_model_that_has_opened_moves_rest(bench: Bench):

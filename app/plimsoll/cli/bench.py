@@ -149,7 +149,7 @@ def bench(**given: Any) -> None:
       short       one text; --verify compares its vector
       long        one text of 2,000 words
       list        50 texts
-      list500     500 short texts
+      list500     500 short texts; likewise any number up to 99,999
       huge        one text of --huge-tokens tokens
       body20      a body of 20 MB: one text, which the server cuts
       body20list  a body of 20 MB: a list of 1,000 words a text

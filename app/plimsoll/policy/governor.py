@@ -266,12 +266,12 @@ class Governor:
             kept_bytes=self._asked.kept_bytes,
             short_tokens=short_run_tokens(self.admission.backlog.tokens_per_s),
             is_hard=self._is_hard,
-            layer_tokens=self._layer_tokens,
+            own_layer_tokens=self._own_layer_tokens,
         )
 
     @property
-    def _layer_tokens(self) -> int:
-        """Of a layer of bulk: interactive texts that come meanwhile wait for its end."""
+    def _own_layer_tokens(self) -> int:
+        """Of a layer of own bulk: interactive texts that come meanwhile wait for its end."""
         tokens_of = live_layer_tokens if self._is_live else short_run_tokens
         return tokens_of(self.admission.backlog.tokens_per_s)
 

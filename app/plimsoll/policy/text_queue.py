@@ -161,7 +161,7 @@ class TextQueue(Generic[T]):
     def _n_texts(self, turns: Turns[T], limits: RunLimits) -> int:
         first = turns.first
         if turns is self._bulk:
-            limits = limits.for_bulk(self._n_layers(first))
+            limits = limits.for_bulk(self._n_layers(first), is_own=first.client is None)
         lengths = [text.n_tokens for text in islice(turns.together(), MOST_TEXTS)]
         return n_texts_of_run(
             lengths,

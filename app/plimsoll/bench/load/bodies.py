@@ -1,7 +1,9 @@
 """The kinds of requests, each a pure builder of bodies for POST /embed."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import orjson
@@ -10,8 +12,9 @@ from plimsoll.bench.load.texts import WORDS, TextSource, words
 
 LONG_WORDS = 2000
 LIST_TEXTS = 50
-MANY_TEXTS = 500
-MANY_TEXTS_WORDS = 12
+LIST_OF = re.compile("list([1-9][0-9]{0,4})")
+LISTED_WORDS = 12
+LISTED_TEXTS = 8000  # that a run prepares, in lists of some number
 BIG_BODY_BYTES = 20_000_000  # just under 20 MiB, a server's usual limit
 BIG_LIST_WORDS = 1000
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
@@ -89,9 +92,9 @@ def _list(random: Random, of: Ingredients) -> Body:
     return body_of([of.source.draw(random) for _ in range(LIST_TEXTS)])
 
 
-def _list500(random: Random, of: Ingredients) -> Body:
-    drawn = (of.source.draw(random).split() for _ in range(MANY_TEXTS))
-    return body_of([" ".join(text[:MANY_TEXTS_WORDS]) for text in drawn])
+def _list_of(n_texts: int, random: Random, of: Ingredients) -> Body:
+    drawn = (of.source.draw(random).split() for _ in range(n_texts))
+    return body_of([" ".join(text[:LISTED_WORDS]) for text in drawn])
 
 
 def _huge(random: Random, of: Ingredients) -> Body:
@@ -126,13 +129,20 @@ KINDS: Mapping[str, Kind] = {
     SHORT: Kind(_short, 1024),
     "long": Kind(_long, 32),
     "list": Kind(_list, 64),
-    "list500": Kind(_list500, 16),
     "huge": Kind(_huge, 8),
     "body20": Kind(_body20, 1, is_shared=True),
     "body20list": Kind(_body20list, 1, is_shared=True),
     HANG_UP: Kind(_list, 16),
     "malformed": Kind(_malformed, 128),
 }
+
+
+def kind_of(name: str) -> Kind | None:
+    """One of KINDS; `list` with a number has as many short texts, up to 99,999. None: no kind."""
+    if found := LIST_OF.fullmatch(name):
+        n_texts = int(found[1])
+        return Kind(partial(_list_of, n_texts), max(1, min(LISTED_TEXTS // n_texts, 64)))
+    return KINDS.get(name)
 
 
 class BodyPool:
@@ -150,7 +160,7 @@ class BodyPool:
         samples: Sequence[str] = (),
         fresh: bool = False,
     ) -> None:
-        """Render.
+        """Render. The kinds of the mix are known.
 
         samples: texts that every short request is to be one of. fresh: build each body anew,
         except shared ones and samples, so that no cache of the server's can answer.
@@ -159,10 +169,12 @@ class BodyPool:
         self._ingredients = ingredients
         self._names = list(mix)
         self._weights = list(mix.values())
+        self._kinds = {name: kind for name in mix if (kind := kind_of(name))}
         self._bodies = {
-            name: [self._build(name) for _ in range(KINDS[name].n_bodies)] for name in mix
+            name: [self._build(name) for _ in range(kind.n_bodies)]
+            for name, kind in self._kinds.items()
         }
-        self._is_fresh = {name: fresh and not KINDS[name].is_shared for name in mix}
+        self._is_fresh = {name: fresh and not kind.is_shared for name, kind in self._kinds.items()}
         if samples:
             rendered = enumerate(map(body_of, samples))
             self._bodies[SHORT] = [Body(body.content, 1, number) for number, body in rendered]
@@ -175,4 +187,4 @@ class BodyPool:
         return name, body or self._random.choice(self._bodies[name])
 
     def _build(self, name: str) -> Body:
-        return KINDS[name].build(self._random, self._ingredients)
+        return self._kinds[name].build(self._random, self._ingredients)

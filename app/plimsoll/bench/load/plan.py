@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from plimsoll.bench.load.arrivals import Rate
-from plimsoll.bench.load.bodies import KINDS, SHORT
+from plimsoll.bench.load.bodies import KINDS, SHORT, kind_of
 
 DAY_S = 86_400
 
@@ -60,8 +60,9 @@ class LoadPlan:
             raise PlanError(f"timeout_s must be above 0 and at most {DAY_S}, not {self.timeout_s}")
         if self.rate is not None:
             self._check_rate(self.rate)
-        if unknown := [kind for kind in self.mix if kind not in KINDS]:
-            raise PlanError(f"no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        if unknown := [kind for kind in self.mix if kind_of(kind) is None]:
+            known = ", ".join([*KINDS, "list with a number, such as list500"])
+            raise PlanError(f"no kind {', '.join(unknown)}; there are {known}")
         if not self.mix or not all(0 < weight < math.inf for weight in self.mix.values()):
             raise PlanError("the mix needs a kind, and every weight must be above 0")
         if self.n_verified and SHORT not in self.mix:
