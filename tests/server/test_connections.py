@@ -1,6 +1,7 @@
 """How many connections may be open, who counts as one client, and what the log says of the rest."""
 
 import asyncio
+import errno
 import logging
 
 import pytest
@@ -85,6 +86,29 @@ def test_what_is_refused_does_not_pile_up():
 
     assert n_left <= 1 + MOST_LINGERING
     assert n_counted == 1
+
+
+def test_a_refused_client_that_resets_the_connection_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Of ten thousand one does so between its answer and the end of what is sent to it."""
+
+    def reset(transport: asyncio.Transport) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", reset)
+
+    async def scenario() -> None:
+        async with served(Application(), with_limits(most=1)) as server:
+            await opened(server, 1)
+            refused = await server.connect()
+            async with asyncio.timeout(10):
+                assert (await refused.reader.read()).startswith(b"HTTP/1.1 503 ")
+            assert len(server.state.connections) == 1
+
+    asyncio.run(scenario())
+
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,11 @@ class HTTPProtocol(H11Protocol):
         self._answer(error)
         if self.transport.is_closing():
             return
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has reset it since, and asyncio asks the socket at once
+            self.transport.abort()
+            return
         self.flow.resume_reading()  # to see the client close
         self.loop.call_later(LINGER_S, self.transport.abort)
 
