@@ -232,10 +232,13 @@ def test_every_table_of_the_benchmarks_stands_below_its_command():
         assert sorted(file for file in files if not exists(file)) == []
 
 
-def test_the_tables_of_peers_are_those_that_the_command_prints():
+@pytest.mark.parametrize(
+    "title", ["Beside other programs", "Beside other programs, in Nomic's size"]
+)
+def test_the_tables_of_peers_are_those_that_the_command_prints(title: str):
     """A run's table is pasted as it is; columns of another shape would say something else."""
     page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    section = page.split("## Beside other programs")[1].split("\n## ")[0]
+    section = page.split(f"## {title}\n")[1].split("\n## ")[0]
     lines = re.findall(r"^\|(.*)\|$", section, flags=re.MULTILINE)
     rows = [tuple(cell.strip() for cell in line.split("|")) for line in lines]
     targets = rows.index(TARGET_HEADS)
