@@ -19,6 +19,8 @@ from plimsoll.errors import (
 from plimsoll.links import held
 from plimsoll.links.filler import Filler
 from plimsoll.links.outside import PAGE_ROWS
+from plimsoll.links.postgres import columns as columns_of
+from plimsoll.links.postgres.catalog import Place
 from plimsoll.links.postgres.table import PostgresTable
 from plimsoll.links.records import OutgoingRow, Pushed
 from plimsoll.migration.changes import Change, StateChanges
@@ -244,6 +246,29 @@ def test_a_vector_is_stale_until_the_one_made_here_has_been_brought_out(
             await pull(server)
             application.execute("UPDATE ships SET text = 'once' WHERE id = 1")
             await until(lambda: taken, "nothing was brought out")
+            await in_step(server)
+            await is_embedded(server, application)
+
+    asyncio.run(play())
+
+
+def test_a_vector_written_just_before_the_switch_is_not_taken_for_that_of_the_other_column(
+    folder, application, monkeypatch
+):
+    """Its application waits for the switch no longer than for any lock; the mark comes after it."""
+    make_ships(application, 10)
+    switch = columns_of.switch
+
+    def late(connection: psycopg.Connection, place: Place, space: Space) -> str:
+        write(application, 3, "written at the last moment", old_vector(99))
+        return switch(connection, place, space)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await migrate(server)
+            monkeypatch.setattr(columns_of, "switch", late)
+            await server.migrations.cut_over(number, "test", "", force=True)
             await in_step(server)
             await is_embedded(server, application)
 

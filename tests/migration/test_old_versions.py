@@ -10,6 +10,7 @@ from threading import Event
 import pytest
 
 from plimsoll.composition.migrations import SCAN_THREADS
+from plimsoll.corpora import vectors
 from plimsoll.corpora.records import Document, Space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, VerdictError
 from plimsoll.migration import validation
@@ -27,6 +28,7 @@ from tests.migration.models import (
     settings_of,
     texts,
 )
+from tests.migration.test_watch import search_in_vain
 
 N = 60
 UNREADABLE = b"GGUF, but no more of it"
@@ -138,6 +140,41 @@ def test_a_model_that_is_back_gets_new_documents_again(folder: Path):
     play(folder, cut_over)
     play(folder, without, (NEW, BAD))
     play(folder, back)
+
+
+def test_searches_do_not_go_back_by_themselves_to_where_documents_are_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nobody would look for what came while the old model was away, and is in neither answer."""
+
+    async def without(server: Inside) -> None:
+        await server.put("ships", [Document("x", "a lighthouse")])
+
+    async def back(server: Inside) -> None:
+        await until(server, lambda status: status.counts.keeps_old)
+        await search_in_vain(server, monkeypatch)
+        status = await server.migrations.status(1)
+        assert status.state is State.CUT_OVER
+        assert status.watch is not None
+        assert status.watch[0].stays == "what was written after cut-over is not in the old version"
+
+    play(folder, cut_over)
+    play(folder, without, (NEW, BAD))
+    play(folder, back)
+
+
+def test_searches_go_back_by_themselves_to_where_no_more_is_missing_than_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def scene(server: Inside) -> None:
+        await make_ready(server)
+        with server.corpora.database.writing() as connection:
+            vectors.delete(connection, 1, [1])
+        await server.migrations.cut_over(1, "test", "")
+        await search_in_vain(server, monkeypatch)
+        assert (await server.migrations.status(1)).state is State.ROLLED_BACK
+
+    play(folder, scene)
 
 
 def test_a_rolled_back_one_that_lacks_documents_is_filled_and_cut_over_again(folder: Path):

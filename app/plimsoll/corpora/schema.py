@@ -187,6 +187,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
     ),
     ("ALTER TABLE bridges ADD COLUMN is_read INTEGER NOT NULL DEFAULT 1",),
+    # Documents without an old vector, at the cut-over.
+    ("ALTER TABLE migrations ADD COLUMN n_without_old INTEGER NOT NULL DEFAULT 0",),
 )
 
 

@@ -34,7 +34,7 @@ from plimsoll.migration.readiness import SearchReadiness
 from plimsoll.migration.records import SERVER, Migration
 from plimsoll.migration.startup import CutOver, least_agreement_of
 from plimsoll.migration.states import MigrationState, check_change
-from plimsoll.migration.status import counts_of
+from plimsoll.migration.status import Counts, counts_of
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.migration.watch import CutoverWatch, Watched
 
@@ -224,10 +224,15 @@ class Cutovers:
 
     async def _why_no_better(self, number: int) -> str | None:
         """Why searches of the old version would lack documents, or have no answer either."""
-        counts = await self._changes.read(
-            lambda connection: counts_of(connection, journal.find(connection, number))
-        )
-        if not counts.keeps_old:
+
+        def look(connection: Connection) -> tuple[Counts, int]:
+            migration = journal.find(connection, number)
+            counts = counts_of(connection, migration)
+            n_came = pointer.n_came_without_old(connection, migration) if counts.has_both else 0
+            return counts, n_came
+
+        counts, n_came = await self._changes.read(look)
+        if not counts.keeps_old or n_came:
             return "what was written after cut-over is not in the old version"
         source = counts.migration.source
         if not await self._judge.can_embed_soon(source):

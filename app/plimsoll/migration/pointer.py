@@ -117,6 +117,10 @@ def cut_over(
     source, target = journal.versions_of(connection, migration)
     versions.set_state(connection, target, VersionState.COMPLETE)
     versions.set_takes_writes(connection, source, takes_writes=keeps_old)
+    connection.execute(
+        "UPDATE migrations SET n_without_old = ? WHERE id = ?",
+        (_n_without_old(connection, migration), number),
+    )
     versions.activate(connection, collection, target)
     progressive.end(connection, migration)
     return migration
@@ -131,6 +135,14 @@ def check_cut_over(
     _collection(connection, migration)
     if not force:
         _check_verdict(connection, migration, keeps_old=keeps_old)
+
+
+def n_came_without_old(connection: sqlite3.Connection, migration: Migration) -> int:
+    """How many documents lack an old vector, beyond those that did at the cut-over."""
+    (n_before,) = connection.execute(
+        "SELECT n_without_old FROM migrations WHERE id = ?", (migration.id,)
+    ).fetchone()
+    return max(0, _n_without_old(connection, migration) - int(n_before))
 
 
 def roll_back(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:
@@ -170,6 +182,11 @@ def _put_bridge_aside(connection: sqlite3.Connection, migration: Migration) -> N
     """
     if not migration.source.is_foreign and bridges.interrupt(connection, migration.id):
         progressive.end(connection, migration)
+
+
+def _n_without_old(connection: sqlite3.Connection, migration: Migration) -> int:
+    n_documents = documents.count(connection, migration.collection_id)
+    return n_documents - vectors.count(connection, migration.source_version)
 
 
 def _check_verdict(

@@ -111,6 +111,16 @@ def forget(connection: Connection, place: Place, changes: Changes) -> None:
     )
 
 
+def doubt_vectors(connection: Connection, place: Place) -> None:
+    """Others read another column now: what marks say of vectors is of the one they read before.
+
+    A row whose text and vector changed has a vector of the text before in the other column.
+    """
+    connection.execute(
+        sql.SQL("UPDATE {changes} SET is_stale = true WHERE NOT is_stale").format(**_names(place))
+    )
+
+
 def last_words(place: Place) -> sql.Composed:
     """A query for ids and `is_stale`: of each row of `%(ids)s`, text[], what its marks come to."""
     return sql.SQL(

@@ -132,6 +132,7 @@ def switch(connection: Connection, place: Place, space: Space) -> str:
     _rename(connection, place, active.name, place.vector + goes)
     _rename(connection, place, column.name, place.vector)
     changes.install(connection, look(connection, place))  # which compare what others write
+    changes.doubt_vectors(connection, place)
     return (
         f"{place.words}: {place.vector} is of {space.fingerprint}, and what it was is "
         f"{place.vector + goes}"
