@@ -4,12 +4,15 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from sqlite3 import Connection
+from typing import Any
 
 import psycopg
 import pytest
 
+from plimsoll.corpora.patient_embedder import PatientEmbedder
 from plimsoll.corpora.records import Document, Space
 from plimsoll.errors import (
+    CacheSpaceError,
     LinkStateError,
     OutsideMismatchError,
     OutsideUnavailableError,
@@ -26,6 +29,7 @@ from plimsoll.links.records import OutgoingRow, Pushed
 from plimsoll.migration.changes import Change, StateChanges
 from plimsoll.migration.records import Migration
 from plimsoll.migration.states import MigrationState as State
+from plimsoll.serving.tasks import Embeddings
 from tests.links.linked import (
     DEADLINE_S,
     columns,
@@ -269,6 +273,36 @@ def test_a_vector_written_just_before_the_switch_is_not_taken_for_that_of_the_ot
             number = await migrate(server)
             monkeypatch.setattr(columns_of, "switch", late)
             await server.migrations.cut_over(number, "test", "", force=True)
+            await in_step(server)
+            await is_embedded(server, application)
+
+    asyncio.run(play())
+
+
+def test_a_change_is_not_forgotten_while_its_model_cannot_be_opened(
+    folder, application, monkeypatch
+):
+    """A disk that is full for a minute would leave the row without a vector for good."""
+    embed, is_full = PatientEmbedder.embed, [False]
+    monkeypatch.setattr("plimsoll.links.work.FAULT_RETRY_S", 0.05)
+
+    async def refused(self: PatientEmbedder, *given: Any) -> Embeddings:
+        if is_full[0]:
+            raise CacheSpaceError("the disk is full")
+        return await embed(self, *given)
+
+    monkeypatch.setattr(PatientEmbedder, "embed", refused)
+
+    async def play() -> None:
+        async with linked(folder, space=f'model = "{NEW}"\n') as server:
+            size = len((await embedded(server, ["a"]))[0])
+            make_ships(application, 3, size)
+            await pull(server)
+            is_full[0] = True
+            application.execute("UPDATE ships SET text = 'once' WHERE id = 1")
+            work = server.links._homes["ships"].work
+            await until(lambda: work.waits == "the disk is full", "it does not wait")
+            is_full[0] = False
             await in_step(server)
             await is_embedded(server, application)
 

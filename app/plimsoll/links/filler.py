@@ -14,6 +14,7 @@ from plimsoll.errors import (
     GGUFError,
     InvalidRequestError,
     ModelError,
+    ModelLoadError,
     SpaceMismatchError,
     UnknownModelError,
 )
@@ -48,9 +49,11 @@ class Filler:
         """Embed the documents in these rows that lack a vector, with patience.
 
         yielding: told why nothing is embedded now, and None when it goes on. One that no vector is
-        to be had of does without. Raises StoreError.
+        to be had of does without. Raises StoreError; CacheError and ModelLoadError where the model
+        of the version that searches read cannot be opened now.
         """
-        for version, lacking in await self._database.read(self._thread, _lacking, collection, rows):
+        active, found_lacking = await self._database.read(self._thread, _lacking, collection, rows)
+        for version, lacking in found_lacking:
             embedder = PatientEmbedder(
                 self._embeddings,
                 self._gate,
@@ -63,9 +66,12 @@ class Filler:
                 found = await embedder.embed_documents(lacking)
             except (SpaceMismatchError, UnknownModelError, InvalidRequestError, ModelError,
                     GGUFError, CacheError) as error:  # fmt: skip
+                if version.id == active and isinstance(error, CacheError | ModelLoadError):
+                    raise  # it may open soon, and nobody would ask for these vectors again
                 self._note_without_model(collection, version, error)
                 continue
             self._without_model.discard(version.id)
+            _tell_failures(collection, version, found)
             await self._database.write(self._thread, _store, version, lacking, found)
 
     def _note_without_model(self, collection: str, version: Version, error: Exception) -> None:
@@ -77,10 +83,18 @@ class Filler:
             )  # fmt: skip
 
 
+def _tell_failures(collection: str, version: Version, found: DocumentVectors) -> None:
+    for reason, _ in [*found.failures.values()][:1]:
+        log.warning(
+            "%d changed documents of %r get no vector of %r, the first of them: %s",
+            len(found.failures), collection, version.space.model, reason,
+        )  # fmt: skip
+
+
 def _lacking(
     connection: Connection, name: str, rows: Sequence[int]
-) -> list[tuple[Version, list[StoredDocument]]]:
-    """Of each version that takes writes and has a model, the documents that lack a vector."""
+) -> tuple[int, list[tuple[Version, list[StoredDocument]]]]:
+    """The active version; of each that takes writes and has a model, what lacks a vector."""
     collection = versions.find(connection, name)
     found = []
     for version in versions.taking_writes(connection, collection):
@@ -88,7 +102,7 @@ def _lacking(
             there = vectors.having(connection, version.id, rows)
             lacking = [row for row in rows if row not in there]
             found.append((version, documents.of_rows(connection, collection.id, lacking)))
-    return [(version, lacking) for version, lacking in found if lacking]
+    return collection.active.id, [(version, lacking) for version, lacking in found if lacking]
 
 
 def _store(

@@ -12,7 +12,7 @@ from sqlite3 import Connection
 from typing import TypeAlias
 
 from plimsoll.corpora.patient_embedder import Pause
-from plimsoll.errors import HookStoppedError, PlimsollError
+from plimsoll.errors import HookStoppedError, PlimsollError, StoreError
 from plimsoll.migration.changes import Change
 from plimsoll.migration.hooks.hooks import HookedRun, MigrationHooks
 from plimsoll.migration.hooks.records import Moment
@@ -21,7 +21,7 @@ from plimsoll.migration.records import Migration
 log = logging.getLogger(__name__)
 
 # A full disk, an old model that opens, a table that others hold: each may be over by then.
-GO_BACK_AGAIN_S = 10.0
+AGAIN_S = 10.0
 
 GoBack: TypeAlias = Callable[[int, str], Awaitable[bool]]
 """Takes a migration of this number back, and why; False: it may succeed later."""
@@ -67,9 +67,19 @@ class HooksAfterCutover:
 
     async def _ask(self, number: int) -> None:
         try:
-            await self._hooks.ask(HookedRun(number), Moment.AFTER_CUTOVER)
+            await self._ask_all(number)
         except HookStoppedError as error:
             while not await self._go_back(number, str(error)):
-                await self._pause(GO_BACK_AGAIN_S)
+                await self._pause(AGAIN_S)
         except PlimsollError as error:
             log.error("migration %d: hooks after cut-over: %s", number, error)
+
+    async def _ask_all(self, number: int) -> None:
+        """Also where an answer could not be written down: that hook is asked once more."""
+        while True:
+            try:
+                await self._hooks.ask(HookedRun(number), Moment.AFTER_CUTOVER)
+                return
+            except StoreError as error:
+                log.error("migration %d: hooks after cut-over: %s", number, error)
+            await self._pause(AGAIN_S)
