@@ -309,6 +309,24 @@ def test_a_change_is_not_forgotten_while_its_model_cannot_be_opened(
     asyncio.run(play())
 
 
+def test_a_purge_leaves_nothing_behind_that_was_written_before_it(folder, application):
+    """Nobody follows the table afterwards: its last texts would keep the vectors of others."""
+    make_ships(application, N)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await migrate(server)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            application.execute("UPDATE ships SET text = 'written last ' || id")
+            await server.migrations.purge(number, "test", "")
+            await until(lambda: columns(application) == {"id", "text", "vector"}, "no purge")
+            await until(lambda: not triggers(application), "the triggers stay")
+            await is_embedded(server, application)
+
+    asyncio.run(play())
+
+
 def test_what_went_while_nothing_followed_goes_with_the_next_pull(folder, application):
     """A pull reads every row, and what it does not find is gone; so after TRUNCATE."""
     make_ships(application, 200)

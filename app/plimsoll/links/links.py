@@ -11,7 +11,7 @@ from typing import TypeVar
 from plimsoll.corpora import documents, versions
 from plimsoll.corpora.catalog import CollectionCatalog
 from plimsoll.corpora.database import Database
-from plimsoll.corpora.records import Collection
+from plimsoll.corpora.records import Collection, Space
 from plimsoll.errors import (
     LinkStateError,
     OutsideError,
@@ -213,6 +213,23 @@ class Links:
         async with hold(home.work) as link:
             yield link
 
+    @asynccontextmanager
+    async def caught_up(self, collection: str) -> AsyncIterator[None]:
+        """For the block nothing waits to be taken in or brought out of what searches read.
+
+        So that following may end: what waits then is lost. Does nothing where it goes on, or where
+        nothing is followed. Raises OutsideErrors and StoreError.
+        """
+        home = self._homes.get(collection)
+        space = await self._read(_space_that_is_followed, collection)
+        if home is None or home.follows or space is None:
+            yield
+            return
+        async with hold(home.work) as link:
+            link.be_quick()
+            await link.catch_up(space)
+            yield
+
     def end_following(self, connection: Connection, collection: str) -> None:
         """A migration ends in the transaction that is open: follow no more, unless asked to.
 
@@ -281,6 +298,14 @@ def _all_linked(connection: Connection) -> set[str]:
 
 def _goes_on(connection: Connection, name: str) -> bool:
     return _is_linked(_find(connection, name)) and not steps.is_at_rest(connection, name)
+
+
+def _space_that_is_followed(connection: Connection, name: str) -> Space | None:
+    """What searches read of a collection whose changes are noted outside."""
+    found = _find(connection, name)
+    if found is None or not found.is_linked or not steps.linked(connection, name)[1].follows:
+        return None
+    return found.active.space
 
 
 def _status(connection: Connection, name: str) -> tuple[LinkState | None, int, Mapping[str, int]]:

@@ -33,7 +33,7 @@ from plimsoll.migration.runs import MigrationRuns
 from plimsoll.migration.second_answers import SecondAnswers
 from plimsoll.migration.shadow_searches import ShadowSearches, shares
 from plimsoll.migration.startup import CutOver, IdleVersions, cut_over, leave_out_unserved
-from plimsoll.migration.states import UNDER_WAY, MigrationState
+from plimsoll.migration.states import UNDER_WAY, MigrationState, check_change
 from plimsoll.migration.status import MigrationStatus, counts_of, status_of
 from plimsoll.migration.validation import MigrationJudge
 from plimsoll.models.pool import ModelPool
@@ -320,7 +320,10 @@ class Migrations:
         return await self.status(number)
 
     async def purge(self, number: int, who: str, why: str) -> MigrationStatus:
-        """Drop the version that searches do not read. Raises MigrationStateError."""
+        """Drop the version that searches do not read. Raises MigrationStateError and OutsideErrors.
+
+        What waits to be taken in or brought out of the other is so first: it is followed no more.
+        """
 
         def work(connection: Connection) -> Migration:
             purged = pointer.purge(connection, number, who, why)
@@ -332,7 +335,10 @@ class Migrations:
             self._cutovers.end(number)
             self._reclaim.start()
 
-        status = await self._change(work, follow)
+        before = (await self.status(number)).counts.migration
+        check_change(number, before.state, _S.PURGED)
+        async with self._links.caught_up(before.collection):
+            status = await self._change(work, follow)
         self._shadows.set_share(status.counts.migration, 0.0)
         self._links.wake(status.counts.migration.collection)
         return status
