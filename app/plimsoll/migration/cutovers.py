@@ -21,6 +21,7 @@ from plimsoll.errors import (
     MigrationStateError,
     ModelLoadingError,
     OutsideError,
+    OutsideUnavailableError,
     StoreError,
 )
 from plimsoll.links.held import HeldLink
@@ -59,13 +60,16 @@ class Cutovers:
         hooks: MigrationHooks,
         readiness: SearchReadiness,
         clock: Callable[[], float],
+        find_lost: Callable[[int], None],
     ) -> None:
+        """find_lost: begins to look whether the outside has done what it did not answer."""
         self._changes = changes
         self._judge = judge
         self._links = links
         self._hooks = hooks
         self._readiness = readiness
         self._watch = CutoverWatch(clock)
+        self._find_lost = find_lost
         self._after_cutover = HooksAfterCutover(hooks, self._go_back)
         self._going_back: dict[int, asyncio.Task[bool]] = {}  # one of a migration
         self._moves = set[asyncio.Task[None]]()
@@ -219,6 +223,8 @@ class Cutovers:
         # A full disk, a slow model: the next such search, or the hook's task, tries again.
         except (LinkStateError, StoreError, ModelLoadingError, OutsideError) as error:
             log.error("migration %d is not taken back yet: %s", number, error)
+            if isinstance(error, OutsideUnavailableError):
+                self._find_lost(number)
             return False
         return True
 

@@ -91,10 +91,13 @@ class Migrations:
         self._second = second
         self._shadows = shadows
         self._changes = StateChanges(database, runs, metrics, thread)
-        self._cutovers = Cutovers(self._changes, judge, links, hooks, readiness, clock)
+        self._cutovers = Cutovers(
+            self._changes, judge, links, hooks, readiness, clock, self._find_lost
+        )
         self._old_answers = OldAnswers(database, second, self._cutovers, models.max_open)
         self._outside = OutsidePointers(self._changes, links, self._cutovers)
         self._looking = set[asyncio.Task[None]]()  # at versions and homes that searches do not read
+        self._finding = set[int]()  # migrations whose lost answer is looked for
 
     async def start(self) -> None:
         """Go on with what was under way when the server stopped."""
@@ -350,12 +353,24 @@ class Migrations:
 
     @contextmanager
     def _lost_answers_found(self, number: int) -> Iterator[None]:
-        """Look, once the outside answers again, whether it has done what was given up here."""
         try:
             yield
         except OutsideUnavailableError:
-            self._look(self._outside.mend_lost(number))
+            self._find_lost(number)
             raise
+
+    def _find_lost(self, number: int) -> None:
+        """Look, once the outside answers again, whether it has done what was given up here."""
+
+        async def find() -> None:
+            try:
+                await self._outside.mend_lost(number)
+            finally:
+                self._finding.discard(number)
+
+        if number not in self._finding:
+            self._finding.add(number)
+            self._look(find())
 
     async def _change(self, work: Change, follow: Follow = lambda number: None) -> MigrationStatus:
         return await self.status((await self._changes.change(work, follow)).id)

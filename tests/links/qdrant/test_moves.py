@@ -9,6 +9,7 @@ from qdrant_client import QdrantClient, models
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideUnavailableError
 from plimsoll.links.qdrant.outside import QdrantOutside
+from plimsoll.migration.cutovers import Cutovers
 from plimsoll.migration.outside import LOST
 from plimsoll.migration.records import SERVER
 from plimsoll.migration.states import MigrationState as State
@@ -29,7 +30,7 @@ from tests.links.qdrant.ships import (
     until_embedded,
     write_text,
 )
-from tests.migration.models import CHECK_S, OLD
+from tests.migration.models import CHECK_S, OLD, Inside
 from tests.qdrant_server import QdrantServer
 
 N = 150
@@ -230,18 +231,30 @@ def test_a_switch_whose_answer_is_lost_is_followed_once_the_server_answers_again
 
     monkeypatch.setattr(QdrantOutside, "switch", lose_answer)
 
+    async def followed(server: Inside, number: int, state: State) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while (await server.migrations.status(number)).state is not state:
+                await asyncio.sleep(CHECK_S)
+        last = (await server.migrations.status(number)).counts.changes[-1]
+        assert (last.who, last.why) == (SERVER, LOST)
+
     async def play() -> None:
+        nonlocal n_lost
         async with linked(folder) as server:
             await pull(server)
             number = await migrate(server)
             with pytest.raises(OutsideUnavailableError, match="no answer"):
                 await server.migrations.cut_over(number, "test", "", force=True)
-            async with asyncio.timeout(DEADLINE_S):
-                while (await server.migrations.status(number)).state is not State.CUT_OVER:
-                    await asyncio.sleep(CHECK_S)
-            last = (await server.migrations.status(number)).counts.changes[-1]
-            assert (last.who, last.why) == (SERVER, LOST)
+            await followed(server, number, State.CUT_OVER)
             await is_embedded(server, application)
+
+            async def may_go_back(*_: object) -> None:  # also to vectors from elsewhere
+                return None
+
+            monkeypatch.setattr(Cutovers, "_why_no_better", may_go_back)
+            n_lost = 1  # of a rollback that nobody asks for, and nobody would ask for again
+            assert not await server.migrations._cutovers._go_back(number, "too little agreement")
+            await followed(server, number, State.ROLLED_BACK)
 
     asyncio.run(play())
 
