@@ -666,6 +666,24 @@ def test_a_column_that_someone_dropped_is_made_anew_and_filled_when_that_is_aske
     asyncio.run(play())
 
 
+def test_a_column_that_someone_dropped_is_filled_when_the_server_makes_it_anew(folder, application):
+    """Empty, it would be cut over to: nothing waited to be brought there."""
+    make_ships(application, 20)
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            number = await migrate(server)
+            application.execute("ALTER TABLE ships DROP COLUMN vector_next")
+        async with linked(folder) as server:
+            await until(lambda: "vector_next" in columns(application), "no column")
+            await in_step(server)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            await is_embedded(server, application)
+
+    asyncio.run(play())
+
+
 def test_rows_that_others_hold_are_passed_by_those_behind_them(folder, application, url):
     """A report that locks a page of rows does not keep the vectors of all others back."""
     make_ships(application, N)

@@ -93,6 +93,10 @@ class Outside(Protocol):
         """These changes have been taken in."""
         ...
 
+    def has_place(self, space: Space) -> bool:
+        """Whether vectors of a space have a place, which someone may have dropped since."""
+        ...
+
     def prepare(self, space: Space) -> None:
         """Make a place for vectors of a further space, which others do not read yet."""
         ...

@@ -104,6 +104,12 @@ def watch(connection: Connection, name: str, version: int, *, with_all: bool) ->
         state.watch(connection, version, with_all=with_all)
 
 
+def put_again(connection: Connection, name: str, version: int) -> None:
+    """The place of a version is to be made anew: bring out all that had been brought there."""
+    if state.is_watched(connection, version):
+        state.put_all(connection, version)
+
+
 def unwatch(connection: Connection, name: str) -> None:
     """Let no vector go there any more."""
     for version in versions_of(connection, name):

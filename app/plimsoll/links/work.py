@@ -296,6 +296,8 @@ class LinkWork:
         await self._drop_others(all_versions)
         active = await self.run(self.outside.active)
         for version in all_versions:
+            if not await self.run(self.outside.has_place, version.space):
+                await self.write(steps.put_again, version.id)  # first, or a kill would leave holes
             await self.run(self.outside.prepare, version.space)
             is_home = version.space.fingerprint == active
             await self.write(steps.watch, version.id, with_all=not is_home)

@@ -142,6 +142,10 @@ class FileOutside:
         if changes.is_everything and space is not None and self._looked_at is not None:
             self._home.note(space, self._looked_at)
 
+    def has_place(self, space: Space) -> bool:
+        """Whether the space has a folder."""
+        return space.fingerprint == self._home.space or self._space(space).is_there
+
     def prepare(self, space: Space) -> None:
         """Make the folder of a space. See Outside."""
         if space.fingerprint != self._home.space:

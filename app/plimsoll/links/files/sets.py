@@ -46,6 +46,11 @@ class SpaceFolder:
         self.folder = link.folder / _name_of(space.fingerprint)
         self.pushed = PushedVectors(self.folder / FILE_NAME)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder has been made."""
+        return (self.folder / SPACE).exists()
+
     def make(self) -> None:
         """Have the folder. Raises OutsideMismatchError where that cannot be."""
         with disk_refusals(self.folder):

@@ -150,11 +150,15 @@ class PostgresTable:
         with self._following() as connection:
             changes.forget(connection, self._place, changes_)
 
+    def has_place(self, space: Space) -> bool:
+        """Whether a column is of this space, as its comment says."""
+        with self._server.transaction(writes=False) as connection:
+            return look(connection, self._place).of_space(space.fingerprint) is not None
+
     def prepare(self, space: Space) -> None:
         """Add a column beside the one that others read."""
-        with self._server.transaction(writes=False) as connection:
-            if look(connection, self._place).of_space(space.fingerprint) is not None:
-                return
+        if self.has_place(space):
+            return
         with self._following() as connection:
             columns.add(connection, look(connection, self._place), space)
 

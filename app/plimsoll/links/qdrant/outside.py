@@ -131,6 +131,12 @@ class QdrantOutside:
         """These have been taken in, unless they were seen to change again."""
         self._carrying.forget(changes)
 
+    def has_place(self, space: Space) -> bool:
+        """Whether a collection is of this space, as its metadata say."""
+        with self._look() as (client, found):
+            there = catalog.of_space(client, self._place, found, space.fingerprint)
+            return found.fingerprint == space.fingerprint or there is not None
+
     def prepare(self, space: Space) -> None:
         """Have a collection for the space, with the settings of the one that others read."""
         with self._look() as (client, found):
