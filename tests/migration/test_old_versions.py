@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from sqlite3 import Connection
 from threading import Event
 
 import pytest
@@ -14,6 +15,8 @@ from plimsoll.corpora import vectors
 from plimsoll.corpora.records import Document, Space
 from plimsoll.errors import MigrationStateError, ModelLoadingError, VerdictError
 from plimsoll.migration import validation
+from plimsoll.migration.facts import Facts
+from plimsoll.migration.records import Migration
 from plimsoll.migration.states import MigrationState as State
 from plimsoll.migration.status import MigrationStatus
 from tests.fakes import DEADLINE_S
@@ -267,5 +270,40 @@ def test_a_rollback_waits_for_no_scan(folder: Path):
         finally:
             is_over.set()
         assert back.state is State.ROLLED_BACK
+
+    play(folder, scene)
+
+
+def test_a_rollback_waits_for_no_other_migration_that_is_to_be_paused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its run ends when the thread does that reads all vectors of its collection."""
+    has_begun, is_over, facts_of = Event(), Event(), validation.facts_of
+
+    def long_scan(connection: Connection, migration: Migration) -> Facts:
+        has_begun.set()
+        is_over.wait()
+        return facts_of(connection, migration)
+
+    async def scene(server: Inside) -> None:
+        await cut_over(server)
+        await server.ensure("boats", model=OLD)
+        await server.put("boats", [Document("b", "a boat")])
+        monkeypatch.setattr(validation, "facts_of", long_scan)
+        number = await server.begin("boats", NEW)
+        try:
+            assert await asyncio.to_thread(has_begun.wait, DEADLINE_S)
+            pauses = [asyncio.create_task(server.migrations.pause(number, "t", "")) for _ in "12"]
+            async with asyncio.timeout(DEADLINE_S):
+                while server.migrations._runs.progress(number) is not None:
+                    await asyncio.sleep(CHECK_S)
+                back = await server.migrations.roll_back(1, "test", "")
+            assert not any(pause.done() for pause in pauses)
+        finally:
+            is_over.set()
+        done = await asyncio.gather(*pauses, return_exceptions=True)
+        assert back.state is State.ROLLED_BACK
+        assert [type(each) for each in done] == [MigrationStatus, MigrationStateError]
+        assert (await server.migrations.status(number)).state is State.PAUSED
 
     play(folder, scene)

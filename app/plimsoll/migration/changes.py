@@ -54,9 +54,13 @@ class StateChanges:
     async def stop_and_change(self, number: int, work: Change) -> Migration:
         """End the run of a migration, then change its state; it runs on where that is refused."""
 
-        async def step() -> Migration:
-            is_worked_on = self._runs.progress(number) is not None
+        is_worked_on = self._runs.progress(number) is not None
+
+        async def stop() -> None:
             await self._runs.stop(number)
+
+        async def step() -> Migration:
+            await stop()  # where another change has begun it again
             try:
                 changed = await self._commit(work)
             except BaseException:
@@ -66,7 +70,7 @@ class StateChanges:
             self._runs.forget_failure(number)
             return changed
 
-        return await self._whole(step)
+        return await self._whole(step, stop)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Read the file. Raises as `work` does, and StoreError."""
@@ -89,8 +93,16 @@ class StateChanges:
         self._metrics.changed(changed.state.value)
         return changed
 
-    async def _whole(self, step: Callable[[], Coroutine[Any, Any, Migration]]) -> Migration:
+    async def _whole(
+        self,
+        step: Callable[[], Coroutine[Any, Any, Migration]],
+        before: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> Migration:
+        """before: what may wait for a scan to end, as changes of other migrations do not."""
+
         async def in_turn() -> Migration:
+            if before is not None:
+                await before()
             async with self._changing:
                 return await step()
 

@@ -87,6 +87,7 @@ class MigrationRuns:
         self._pause = pause
         self._bridges = BridgeBuilder(database, judge, gate, thread, metrics, pause)
         self._runs: dict[int, _Run] = {}
+        self._ending: dict[int, asyncio.Task[None]] = {}  # of those that are stopped
         self._unwritten: dict[int, str] = {}  # failures that the file would not take
 
     def start(self, number: int) -> None:
@@ -107,7 +108,12 @@ class MigrationRuns:
         run = self._runs.pop(number, None)
         if run is not None:
             run.task.cancel()
-            await asyncio.wait((run.task,))
+            self._ending[number] = run.task
+        task = self._ending.get(number)  # also one that another waits for
+        if task is not None:
+            await asyncio.wait((task,))
+            if self._ending.get(number) is task:
+                del self._ending[number]
 
     async def close(self) -> None:
         """End all of it."""
