@@ -156,6 +156,29 @@ def test_an_idle_connection_does_not_hold_the_end_up():
     assert asyncio.run(scenario()) == [b"", b""]
 
 
+def test_one_that_has_just_been_refused_does_not_keep_others_from_their_answer():
+    """It stands open for a moment, to be read, and nothing may be written to it any more."""
+
+    async def scenario() -> bytes:
+        app = HeldApp()
+        async with ending(app) as server:
+            refused, client = await server.connect(), await server.connect()
+            client.writer.write(REQUEST)
+            await app.asked.wait()
+            refused.writer.write(b"\x16\x03\x01")  # no HTTP, but the begin of a TLS hello
+            await refused.reader.readexactly(12)
+            server.signal()
+            server.signal()
+            answer = await client.all()
+            refused.writer.close()
+            return answer
+
+    answer = asyncio.run(scenario())
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"stopping"' in answer
+
+
 def test_with_a_delay_the_server_says_that_it_ends_and_still_takes_connections():
     """A balancer needs a moment to see that, and sends new clients meanwhile."""
 

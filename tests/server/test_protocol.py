@@ -11,7 +11,8 @@ import h11
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tests.server.served import REQUEST, Application, Served, served, with_limits
+from tests.running_server import DEADLINE_S
+from tests.server.served import REQUEST, Application, HeldApp, Served, served, with_limits
 
 GET = b"GET /one HTTP/1.1\r\nHost: test\r\n\r\n"
 SHORT_S = 0.05
@@ -265,15 +266,21 @@ def test_what_is_no_request_gets_400(data: bytes):
     assert server.n_ended("malformed_request") == 1
 
 
-def test_a_broken_piece_of_a_body_ends_its_request():
-    """What is under way hears that its client is gone, and the client why."""
+@pytest.mark.parametrize("asks_first", [False, True])
+def test_a_broken_piece_of_a_body_ends_its_request(asks_first: bool):
+    """What is under way hears that its client is gone, and the client why.
+
+    Nothing else is written behind that, not even to one that asked whether it may send.
+    """
 
     async def scenario() -> tuple[bytes, bool]:
         app = Application()
         async with served(app) as server:
-            head = b"POST /one HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
-            answer = await (await server.connect()).all(head, b"not a size\r\n")
-            await app.gone.wait()
+            head = b"POST /one HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n"
+            head += b"Expect: 100-continue\r\n" if asks_first else b""
+            answer = await (await server.connect()).all(head + b"\r\nnot a size\r\n")
+            async with asyncio.timeout(DEADLINE_S):
+                await app.gone.wait()
             return answer, bool(app.asked)
 
     answer, was_served = asyncio.run(scenario())
@@ -317,6 +324,23 @@ def test_a_refused_client_that_sends_without_end_is_let_go():
             client.writer.close()
 
     asyncio.run(scenario())
+
+
+def test_what_comes_behind_the_last_request_of_a_connection_is_not_read():
+    """Some clients put an empty line there, and the answer is none of its business."""
+
+    async def scenario() -> bytes:
+        app = HeldApp()
+        async with served(app) as server:
+            client = await server.connect()
+            client.writer.write(REQUEST.replace(b"Host", b"Connection: close\r\nHost"))
+            await app.asked.wait()
+            client.writer.write(b"\r\n")
+            await asyncio.sleep(SHORT_S)
+            app.released.set()
+            return await client.all()
+
+    assert asyncio.run(scenario()).startswith(b"HTTP/1.1 200 ")
 
 
 # --- one after another --------------------------------------------------------------------------

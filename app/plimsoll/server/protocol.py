@@ -135,7 +135,7 @@ class HTTPProtocol(H11Protocol):
 
     def end(self, error: PlimsollError) -> None:
         """End it now: what is under way is answered with `error`, where it can be still."""
-        if self.is_idle:
+        if self.is_idle or self._is_refused:
             self.transport.close()
         elif not self.transport.is_closing():
             self._owner.note(error.code, str(error), self._address)
@@ -146,7 +146,8 @@ class HTTPProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
-        if self._is_refused:
+        # Some clients put an empty line behind the body of the only request they make.
+        if self._is_refused or self.conn.their_state is h11.MUST_CLOSE:
             self._dropped_bytes += len(data)
             if self._dropped_bytes > LINGER_BYTES:
                 self.transport.abort()
@@ -321,6 +322,7 @@ class HTTPProtocol(H11Protocol):
         if cycle is not None and not cycle.response_complete:
             path, has_begun = cycle.scope["path"], cycle.response_started
             cycle.disconnected = True
+            cycle.waiting_for_100_continue = False  # it has an answer, behind which nothing goes
             cycle.message_event.set()
         if has_begun:  # half an answer cannot be mended
             self.transport.abort()

@@ -7,6 +7,7 @@ import pytest
 from plimsoll.api.edge import body as edge
 from plimsoll.api.edge.json_cost import json_cost
 from plimsoll.errors import MemoryPressureError, PlimsollError, TooLargeError
+from plimsoll.serving.gate import RequestPermit
 from tests.api.edge.bodies import (
     FULL,
     KIB,
@@ -287,6 +288,29 @@ def test_a_client_that_asks_before_it_sends_is_answered_and_not_read():
 
     assert client.status == 429
     assert client.n_received == 0
+
+
+def test_a_body_that_waits_for_room_is_not_too_slow_for_that(monkeypatch: pytest.MonkeyPatch):
+    """Its client is held back meanwhile, or has not been told yet to send it."""
+    body_timeout_s = 0.1
+    wait = RequestPermit.wait_to_keep
+
+    async def wait_long(self: RequestPermit, n_bytes: int) -> None:
+        await asyncio.sleep(2 * body_timeout_s)
+        await wait(self, n_bytes)
+
+    monkeypatch.setattr(RequestPermit, "wait_to_keep", wait_long)
+
+    class Sending(Client):
+        async def receive(self) -> dict:
+            await asyncio.sleep(0.001)
+            return await super().receive()
+
+    with serving(Bodies(), body_timeout_s=body_timeout_s) as server:
+        client = Sending(body_of(100 * KIB))
+        client.call(server)
+
+    assert client.status == 200
 
 
 def test_a_body_that_comes_too_slowly_is_ended():

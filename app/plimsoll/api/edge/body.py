@@ -53,7 +53,8 @@ class IncomingBody:
         self._limits = limits
         self._declared_bytes = int(length) if length.isdigit() else 0
         self._waits_for_continue = headers.get(b"expect", b"").lower() == b"100-continue"
-        self._deadline_s = asyncio.get_running_loop().time() + limits.timeout_s
+        self._clock = asyncio.get_running_loop().time
+        self._deadline_s = self._clock() + limits.timeout_s
         # A body that is asked for at all is large, and so is what it says, unless told otherwise.
         self._priority = (
             Priority.INTERACTIVE
@@ -92,8 +93,10 @@ class IncomingBody:
             is_first = not self._received_bytes and not self._in_parts
             if self._declared_bytes >= GATE_FROM_BYTES and is_first:
                 self._check(self._declared_bytes)
-                # Until then the client is held back by its own unread bytes.
+                # Until then the client is held back by its own unread bytes, which takes its time.
+                began_s = self._clock()
                 await self._permit.wait_to_keep(self._declared_bytes)
+                self._deadline_s += self._clock() - began_s
             self._admit(max(self._declared_bytes, self._n_bytes))
             decoder = self._decoder
             message = await (self._decoded(decoder) if decoder else self._next_in_time())
@@ -178,7 +181,7 @@ class IncomingBody:
 
     async def _next_in_time(self) -> Message:
         if self._in_parts:
-            self._deadline_s = asyncio.get_running_loop().time() + self._limits.timeout_s
+            self._deadline_s = self._clock() + self._limits.timeout_s
         try:
             async with asyncio.timeout_at(self._deadline_s):
                 return await self._next()
