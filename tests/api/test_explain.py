@@ -236,6 +236,7 @@ def test_breaker_open_comes_true():
         clock.now_s += 5
         told = explain(client, input="a ship")
         reply = embed(client, input="a ship")
+        assert not server.core.models.find(None).is_open  # into memory that is short
 
     assert (told["outcome"], told["step"], told["retry_after_s"]) == ("breaker_open", 4, 10)
     assert reply.json()["degraded"] == {"reason": "breaker_open", "retry_after_s": 10}

@@ -34,6 +34,7 @@ from plimsoll.policy.costs import (
     sparse_demand,
     token_states_bytes,
 )
+from plimsoll.policy.decision import Outcome
 from plimsoll.policy.priority import Priority, priority_of
 from plimsoll.serving.clients import charge_client
 from plimsoll.serving.fallback import degraded_by, with_fallback
@@ -213,7 +214,7 @@ class EmbeddingService:
         demand, lengths = NOTHING, list[int]()
         loading_retry_s: float | None = None
         try:
-            demand, lengths = await self._foresee(task)
+            demand, lengths = await self._foresee(task, permit)
         except ModelLoadingError as error:
             loading_retry_s = error.retry_after_s
         decision = permit.explain(demand, asks_breaker=task.encoder == "dense")
@@ -248,11 +249,14 @@ class EmbeddingService:
                 return model.traits
         return slot.traits
 
-    async def _foresee(self, task: EmbedTask) -> tuple[Demand, list[int]]:
+    async def _foresee(self, task: EmbedTask, permit: RequestPermit) -> tuple[Demand, list[int]]:
         """What `task` would take, and the tokens of each text that would run."""
         if task.encoder == "bm25":
             return sparse_demand(task.texts), []
         self._note_model(task.model)
+        told = permit.explain(NOTHING, asks_breaker=True)
+        if told.outcome is Outcome.BREAKER_OPEN and not self._models.find(task.model).is_open:
+            return NOTHING, []  # nor would the request open it
         async with self._models.lease(task.model) as model:
             model.traits.check_dimensions(task.dimensions)
             lengths = await count_tokens(model, task, self._thread)
