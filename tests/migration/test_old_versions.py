@@ -69,6 +69,11 @@ async def roll_back(server: Inside) -> None:
     await server.migrations.roll_back(1, "test", "")
 
 
+async def add_one(server: Inside) -> None:
+    """A document that no version of an unserved model gets a vector of."""
+    await server.put("ships", [Document("x", "a lighthouse")])
+
+
 async def until(server: Inside, is_so: Callable[[MigrationStatus], bool]) -> MigrationStatus:
     """Wait until the server has looked at the models."""
     async with asyncio.timeout(DEADLINE_S):
@@ -150,9 +155,6 @@ def test_searches_do_not_go_back_by_themselves_to_where_documents_are_missing(
 ):
     """Nobody would look for what came while the old model was away, and is in neither answer."""
 
-    async def without(server: Inside) -> None:
-        await server.put("ships", [Document("x", "a lighthouse")])
-
     async def back(server: Inside) -> None:
         await until(server, lambda status: status.counts.keeps_old)
         await search_in_vain(server, monkeypatch)
@@ -162,7 +164,7 @@ def test_searches_do_not_go_back_by_themselves_to_where_documents_are_missing(
         assert status.watch[0].stays == "what was written after cut-over is not in the old version"
 
     play(folder, cut_over)
-    play(folder, without, (NEW, BAD))
+    play(folder, add_one, (NEW, BAD))
     play(folder, back)
 
 
@@ -183,9 +185,6 @@ def test_searches_go_back_by_themselves_to_where_no_more_is_missing_than_before(
 def test_a_rolled_back_one_that_lacks_documents_is_filled_and_cut_over_again(folder: Path):
     """One start without the new model is no end of it."""
 
-    async def without(server: Inside) -> None:
-        await server.put("ships", [Document("x", "a lighthouse")])
-
     async def back(server: Inside) -> None:
         with pytest.raises(VerdictError, match="1 documents came that lack a new vector: validate"):
             await server.migrations.cut_over(1, "test", "")
@@ -201,7 +200,7 @@ def test_a_rolled_back_one_that_lacks_documents_is_filled_and_cut_over_again(fol
         assert (await server.migrations.status(1)).counts.way_back == "exact"
 
     play(folder, roll_back)
-    play(folder, without, (OLD, BAD))
+    play(folder, add_one, (OLD, BAD))
     play(folder, back)
 
 

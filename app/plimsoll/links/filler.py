@@ -84,7 +84,8 @@ class Filler:
 
 
 def _tell_failures(collection: str, version: Version, found: DocumentVectors) -> None:
-    for reason, _ in [*found.failures.values()][:1]:
+    if found.failures:
+        reason, _ = next(iter(found.failures.values()))
         log.warning(
             "%d changed documents of %r get no vector of %r, the first of them: %s",
             len(found.failures), collection, version.space.model, reason,

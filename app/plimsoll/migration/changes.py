@@ -7,6 +7,7 @@ or its watch.
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from sqlite3 import Connection
 from typing import Any, TypeAlias, TypeVar
 
@@ -56,11 +57,8 @@ class StateChanges:
 
         is_worked_on = self._runs.progress(number) is not None
 
-        async def stop() -> None:
-            await self._runs.stop(number)
-
         async def step() -> Migration:
-            await stop()  # where another change has begun it again
+            await self._runs.stop(number)  # where another change has begun it again
             try:
                 changed = await self._commit(work)
             except BaseException:
@@ -70,7 +68,7 @@ class StateChanges:
             self._runs.forget_failure(number)
             return changed
 
-        return await self._whole(step, stop)
+        return await self._whole(step, partial(self._runs.stop, number))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Read the file. Raises as `work` does, and StoreError."""

@@ -232,13 +232,11 @@ class Cutovers:
         """Why searches of the old version would lack documents, or have no answer either."""
 
         def look(connection: Connection) -> tuple[Counts, int]:
-            migration = journal.find(connection, number)
-            counts = counts_of(connection, migration)
-            n_came = pointer.n_came_without_old(connection, migration) if counts.has_both else 0
-            return counts, n_came
+            counts = counts_of(connection, journal.find(connection, number))
+            return counts, pointer.n_without_old_before(connection, number)
 
-        counts, n_came = await self._changes.read(look)
-        if not counts.keeps_old or n_came:
+        counts, n_before = await self._changes.read(look)
+        if not counts.keeps_old or counts.n_without_old > n_before:
             return "what was written after cut-over is not in the old version"
         source = counts.migration.source
         if not await self._judge.can_embed_soon(source):

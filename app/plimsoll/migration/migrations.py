@@ -338,7 +338,7 @@ class Migrations:
             self._cutovers.end(number)
             self._reclaim.start()
 
-        before = (await self.status(number)).counts.migration
+        before = await self._changes.read(lambda connection: journal.find(connection, number))
         check_change(number, before.state, _S.PURGED)
         async with self._links.caught_up(before.collection):
             status = await self._change(work, follow)

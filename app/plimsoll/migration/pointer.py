@@ -119,7 +119,7 @@ def cut_over(
     versions.set_takes_writes(connection, source, takes_writes=keeps_old)
     connection.execute(
         "UPDATE migrations SET n_without_old = ? WHERE id = ?",
-        (_n_without_old(connection, migration), number),
+        (n_without_old(connection, migration), number),
     )
     versions.activate(connection, collection, target)
     progressive.end(connection, migration)
@@ -137,12 +137,18 @@ def check_cut_over(
         _check_verdict(connection, migration, keeps_old=keeps_old)
 
 
-def n_came_without_old(connection: sqlite3.Connection, migration: Migration) -> int:
-    """How many documents lack an old vector, beyond those that did at the cut-over."""
+def n_without_old(connection: sqlite3.Connection, migration: Migration) -> int:
+    """How many documents the old version has no vector of."""
+    n_documents = documents.count(connection, migration.collection_id)
+    return n_documents - vectors.count(connection, migration.source_version)
+
+
+def n_without_old_before(connection: sqlite3.Connection, number: int) -> int:
+    """How many there were at the cut-over."""
     (n_before,) = connection.execute(
-        "SELECT n_without_old FROM migrations WHERE id = ?", (migration.id,)
+        "SELECT n_without_old FROM migrations WHERE id = ?", (number,)
     ).fetchone()
-    return max(0, _n_without_old(connection, migration) - int(n_before))
+    return int(n_before)
 
 
 def roll_back(connection: sqlite3.Connection, number: int, who: str, why: str) -> Migration:
@@ -182,11 +188,6 @@ def _put_bridge_aside(connection: sqlite3.Connection, migration: Migration) -> N
     """
     if not migration.source.is_foreign and bridges.interrupt(connection, migration.id):
         progressive.end(connection, migration)
-
-
-def _n_without_old(connection: sqlite3.Connection, migration: Migration) -> int:
-    n_documents = documents.count(connection, migration.collection_id)
-    return n_documents - vectors.count(connection, migration.source_version)
 
 
 def _check_verdict(

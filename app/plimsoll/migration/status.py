@@ -6,7 +6,7 @@ from sqlite3 import Connection
 from typing import Literal, TypeAlias
 
 from plimsoll.corpora import documents, vectors
-from plimsoll.migration import bridges, journal, progressive, quarantine, shadow
+from plimsoll.migration import bridges, journal, pointer, progressive, quarantine, shadow
 from plimsoll.migration.bridges import Bridge
 from plimsoll.migration.hooks import journal as hooks_journal
 from plimsoll.migration.hooks.records import HookOutcome
@@ -104,7 +104,7 @@ def counts_of(connection: Connection, migration: Migration) -> Counts:
         n_documents=n_documents,
         n_vectors=vectors.count(connection, migration.target_version),
         n_quarantined=quarantine.count(connection, migration)[0],
-        n_without_old=n_documents - vectors.count(connection, source.id),
+        n_without_old=pointer.n_without_old(connection, migration),
         keeps_old=source.takes_writes or is_active,
         has_both=True,
         quarantine=quarantine.listed(connection, migration, MOST_LISTED),
