@@ -15,6 +15,7 @@ from plimsoll.composition.application import create_app
 from plimsoll.composition.models import prepare_model
 from plimsoll.settings import Settings
 from plimsoll.settings_sources import load_settings
+from plimsoll.sidecar.cache import evict, list_sidecars
 from tests.evaluation_data import DATA_DIR
 from tests.fakes import TEST_HOSTS
 from tests.running_server import RunningServer
@@ -64,14 +65,22 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder that has the built-in model, fetched at its first use on a machine.
 
-    PLIMSOLL_TEST_CACHE, else the folder that a server has by default.
+    PLIMSOLL_TEST_CACHE, else the folder that a server has by default: what tests convert of files
+    of their own is taken out of it at the end.
     """
     folder = TEST_CACHE or _default_cache(tmp_path_factory.mktemp("empty"))
     prepare_model(Settings(cache_dir=folder), lambda done_bytes, total_bytes, phase: None)
-    return folder
+    yield folder
+    ours = [
+        entry.key
+        for entry in list_sidecars(folder)
+        if entry.source_path and entry.source_path.is_relative_to(tmp_path_factory.getbasetemp())
+    ]
+    if ours:
+        evict(folder, ours)
 
 
 @pytest.fixture(scope="session")

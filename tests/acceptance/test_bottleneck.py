@@ -3,6 +3,7 @@
 Three minutes in all, most of it the seconds that are compared before and after.
 """
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -250,7 +251,8 @@ def test_a_model_that_is_converted_is_dequantization_and_gets_processors(
     file = cached_synthetic(request.config.cache.mkdir("synthetic"), quant="Q5_1", shape=shape)
     reasons = []
     for number in range(CONVERSIONS):
-        options = ["--cache-dir", str(tmp_path / f"cache-{number}"), "--extra-models", str(file)]
+        cache = tmp_path / f"cache-{number}"
+        options = ["--cache-dir", str(cache), "--extra-models", str(file)]
         options += ["--load-wait-s", str(DEADLINE_S)]
         with server_with_quota(tmp_path, *options) as (server, _):
             embed(server.url, ["a ship"])
@@ -270,6 +272,7 @@ def test_a_model_that_is_converted_is_dequantization_and_gets_processors(
                 assert first.status_code == 200, first.text
             page = patient.get(f"{server.url}/metrics").text
             assert metric(page, "plimsoll_tensor_load_seconds_count") > 48
+        shutil.rmtree(cache)  # gigabytes
         if action["outcome"] == "kept":
             return
         reasons.append(action["reason"])

@@ -14,7 +14,8 @@ from plimsoll.policy.lines import DROPPING_STEP
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.runs import RunLimits
 from plimsoll.serving.executor import RunExecutor
-from tests.fakes import DEADLINE_S, HIDDEN, FakeModel
+from plimsoll.telemetry.metrics import Telemetry
+from tests.fakes import DEADLINE_S, HIDDEN, FakeModel, metric
 from tests.serving.test_executor import Watcher, expected, limits, run_executor, text
 
 N_LAYERS = 3
@@ -144,9 +145,13 @@ def test_what_is_let_in_and_finds_no_memory_waits_for_the_lists_end():
         (vector,) = await query
         np.testing.assert_array_equal(vector, expected(asked))
 
-    run_executor(scenario)
+    telemetry = Telemetry("test")
+    run_executor(scenario, telemetry=telemetry)
     assert model.lets_in == [True, False, False]
     assert len(model.runs[0]) == len(LIST)  # it ran to its end between the two tries
+    # A text waits once, however often it was tried.
+    page = telemetry.render().decode()
+    assert metric(page, 'plimsoll_stage_duration_seconds_count{stage="queue"}') == len(LIST) + 1
 
 
 def test_what_is_let_in_keeps_the_limits_of_now_and_its_memory_is_told():

@@ -51,6 +51,7 @@ class _Run:
     limits: RunLimits
     between_layers: Callable[[], None] | None = None
     is_let_in: bool = False
+    began_s: float = 0.0
     refused: Sequence[QueuedText] = ()  # let in, and without memory
     n_texts: int = 0
     n_tokens: int = 0
@@ -175,7 +176,9 @@ class EngineRuns:
     def _begin(self, texts: Sequence[QueuedText], run: _Run) -> None:
         try:
             self._ran.add(texts[0].model)
-            self._note_queued(texts, self._clock())
+            run.began_s = self._clock()
+            if not run.is_let_in:  # which may yet be put back, to wait on
+                self._note_queued(texts, run.began_s)
             self._try(texts, run, attempt=1)
         except Exception as error:  # this thread must outlive one run that goes wrong
             log.exception("a run ended unexpectedly")
@@ -219,6 +222,10 @@ class EngineRuns:
             request.add_stage("queue", queued_at_s, now_s)
         self._metrics.took(sum(text.n_tokens for text in texts))
 
+    def _note_let_in(self, texts: Sequence[QueuedText], run: _Run) -> None:
+        if run.is_let_in:
+            self._note_queued(texts, run.began_s)
+
     def _try(self, texts: Sequence[QueuedText], run: _Run, *, attempt: int) -> None:
         """Give texts to the engine; deliver their rows or what went wrong."""
         try:
@@ -231,8 +238,10 @@ class EngineRuns:
                 self._recover(texts, run, attempt, error)
             return
         except Exception as error:  # handed to those who wait for these rows
+            self._note_let_in(texts, run)
             fail(texts, error)
             return
+        self._note_let_in(texts, run)
         if attempt > 1:
             self._pressure.recovered(Recovery.RUN_RECOVERED)
         run.n_texts += len(texts)
