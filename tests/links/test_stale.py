@@ -93,6 +93,50 @@ def test_a_vector_stays_stale_through_further_looks_pulls_and_a_way_back(folder,
     asyncio.run(play())
 
 
+def test_a_vector_whose_own_text_comes_back_is_taken_again(folder, application):
+    """However many others there were in between, and whatever was read outside meanwhile."""
+    make_table(application, 40)
+
+    def change_text(number: int, text: str) -> None:
+        application.execute("UPDATE ships SET text = %s WHERE id = %s", (text, number))
+
+    async def play() -> None:
+        async with linked(folder) as server:
+            await pull(server)
+            own = {
+                number: application.execute(
+                    "SELECT text FROM ships WHERE id = %s", (number,)
+                ).fetchone()[0]
+                for number in (1, 2, 3)
+            }
+            for text in ("another", "a third"):
+                change_text(1, text)
+                await in_step(server)
+            await pull(server)
+            assert vectors_of(server)["1"] is None
+            change_text(1, own[1])
+            await in_step(server)
+            assert vectors_of(server)["1"] == old_vector(1).tobytes()
+
+            write(application, 2, "with a vector of its own", old_vector(92))
+            await in_step(server)
+            change_text(2, own[2])  # the vector stays that of the other text
+            await in_step(server)
+            assert vectors_of(server)["2"] is None
+
+            number = await migrate(server)
+            await server.migrations.cut_over(number, "test", "", force=True)
+            change_text(3, "after the cut-over")
+            await in_step(server)
+            change_text(3, own[3])
+            await in_step(server)
+            await server.migrations.roll_back(number, "test", "")
+            await pull(server)
+            assert vectors_of(server)["3"] == old_vector(3).tobytes()
+
+    asyncio.run(play())
+
+
 def test_a_change_of_one_file_makes_no_vector_of_another_a_present_one(tmp_path):
     """Files are all read once more, and say of no row that it has changed."""
     made = tmp_path / "made"
@@ -109,11 +153,17 @@ def test_a_change_of_one_file_makes_no_vector_of_another_a_present_one(tmp_path)
             await pulled(server)
             before = vectors_of(server)
             assert None not in before.values()
+            own = rows[0]["text"]
             rows[0]["text"] = "changed, and its vector is not"
             for _ in range(2):
                 write_file(path, rows)
                 await begin_pull(server)
                 await pulled(server)
                 assert vectors_of(server) == {**before, "d0": None}
+            rows[0]["text"] = own
+            write_file(path, rows)
+            await begin_pull(server)
+            await pulled(server)
+            assert vectors_of(server) == before
 
     asyncio.run(play())

@@ -189,6 +189,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE bridges ADD COLUMN is_read INTEGER NOT NULL DEFAULT 1",),
     # Documents without an old vector, at the cut-over.
     ("ALTER TABLE migrations ADD COLUMN n_without_old INTEGER NOT NULL DEFAULT 0",),
+    # Of the text that the vector is of; NULL where that was never seen.
+    ("ALTER TABLE link_stale ADD COLUMN text_sha256 BLOB",),
 )
 
 

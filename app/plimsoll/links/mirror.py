@@ -3,9 +3,9 @@
 Functions over a connection that is in a transaction, which the caller holds. A row's vector is
 taken as that of its text, in the space that is active outside, unless it is *stale*, of an earlier
 text: the home has noted so, or the text is another than before and the vector is not. A stale one
-is none. Of a foreign space it is remembered until the row has another, or the next look would find
-text and vector as they were and take them for a pair. Where a vector is made here, and is not
-outside by now, what stands there is of an older text still.
+is none. Of a foreign space it is remembered until the row has another or its own text again, or the
+next look would find text and vector as they were and take them for a pair. Where a vector is made
+here, and is not outside by now, what stands there is of an older text still.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ import numpy as np
 from plimsoll.corpora import documents, vectors, versions
 from plimsoll.corpora.records import Collection, Document, StoredDocument, Version
 from plimsoll.links import state
-from plimsoll.links.records import OutsideRow
+from plimsoll.links.records import OutsideRow, StaleVector
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def mirror(
             for row in found
             if row.id in given
         ]
-        _take_vectors(connection, active, with_text, news, known, rows, rounding)
+        _take_vectors(connection, active, with_text, given, news, known, rows, rounding)
     gone = {*asked, *(row.id for row in found)} - rows.keys()
     n_new = sum(document is None for document in before.values())
     return Mirrored(
@@ -80,6 +80,7 @@ def _take_vectors(
     connection: sqlite3.Connection,
     active: Version,
     found: Sequence[OutsideRow],
+    given: Mapping[str, Document],
     changed: AbstractSet[str],
     known: Mapping[int, np.ndarray],
     rows: Mapping[str, int],
@@ -87,9 +88,10 @@ def _take_vectors(
 ) -> None:
     """Store the vectors that came along and are news; bring out those that are lacking outside.
 
-    changed: ids of texts that are news. known: by row, the vectors from before.
+    given: by id, the documents with these texts; changed: those that are news. known: by row, the
+    vectors from before.
     """
-    came, stale, lacking = dict[int, np.ndarray](), dict[int, np.ndarray](), list[int]()
+    came, stale, lacking = dict[int, np.ndarray](), dict[int, StaleVector](), list[int]()
     remembered = state.stale_vectors(connection, active.id, rows.values())
     for row in found:
         number, vector = rows[row.id], row.vector
@@ -97,9 +99,10 @@ def _take_vectors(
         is_as_before = old is not None and vector is not None and _is_same(old, vector, rounding)
         if is_as_before and row.id not in changed:
             continue
-        before = remembered.get(number)
-        if vector is not None and _is_stale(row, is_as_before, before, rounding):
-            stale[number], vector = vector, None
+        if vector is not None:
+            digest, before = given[row.id].text_sha256, remembered.get(number)
+            if one := _stale(vector, row.is_stale, digest, is_as_before, before, rounding):
+                stale[number], vector = one, None
         if vector is None:
             if old is not None and row.id not in changed:
                 lacking.append(number)
@@ -113,19 +116,26 @@ def _take_vectors(
         state.remember_stale(connection, active.id, stale)
 
 
-def _is_stale(
-    row: OutsideRow, is_as_before: bool, remembered: np.ndarray | None, rounding: float
-) -> bool:
-    """Whether a vector is of an earlier text than its row's: what the home noted goes first.
+def _stale(
+    vector: np.ndarray,
+    is_noted: bool | None,
+    text_sha256: bytes,
+    is_as_before: bool,
+    remembered: StaleVector | None,
+    rounding: float,
+) -> StaleVector | None:
+    """A row's vector where it is of an earlier text: what the home noted goes first.
 
-    is_as_before: the text is another than it was, and the vector is not. remembered: one that was
-    stale when it was seen last; a home that rounds may have done so once more since.
+    text_sha256: of the row's text. is_as_before: that is another than it was, and the vector is
+    not. remembered: one that was stale when it was seen last; a home that rounds may have done so
+    once more since.
     """
-    if row.is_stale is not None or row.vector is None:
-        return bool(row.is_stale)
-    if is_as_before:
-        return True
-    return remembered is not None and _is_same(remembered, row.vector, rounding)
+    if remembered is not None and not _is_same(remembered.vector, vector, rounding):
+        remembered = None
+    if remembered is not None and remembered.text_sha256 == text_sha256:
+        return None  # its own text has come back
+    is_stale = is_as_before or remembered is not None if is_noted is None else is_noted
+    return StaleVector(vector, remembered.text_sha256 if remembered else None) if is_stale else None
 
 
 def _remember_stale(
@@ -137,10 +147,12 @@ def _remember_stale(
 
     Also of a space that others do not read now: it may be read again.
     """
-    rows = [document.row for document in changing if document is not None]
+    texts = {document.row: document.text_sha256 for document in changing if document is not None}
     for version in versions.of_collection(connection, collection.id):
         if version.space.is_foreign and not version.space.is_bridge:
-            state.remember_stale(connection, version.id, vectors.get(connection, version.id, rows))
+            here = vectors.get(connection, version.id, list(texts))
+            seen = {row: StaleVector(vector, texts[row]) for row, vector in here.items()}
+            state.remember_stale(connection, version.id, seen)
 
 
 def _differs(document: StoredDocument | None, new: Document) -> bool:

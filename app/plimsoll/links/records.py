@@ -22,6 +22,17 @@ class OutsideRow:
 
 
 @dataclass(frozen=True)
+class StaleVector:
+    """A vector outside that is of an earlier text of its row.
+
+    text_sha256: of that text; None where it was never seen.
+    """
+
+    vector: np.ndarray
+    text_sha256: bytes | None
+
+
+@dataclass(frozen=True)
 class OutsideRows:
     """Rows, each id once.
 

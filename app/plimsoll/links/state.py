@@ -15,6 +15,7 @@ import numpy as np
 
 from plimsoll.corpora.schema import documents_table, vectors_table
 from plimsoll.corpora.vectors import STORED
+from plimsoll.links.records import StaleVector
 
 
 @dataclass(frozen=True)
@@ -196,20 +197,27 @@ def count_waiting(connection: sqlite3.Connection, version: int) -> int:
 
 def stale_vectors(
     connection: sqlite3.Connection, version: int, rows: Iterable[int]
-) -> dict[int, np.ndarray]:
+) -> dict[int, StaleVector]:
     """By row, the vector outside that is of an earlier text, where one was seen."""
-    query = "SELECT row, vector FROM link_stale WHERE version = ? AND row = ?"
+    query = "SELECT row, vector, text_sha256 FROM link_stale WHERE version = ? AND row = ?"
     found = (connection.execute(query, (version, row)).fetchone() for row in rows)
-    return {pair[0]: np.frombuffer(pair[1], STORED) for pair in found if pair is not None}
+    return {
+        row: StaleVector(np.frombuffer(vector, STORED), text_sha256)
+        for row, vector, text_sha256 in filter(None, found)
+    }
 
 
 def remember_stale(
-    connection: sqlite3.Connection, version: int, seen: Mapping[int, np.ndarray]
+    connection: sqlite3.Connection, version: int, seen: Mapping[int, StaleVector]
 ) -> None:
     """These vectors outside, by row, are of earlier texts."""
     connection.executemany(
-        "INSERT OR REPLACE INTO link_stale (version, row, vector) VALUES (?, ?, ?)",
-        ((version, row, vector.astype(STORED).tobytes()) for row, vector in seen.items()),
+        """INSERT OR REPLACE INTO link_stale (version, row, vector, text_sha256)
+        VALUES (?, ?, ?, ?)""",
+        (
+            (version, row, one.vector.astype(STORED).tobytes(), one.text_sha256)
+            for row, one in seen.items()
+        ),
     )
 
 
