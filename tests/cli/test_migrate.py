@@ -297,7 +297,31 @@ def test_a_file_that_holds_no_queries_is_refused_with_its_line(
     queries.write_text('{"query": "ship", "relevant": ["d1"]}\n{"query": "sea"}\n', "utf-8")
     refused = migrate("run", ships, "--model", NEW, "--queries", str(queries))
     assert refused.exit_code == 2
-    assert "line 2 is no judged query" in refused.output
+    assert 'line 2 is no judged query: it takes {"query"' in refused.output
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", "null", '"ship"', '{"relevant": ["d1"]}'])
+def test_a_line_without_a_query_is_told_what_it_takes(
+    migrate: Migrate, ships: str, tmp_path: Path, line: str
+):
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text(line, "utf-8")
+    refused = migrate("run", ships, "--model", NEW, "--queries", str(queries))
+    assert refused.exit_code == 2
+    assert 'line 1 is no judged query: it takes {"query"' in refused.output
+
+
+def test_an_empty_file_of_queries_begins_nothing(
+    migrate: Migrate, client: httpx.Client, ships: str, tmp_path: Path
+):
+    """A migration keeps the queries that it began with: none would be a verdict without them."""
+    queries = tmp_path / "queries.jsonl"
+    queries.write_text("\n \n", "utf-8")
+    before = client.get("/migrations").json()
+    refused = migrate("run", ships, "--model", NEW, "--queries", str(queries))
+    assert refused.exit_code == 2
+    assert "queries.jsonl has no judged query" in refused.output
+    assert client.get("/migrations").json() == before
 
 
 @pytest.mark.parametrize(

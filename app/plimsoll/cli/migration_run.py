@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NOT_GO = 1
 """Exit code where a verdict is not go."""
+JUDGED_QUERY = '{"query": "…", "relevant": ["ID", "…"]} or with grades, {"ID": 2}'
 
 
 class StoppedError(click.ClickException):
@@ -98,20 +99,29 @@ def next_step(migration: Mapping[str, Any]) -> str:
 
 
 def judged_queries(file: Path | None) -> list[dict[str, Any]]:
-    """Judged queries of a file. Raises StoppedError."""
+    """Judged queries of a file, one at least; none where there is no file. Raises StoppedError."""
+    if file is None:
+        return []
     judged = []
-    lines = [] if file is None else file.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            query = json.loads(line)
-            if isinstance(query["relevant"], list):
-                query["relevant"] = dict.fromkeys(query["relevant"], 1.0)
-        except (ValueError, KeyError, TypeError) as error:
+            judged.append(_judged_query(json.loads(line)))
+        except (ValueError, TypeError) as error:
             raise StoppedError(f"{file} line {number} is no judged query: {error}") from error
-        judged.append(query)
+    if not judged:  # else a verdict would be drawn without them
+        raise StoppedError(f"{file} has no judged query; {JUDGED_QUERY}, one a line")
     return judged
+
+
+def _judged_query(given: Any) -> dict[str, Any]:
+    """With grades by id. Raises ValueError; TypeError for ids that are no text."""
+    if not isinstance(given, dict) or not {"query", "relevant"} <= given.keys():
+        raise ValueError(f"it takes {JUDGED_QUERY}")
+    if isinstance(given["relevant"], list):
+        return given | {"relevant": dict.fromkeys(given["relevant"], 1.0)}
+    return given
 
 
 def _go_on(client: "Client", migration: dict[str, Any], asked: MigrationJob) -> None:
