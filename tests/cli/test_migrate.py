@@ -12,7 +12,7 @@ from click.testing import Result
 
 from plimsoll import Client
 from plimsoll.cli.migration_run import next_step
-from plimsoll.cli.migration_words import duration
+from plimsoll.cli.migration_words import agreement_told, duration
 from plimsoll.client.asking import Answer, Ask, Pause
 from tests.cli.conftest import Commands
 from tests.cli.reports import report
@@ -322,6 +322,11 @@ def test_an_empty_file_of_queries_begins_nothing(
     assert refused.exit_code == 2
     assert "queries.jsonl has no judged query" in refused.output
     assert client.get("/migrations").json() == before
+
+
+def test_versions_that_agree_as_chance_does_agree_on_0_percent():
+    watch = {"compared": 20, "agreement": -0.003, "least_agreement": 0.3}
+    assert "20 agree with the old version on 0% of what" in agreement_told(watch)
 
 
 @pytest.mark.parametrize(

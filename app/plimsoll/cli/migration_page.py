@@ -171,7 +171,9 @@ def _progress(migration: Answer, progress: Sequence[Answer]) -> Iterator[str]:
     for before, after in pairwise(progress):
         elapsed_s = after["second"] - before["second"]
         rates.append((after["n_embedded"] - before["n_embedded"]) / elapsed_s)
-    told = f"{duration(end_s)}, {(done[-1] - done[0]) / end_s:.1f} documents a second on the whole"
+    worked_s = _worked_s(migration["changes"], began, end_s)
+    rate = (done[-1] - done[0]) / worked_s
+    told = f"{duration(worked_s)} of embedding, {rate:.1f} documents a second in the mean"
     yield section(
         "Documents embedded",
         (),
@@ -183,6 +185,20 @@ def _progress(migration: Answer, progress: Sequence[Answer]) -> Iterator[str]:
         (),
         line_chart({"rate": rates}, places, end_s, "documents/s", "Documents embedded a second"),
     )
+
+
+def _worked_s(changes: Sequence[Answer], began: float, span_s: float) -> float:
+    """Seconds of the span in which the migration ran: neither paused, failed nor waiting for you.
+
+    began: when the span begins, by the clock of the changes. Without such seconds all of the span.
+    """
+    moments = [_seconds(change["at"]) for change in changes] + [began + span_s]
+    worked_s = sum(
+        max(0.0, min(ended, began + span_s) - max(since, began))
+        for change, (since, ended) in zip(changes, pairwise(moments), strict=True)
+        if change["after"] == "running"
+    )
+    return worked_s or span_s
 
 
 def _shadow(migration: Answer) -> Iterator[str]:

@@ -19,7 +19,7 @@ def agreement_told(watch: Answer) -> str:
     if not watch["compared"]:
         return ""
     told = (
-        f"; {watch['compared']} agree with the old version on {watch['agreement']:.0%} of what "
+        f"; {watch['compared']} agree with the old version on {watch['agreement']:z.0%} of what "
         "they find, beyond chance"
     )
     if watch["least_agreement"]:

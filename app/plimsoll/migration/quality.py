@@ -135,7 +135,7 @@ class QualityJudge:
             outcome = "passed" if overlap >= GO_OVERLAP else "undecided"
             if overlap < NO_GO_OVERLAP:
                 outcome = "failed"
-        message = f"old and new version agree on {overlap:.0%} of the 10 nearest beyond chance"
+        message = f"old and new version agree on {overlap:z.0%} of the 10 nearest beyond chance"
         if outcome == "undecided":
             message += ": give judged queries, which say whether that is better or worse"
         return Check("neighbours", outcome, message, figures)
