@@ -378,6 +378,17 @@ def test_a_survey_changes_nothing_and_says_what_is_there(application, linked):
     assert application.execute("SELECT count(*) FROM pg_trigger").fetchone() == (0,)
 
 
+def test_a_view_that_keeps_an_old_column_is_told_with_what_to_do(ships, application):
+    """A purge is over by then: the link alone can say why the column is still there."""
+    application.execute("CREATE VIEW seen AS SELECT vector FROM ships")
+    ships.prepare(NEW)
+    ships.switch(NEW)
+    with pytest.raises(OutsideMismatchError, match=r"vector_before stays .*view seen .*make that"):
+        ships.drop_all_but({NEW.fingerprint})
+    application.execute("DROP VIEW seen")
+    assert len(ships.drop_all_but({NEW.fingerprint})) == 1
+
+
 def test_unfollowing_leaves_nothing_behind_but_the_note(ships, application):
     """What Plimsoll put into a schema goes again."""
     ships.unfollow()

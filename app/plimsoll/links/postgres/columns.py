@@ -7,6 +7,7 @@ names that they know. Each step looks at the table first, and does what is left 
 from collections.abc import Collection, Sequence
 
 from psycopg import sql
+from psycopg.errors import DependentObjectsStillExist
 
 from plimsoll.corpora.records import Space
 from plimsoll.errors import OutsideMismatchError
@@ -140,16 +141,23 @@ def switch(connection: Connection, place: Place, space: Space) -> str:
 
 
 def drop_all_but(connection: Connection, table: Table, kept: Collection[str]) -> Sequence[str]:
-    """Drop columns of other spaces that others do not read, with their indexes."""
+    """Drop columns of other spaces that others do not read, with their indexes.
+
+    Raises OutsideMismatchError where a view, or the like, reads one of them.
+    """
     done = []
     for column in table.vector_columns:
         is_ours = column.name != table.place.vector and column.fingerprint is not None
         if is_ours and column.fingerprint not in kept:
-            connection.execute(
-                sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(
-                    table.place.sql, sql.Identifier(column.name)
-                )
-            )
+            drop = sql.SQL("ALTER TABLE {} DROP COLUMN {}")
+            try:
+                connection.execute(drop.format(table.place.sql, sql.Identifier(column.name)))
+            except DependentObjectsStillExist as error:
+                raise OutsideMismatchError(
+                    f"{table.place.words}: {column.name} stays for now, since "
+                    f"{error.diag.message_detail}: make that again over {table.place.vector}, or "
+                    "drop it; the column and what notes changes go then"
+                ) from error
             done.append(f"{table.place.words}: {column.name} is dropped")
     return done
 
