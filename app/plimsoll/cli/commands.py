@@ -15,6 +15,7 @@ from plimsoll.cli import FAILED, INTERRUPTED
 from plimsoll.cli.backup import backup
 from plimsoll.cli.bench import bench
 from plimsoll.cli.cache import cache
+from plimsoll.cli.capacity import capacity
 from plimsoll.cli.collections import collections
 from plimsoll.cli.config import config
 from plimsoll.cli.doctor import doctor
@@ -91,4 +92,4 @@ def main() -> None:
 main.add_commands("Run", [serve, embed, migrate, hooks])
 main.add_commands("Models", [models, pull, rm, inspect, verify, cache])
 main.add_commands("Collections", [collections, links, backup])
-main.add_commands("Look and measure", [doctor, config, bench, simulate])
+main.add_commands("Look and measure", [doctor, config, bench, simulate, capacity])

@@ -4,16 +4,13 @@ import io
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
 from plimsoll.cli.help import Command
-from plimsoll.cli.options import load
+from plimsoll.cli.model_shape import shape_of
 from plimsoll.sizes import Size
-
-if TYPE_CHECKING:
-    from plimsoll.encoder.architecture import Architecture
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -126,7 +123,7 @@ def simulate(
 
     if floor_bytes >= limit_bytes:
         raise click.UsageError("--floor is not below --limit: nothing would be left for requests")
-    architecture, token_limit = _shape(model)
+    architecture, token_limit = shape_of(model)
     try:
         events = parse_trace(trace)
     except ValueError as error:
@@ -140,27 +137,3 @@ def simulate(
     )
     report = run(events, machine)
     click.echo(json.dumps(report.as_dict()) if as_json else render(report))
-
-
-def _shape(model: str) -> "tuple[Architecture, int]":
-    """Architecture and token limit. Raises GGUFError and ModelErrors."""
-    from plimsoll.composition.models import without_alias
-    from plimsoll.encoder.architecture import read_architecture
-    from plimsoll.encoder.catalog import SHAPES, describe, resolve
-    from plimsoll.gguf.reader import read_header
-    from plimsoll.gguf.sources import FileSource
-    from plimsoll.models.hub import local_file
-
-    settings = load({}).settings
-    spec = resolve(without_alias(model, settings))
-    known, architecture = spec.known, SHAPES.get(spec.name)
-    if known is None or architecture is None:
-        path = local_file(spec, settings.cache_dir)
-        if path is None:
-            raise click.UsageError(f"the shape of {model} is not known, and its file is not here")
-        with FileSource(path) as source:
-            header = read_header(source)
-        known, architecture = describe(header.metadata), read_architecture(header)
-    limit = known.token_limit or architecture.context_tokens
-    scales = known.scales_rotation
-    return architecture, limit if scales else min(limit, architecture.context_tokens)

@@ -1,0 +1,1 @@
+"""How many servers a load takes: figures of one, measured, and what follows from them."""
