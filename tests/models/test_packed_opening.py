@@ -13,6 +13,7 @@ from plimsoll import files
 from plimsoll.composition.models import open_model, prepare_model
 from plimsoll.encoder.backends import onnx_runtime, packed_weights, packing
 from plimsoll.encoder.backends.packed_weights import PackedWeights
+from plimsoll.encoder.quantization.codes_file import CODES_NAME
 from plimsoll.errors import (
     CacheCorruptError,
     CacheError,
@@ -20,6 +21,8 @@ from plimsoll.errors import (
     EncodeMemoryError,
     PackingError,
 )
+from plimsoll.machine.instructions import has_int8_products
+from plimsoll.models import quantizing
 from plimsoll.settings import Settings
 from plimsoll.sidecar import packed
 from plimsoll.sidecar.cache import list_sidecars, verify
@@ -27,7 +30,7 @@ from plimsoll.sidecar.checked_file import CheckedFile
 from plimsoll.sidecar.loader import unreported
 from plimsoll.sidecar.packed import PACKED_NAME, PackedFile, packed_folders
 from plimsoll.sidecar.sidecar import INDEX_NAME, WEIGHTS_NAME, Sidecar
-from tests.small_models import NARROW, opened, small_settings
+from tests.small_models import NARROW, draw_few_samples, opened, small_settings
 from tests.synthetic import write_synthetic
 
 TEXTS = [np.arange(104, 104 + n) for n in (9, 40)]
@@ -152,6 +155,37 @@ def test_a_file_that_changes_under_an_open_model_ends_the_run_and_not_the_proces
             model.encode(texts)
         with pytest.raises(CacheCorruptError, match="while it was served"):
             model.check_unchanged()
+
+    with opened(settings) as model:
+        np.testing.assert_array_equal(model.encode(texts), expected)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["by layers", "at once"])
+@pytest.mark.parametrize("which", ["everything", PACKED_NAME, WEIGHTS_NAME, CODES_NAME])
+def test_sessions_that_open_late_open_what_was_mapped_or_nothing(
+    settings: Settings, texts: list[np.ndarray], which: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Another process may remove files and make them anew; others' weights give other vectors."""
+    if which == CODES_NAME:
+        if not has_int8_products():
+            pytest.skip("this processor has no int8 products")
+        monkeypatch.setattr(quantizing, "draw_samples", draw_few_samples)
+        settings = settings.model_copy(update={"compute": "int8", "min_cosine": 0})
+    prepare_model(settings, unreported)
+    (sidecar,) = (settings.cache_dir / files.SIDECARS_FOLDER).iterdir()
+    with opened(settings) as model:
+        expected = model.encode(texts)
+
+    with opened(settings) as model:
+        if which == "everything":
+            shutil.rmtree(sidecar)
+        else:
+            (path,) = sidecar.rglob(which)
+            other = path.with_name("other")
+            other.write_bytes(path.read_bytes()[::-1])
+            other.rename(path)
+        with pytest.raises(CacheCorruptError, match="removed or replaced while it was served"):
+            model.encode(texts)
 
     with opened(settings) as model:
         np.testing.assert_array_equal(model.encode(texts), expected)

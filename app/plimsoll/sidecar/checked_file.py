@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from io import BufferedReader
 from pathlib import Path
 
+from plimsoll import files
 from plimsoll.errors import CacheCorruptError, CacheError, GGUFError, GGUFTruncatedError
 from plimsoll.gguf.sources import FileSource
 from plimsoll.sidecar.index import (
@@ -96,6 +97,18 @@ class CheckedFile:
             f"{self.path} was {change} while it was served; it is built again when the model is "
             "loaded next"
         )
+
+    def check_at_path(self) -> None:
+        """See that its path still leads to this file, for what opens it there: cheap.
+
+        The map goes on without it. Raises CacheCorruptError and puts the file aside.
+        """
+        if not files.is_at(self.fd, self.path):
+            self._put_aside()
+            raise CacheCorruptError(
+                f"{self.path} was removed or replaced while it was served; it is built again when "
+                "the model is loaded next"
+            )
 
     def damaged_chunks(self, name: str) -> list[tuple[int, int]]:
         """Read a whole place; bytes of the file, from and to, that are not as written."""

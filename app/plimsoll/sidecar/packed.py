@@ -115,6 +115,10 @@ class PackedFile:
         """Raises CacheCorruptError where the file is written to or cut; see `CheckedFile`."""
         self._data.check_unchanged()
 
+    def check_at_path(self) -> None:
+        """Raises CacheCorruptError where the file is not at its path; see `CheckedFile`."""
+        self._data.check_at_path()
+
     def advise(self, graphs: Sequence[str], advice: int) -> None:
         """madvise our own map of these graphs' blobs; the backend's map shares the file cache."""
         self._data.advise(self._names(graphs), advice)

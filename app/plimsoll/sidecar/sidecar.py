@@ -90,6 +90,10 @@ class Sidecar:
         """Raises CacheCorruptError where the weights are written to or cut; see `CheckedFile`."""
         self._weights.check_unchanged()
 
+    def check_at_path(self) -> None:
+        """Raises CacheCorruptError where the weights are not at their path; see `CheckedFile`."""
+        self._weights.check_at_path()
+
     def damaged_chunks(self, name: str) -> list[tuple[int, int]]:
         """Read a whole tensor; bytes of the weights file, from and to, that are not as written."""
         return self._weights.damaged_chunks(name)

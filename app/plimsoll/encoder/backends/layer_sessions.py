@@ -31,10 +31,10 @@ class LazyLayers:
         verify: Callable[[int], None],
         open_layer: Callable[[int], LayerPair],
     ) -> None:
-        """verify: checks what opening a layer reads, which is in memory then.
+        """verify: checks what opening a layer reads, which is in memory then; before and after.
 
-        A weight that is damaged has a packed form that is not there: it would be packed on the
-        heap, and its vectors would look like any others.
+        A weight that is damaged or another has a packed form that is not there: it would be packed
+        on the heap, and its vectors would look like any others.
         """
         self.n_layers = n_layers
         self._verify = verify
@@ -82,7 +82,9 @@ class LazyLayers:
         # Apart from opening: what is raised here must hold no views of weights in its frames,
         # which would keep the damaged file from being closed.
         self._verify(layer)
-        return self._open_layer(layer)
+        pair = self._open_layer(layer)
+        self._verify(layer)  # again: a session opens what lies at a path at that moment
+        return pair
 
 
 class _Part(Sequence[ort.InferenceSession]):

@@ -134,7 +134,9 @@ class OnnxBackend:
     def _open_whole(self, pages: PackedWeights, n_threads: int) -> WholeModelRunner:
         pages.verify_all()
         model = build_whole_graph(self._architecture, self._int8)
-        return WholeModelRunner(pages.open_whole(model, self._arrays, n_threads))
+        session = pages.open_whole(model, self._arrays, n_threads)
+        pages.check_paths()
+        return WholeModelRunner(session)
 
     def _values(self, arrays: Arrays) -> dict[str, object]:
         on_gpu = self._gpu_bytes > 0

@@ -32,11 +32,13 @@ class PlainWeights:
     """Weights as they are, in files that are mapped.
 
     place_of: the file that a view lies in, and its first byte there. verify: compares a layer's
-    weights with their checksums. evict: takes a layer's out of the file cache.
+    weights with their checksums. check_paths: sees that what is opened by the files' paths is what
+    was verified. evict: takes a layer's out of the file cache.
     """
 
     place_of: Callable[[np.ndarray], tuple[Path, int]]
     verify: Callable[[int], None] = lambda layer: None
+    check_paths: Callable[[], None] = lambda: None
     evict: Callable[[int], None] = lambda layer: None
 
 

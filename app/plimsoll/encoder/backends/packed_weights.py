@@ -69,7 +69,8 @@ class PackedWeights:
         open_layer = partial(self._open_layer, graphs, layers)
         self._verify(0)
         first = self._open_first(open_layer)
-        self._layers = LazyLayers(first, len(layers), self._plain.verify, open_layer)
+        self.check_paths()
+        self._layers = LazyLayers(first, len(layers), self._verify_opening, open_layer)
         project, transform = self._layers.parts()
         return LayerSessions.with_layers(graphs, 1, project, transform)
 
@@ -95,6 +96,15 @@ class PackedWeights:
         """
         with ThreadPoolExecutor(min(MOST_OPENING, available_cores())) as verifying:
             list(verifying.map(self._verify, range(self._n_layers)))
+        self.check_paths()
+
+    def check_paths(self) -> None:
+        """See that what sessions open by its path is what is mapped. Raises CacheCorruptError.
+
+        Asked after they have opened: another process may remove the files, and make them anew.
+        """
+        self._plain.check_paths()
+        self._file.check_at_path()
 
     def check_unchanged(self) -> None:
         """See that the packed file is as it was when it was mapped. Raises CacheCorruptError."""
@@ -135,6 +145,11 @@ class PackedWeights:
             self._plain.verify(layer)
             self._file.verify(graph_names(layer))
             self._verified.add(layer)
+
+    def _verify_opening(self, layer: int) -> None:
+        """Check what a session of this layer reads when it opens."""
+        self._plain.verify(layer)
+        self.check_paths()
 
     def _model(
         self, model: bytes, weights: Mapping[str, np.ndarray], blobs: Sequence[Blob]

@@ -120,12 +120,17 @@ def _plain_weights(
         if codes is not None:
             codes.verify(layer)
 
+    def check_paths() -> None:
+        sidecar.check_at_path()
+        if codes is not None:
+            codes.check_at_path()
+
     def evict(layer: int) -> None:
         sidecar.evict(float32_names(architecture, layer, coded))
         if codes is not None:
             codes.evict(layer)
 
-    return PlainWeights(place_of, verify, evict)
+    return PlainWeights(place_of, verify, check_paths, evict)
 
 
 def pack(
@@ -161,6 +166,7 @@ def _write(
         models = (graphs.project, graphs.transform)
         for name, model in zip(graph_names(layer), models, strict=True):
             _pack_graph(writer, name, with_constants(model, arrays, plain), scratch)
+    plain.check_paths()
 
 
 @cache

@@ -128,6 +128,10 @@ class CodesFile:
         """Raises CacheCorruptError where the file is written to or cut; see `CheckedFile`."""
         self._data.check_unchanged()
 
+    def check_at_path(self) -> None:
+        """Raises CacheCorruptError where the file is not at its path; see `CheckedFile`."""
+        self._data.check_at_path()
+
     def advise(self, layer: int, advice: int) -> None:
         """madvise the pages of a layer's codes."""
         self._data.advise([self.index.places[layer].name], advice)
