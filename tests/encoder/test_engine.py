@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,21 @@ def test_a_lone_text_passes_the_whole_model_at_once_with_the_bits_of_the_layers(
         (at_once,) = engine.encode(run)
 
         assert at_once.tobytes() == by_layers.tobytes()
+
+
+@ROADS
+def test_a_model_with_a_short_context_takes_whole_packs(
+    tmp_path: Path, open_backend: OpenBackend | None
+):
+    """Packs have more rows than its rotary tables have positions; longer texts have own tables."""
+    write_synthetic(tmp_path / "model.gguf", shape=replace(SHAPE, context=40))
+    run = texts([40, 12, 40, 55, 9, 130, 38, 40])
+    with engine_over(tmp_path, open_backend, n_threads=2) as (engine, _):
+        for n_threads in (1, 2):
+            joined = engine.encode(run, n_threads=n_threads)
+            for together, ids in zip(joined, run, strict=True):
+                (alone,) = engine.encode([ids])
+                assert together.tobytes() == alone.tobytes()
 
 
 def test_parallelism_that_goes_to_and_fro_opens_nothing_again(folder: Path):

@@ -42,7 +42,7 @@ def test_every_text_is_in_one_pack_and_packs_come_largest_slice_first(
     lengths: list[int], n_threads: int
 ):
     """A text that is left out has no vector; one that comes twice has two."""
-    packs = pack_texts(lengths, n_threads=n_threads)
+    packs = pack_texts(lengths, n_threads=n_threads, context_tokens=2048)
 
     assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
     largest = [largest_slice(sum(lengths[index] for index in pack)) for pack in packs]
@@ -50,10 +50,15 @@ def test_every_text_is_in_one_pack_and_packs_come_largest_slice_first(
 
 
 @given(lengths=LENGTHS, pack_tokens=st.sampled_from([128, 256, PACK_TOKENS]))
-def test_a_text_that_fills_a_pack_stands_alone(lengths: list[int], pack_tokens: int):
-    """Joining it with others would only make the run larger."""
-    for pack in pack_texts(lengths, n_threads=2, pack_tokens=pack_tokens):
-        assert len(pack) == 1 or max(lengths[index] for index in pack) < pack_tokens
+def test_a_text_that_fills_a_pack_or_passes_the_context_stands_alone(
+    lengths: list[int], pack_tokens: int
+):
+    """Joining it would only make the run larger; or give its rotary tables to the others."""
+    packs = pack_texts(lengths, n_threads=2, context_tokens=200, pack_tokens=pack_tokens)
+
+    for pack in packs:
+        longest = max(lengths[index] for index in pack)
+        assert len(pack) == 1 or (longest < pack_tokens and longest <= 200)
 
 
 def test_a_pack_that_is_most_of_the_work_is_shared_by_all_threads():

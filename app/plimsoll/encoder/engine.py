@@ -167,7 +167,12 @@ class Engine:
     def _lay_out(self, texts: Sequence[np.ndarray], n_threads: int, pack_tokens: int) -> _Run:
         """Join texts to packs of nearly equal size, the largest first."""
         lengths = [len(ids) for ids in texts]
-        packed = pack_texts(lengths, n_threads=n_threads, pack_tokens=pack_tokens)
+        packed = pack_texts(
+            lengths,
+            n_threads=n_threads,
+            context_tokens=self._architecture.context_tokens,
+            pack_tokens=pack_tokens,
+        )
         packs = []
         stop = 0
         for indices in packed:

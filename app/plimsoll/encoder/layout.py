@@ -68,16 +68,22 @@ def slices(rows: slice, most: int) -> list[slice]:
 
 
 def pack_texts(
-    lengths: Sequence[int], *, n_threads: int, pack_tokens: int = PACK_TOKENS
+    lengths: Sequence[int],
+    *,
+    n_threads: int,
+    context_tokens: int,
+    pack_tokens: int = PACK_TOKENS,
 ) -> list[list[int]]:
     """Indices of the texts of each pack, the largest slice and then the largest pack first.
 
-    A text that fills a pack is alone in it. The others go, longest first, to the lightest of as
-    many packs as keep every thread busy to the end of a layer; few tokens stay one pack, which all
-    threads share.
+    A text that fills a pack is alone in it, and so is one beyond the context that the model was
+    trained for, whose positions are rotated by tables of its own. The others go, longest first, to
+    the lightest of as many packs as keep every thread busy to the end of a layer; few tokens stay
+    one pack, which all threads share.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    alone = [[index] for index in order if lengths[index] >= pack_tokens]
+    most_joined = min(pack_tokens - 1, context_tokens)
+    alone = [[index] for index in order if lengths[index] > most_joined]
     short = order[len(alone) :]
     n_tokens = sum(lengths[index] for index in short)
     rounds = -(-n_tokens // (pack_tokens * n_threads))
@@ -149,7 +155,12 @@ def run_bytes(
     if not lengths:
         return 0
     row_bytes = FLOAT_BYTES * architecture.hidden
-    packs = pack_texts(lengths, n_threads=n_threads, pack_tokens=pack_tokens)
+    packs = pack_texts(
+        lengths,
+        n_threads=n_threads,
+        context_tokens=architecture.context_tokens,
+        pack_tokens=pack_tokens,
+    )
     n_wide = 3 if architecture.rotary else 2
     scratch_row_bytes = FLOAT_BYTES * (n_wide * architecture.ffn + 3 * architecture.hidden)
 

@@ -17,7 +17,7 @@ from plimsoll.encoder.architecture import (
     layer_tensor_shapes,
 )
 from plimsoll.encoder.backends.protocol import Arrays, Rotation
-from plimsoll.encoder.layout import FLOAT_BYTES
+from plimsoll.encoder.layout import FLOAT_BYTES, SLICE_TOKENS
 from plimsoll.encoder.quantization.codes_file import CodesFile
 from plimsoll.encoder.quantization.linears import float32_names, rotated_biases
 from plimsoll.sidecar.sidecar import Sidecar
@@ -52,7 +52,8 @@ class Weights:
             rotary_tables(
                 architecture.rope_base,
                 architecture.head_size,
-                architecture.context_tokens,
+                # An operator takes no more rows than its tables have, whatever their positions.
+                max(architecture.context_tokens, SLICE_TOKENS),
                 architecture.rope_factor,
             )
             if architecture.rope_base is not None
