@@ -12,6 +12,7 @@ import pytest
 from plimsoll import files
 from plimsoll.composition.models import open_model, prepare_model
 from plimsoll.encoder.backends import onnx_runtime, packed_weights, packing
+from plimsoll.encoder.backends.onnx_backend import OnnxBackend
 from plimsoll.encoder.backends.packed_weights import PackedWeights
 from plimsoll.encoder.quantization.codes_file import CODES_NAME
 from plimsoll.errors import (
@@ -290,7 +291,9 @@ def test_a_packed_file_that_the_system_refuses_is_done_without(
     assert "packed at every call: packed weights cannot be opened: too many open" in caplog.text
 
 
-@pytest.mark.parametrize("where", ["packing", "opening", "opening without packed weights"])
+@pytest.mark.parametrize(
+    "where", ["packing", "opening", "opening without packed weights", "opening an engine"]
+)
 def test_refused_memory_is_told_as_such_and_changes_no_road(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
@@ -308,6 +311,8 @@ def test_refused_memory_is_told_as_such_and_changes_no_road(
         elif where == "opening":
             prepare_model(settings, unreported)
             patched.setattr(packed_weights, "open_session", fail)
+        elif where == "opening an engine":
+            patched.setattr(OnnxBackend, "open_runner", fail)
         else:
             patched.setattr(packing, "EXTERNAL_NAME", "no/such/folder")
             patched.setattr(onnx_runtime, "open_session", fail)

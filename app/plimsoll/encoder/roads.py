@@ -4,6 +4,7 @@ Weights, backend and engine of a road go together; a text takes one road by its 
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from plimsoll.encoder.architecture import Architecture
@@ -48,16 +49,16 @@ def open_roads(
 
     open_backends: one for each road of `road_plan`, in its order.
     """
-    roads: list[Road] = []
-    try:
+    roads = []
+    with ExitStack() as opened:
         plan = road_plan(codes)
         for (least_tokens, own_codes), open_backend in zip(plan, open_backends, strict=True):
             weights = Weights(architecture, sidecar, own_codes)
+            opened.callback(weights.close)
             backend = open_backend(architecture, weights.embedding(), weights.layers())
+            opened.callback(backend.close)
             engine = Engine(architecture, weights, backend, n_threads=n_threads)
+            opened.callback(engine.close)
             roads.append(Road(least_tokens, weights, backend, engine))
-    except BaseException:
-        for road in roads:
-            road.close()
-        raise
+        opened.pop_all()
     return roads
