@@ -58,6 +58,27 @@ def test_a_mapping_that_begins_inside_the_file_is_found_by_its_offset(tmp_path: 
         assert n_pages(path) == 1
 
 
+def test_what_was_listed_stands_until_its_pages_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its addresses would belong to other memory, which would be zeros: other threads unmap too."""
+    maps = tmp_path / "maps"
+    maps.write_text("1000-3000 r--p 00000000 fe:00 7   /packed.bin\n")
+    seen: list[bool] = []
+
+    class Libc:
+        def madvise(self, *given: object) -> None:
+            seen.append(mappings._dropping.locked())
+
+    monkeypatch.setattr(mappings, "_libc", Libc)
+
+    drop_pages(Path("/packed.bin"), 0, 2 * PAGE, maps=maps)
+
+    assert seen == [True]
+    with mappings.unmapping():
+        assert mappings._dropping.locked()
+
+
 @pytest.mark.parametrize(
     "listed", [None, "1000-3000 r--p 00000000 fe:00 7   /data/other/packed.bin\n"]
 )

@@ -3,8 +3,11 @@
 import logging
 import os
 import shutil
+import threading
+import weakref
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from plimsoll.errors import (
     EncodeMemoryError,
     PackingError,
 )
+from plimsoll.machine import mappings
 from plimsoll.machine.instructions import has_int8_products
 from plimsoll.models import quantizing
 from plimsoll.settings import Settings
@@ -348,3 +352,26 @@ def test_an_open_model_is_closed_with_nothing_mapped(settings: Settings):
         assert files.in_use(folder / "index.json")
     assert str(folder) not in Path("/proc/self/maps").read_text()
     assert not files.in_use(folder / "index.json")
+
+
+def test_sessions_are_unmapped_while_no_pages_are_dropped(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    """Another open model may have the same file mapped, and have just read where."""
+    lock = threading.Lock()
+    monkeypatch.setattr(mappings, "_dropping", lock)
+    opening = packed_weights.open_session
+    is_held: list[bool] = []
+
+    def watched(*given: Any) -> Any:
+        session = opening(*given)
+        weakref.finalize(session, lambda: is_held.append(lock.locked()))
+        return session
+
+    monkeypatch.setattr(packed_weights, "open_session", watched)
+    with opened(settings) as model:
+        model.encode(TEXTS)
+        model.encode(TEXTS[:1])
+        assert is_held == []
+
+    assert is_held == [True] * (2 * NARROW.n_layers + 1)

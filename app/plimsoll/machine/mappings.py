@@ -7,9 +7,21 @@ is given back. Only for mappings that are never written to: written pages would 
 import ctypes
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 MAPS = Path("/proc/self/maps")
+# Addresses that were read from the list are others' once a mapping has gone: memory that no file
+# backs would be given back there, and be zeros.
+_dropping = Lock()
+
+
+@contextmanager
+def unmapping() -> Iterator[None]:
+    """Unmap files whose pages other threads may drop, for the length of a `with` block."""
+    with _dropping:
+        yield
 
 
 def drop_pages(file: Path, start: int, stop: int, maps: Path = MAPS) -> None:
@@ -17,15 +29,16 @@ def drop_pages(file: Path, start: int, stop: int, maps: Path = MAPS) -> None:
 
     file: its path without symbolic links. By path, for on some file systems (overlayfs, btrfs)
         the list shows another device than stat does.
-    They are read again when next used.
+    They are read again when next used. Mappings of the file go only within `unmapping`.
     """
-    for address, offset, n_bytes in _mappings(file, maps):
-        first = max(start + -start % mmap.PAGESIZE, offset)
-        length = min(stop, offset + n_bytes) - first
-        length -= length % mmap.PAGESIZE
-        if length > 0:
-            place = ctypes.c_void_p(address + first - offset)
-            _libc().madvise(place, ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+    with _dropping:
+        for address, offset, n_bytes in _mappings(file, maps):
+            first = max(start + -start % mmap.PAGESIZE, offset)
+            length = min(stop, offset + n_bytes) - first
+            length -= length % mmap.PAGESIZE
+            if length > 0:
+                place = ctypes.c_void_p(address + first - offset)
+                _libc().madvise(place, ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def _mappings(file: Path, maps: Path) -> Iterator[tuple[int, int, int]]:

@@ -19,6 +19,7 @@ from plimsoll.encoder.backends.onnx_runtime import (
     bind_rotation,
 )
 from plimsoll.encoder.backends.protocol import Rotation
+from plimsoll.machine import mappings
 
 # Fewer rows are not worth a thread's waking; never a single row, whose bits are its own.
 LEAST_ROWS = 16
@@ -105,5 +106,6 @@ class WholeModelRunner:
         self._session.run_with_iobinding(self._binding)
 
     def close(self) -> None:
-        """Drop the session."""
-        self._binding = self._session = None
+        """Drop the session, and so what it has mapped."""
+        with mappings.unmapping():
+            self._binding = self._session = None

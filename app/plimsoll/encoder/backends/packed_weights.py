@@ -134,10 +134,11 @@ class PackedWeights:
 
     def close(self) -> None:
         """Drop the layers' sessions, unlock and unmap."""
-        if self._layers is not None:
-            self._layers.close()
-            self._layers = None
-        self._file.close()
+        with mappings.unmapping():
+            if self._layers is not None:
+                self._layers.close()
+                self._layers = None
+            self._file.close()
 
     def _verify(self, layer: int) -> None:
         """Check what a session of this layer reads when it opens, and when it runs."""
@@ -182,7 +183,8 @@ class PackedWeights:
             grown = own_anonymous_bytes() - before
             if grown <= max(LOST_BYTES, LOST_RATIO * blob_bytes):
                 return first
-            del first
+            with mappings.unmapping():
+                del first
         raise PackingError(
             f"ONNX Runtime did not take the packed weights from {self._path}: "
             f"{grown >> 20} MiB of the {blob_bytes >> 20} MiB of a layer are on the heap"
