@@ -23,10 +23,11 @@ from plimsoll.composition.migrations import build_migrations
 from plimsoll.composition.serving import build_core
 from plimsoll.encoder.architecture import Architecture, Pooling
 from plimsoll.encoder.known_models import KnownModel
-from plimsoll.encoder.model import Traits, WeightSizes
 from plimsoll.encoder.pooling import RowForm
 from plimsoll.encoder.token_spans import TokenSpans
 from plimsoll.encoder.tokenizer import TokenizedText
+from plimsoll.encoder.traits import Traits
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.errors import PlimsollError, TokenIdsError
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.models.pool import ModelPool

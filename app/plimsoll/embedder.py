@@ -20,7 +20,7 @@ import numpy as np
 from plimsoll import __version__
 from plimsoll.composition.models import make_opener, served_names, spec_of
 from plimsoll.composition.serving import make_core
-from plimsoll.encoder.model import Traits
+from plimsoll.encoder.traits import Traits
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.models.pool import ModelPool
 from plimsoll.models.slot import ModelSlot

@@ -12,7 +12,9 @@ import pytest
 from plimsoll.encoder.architecture import Pooling
 from plimsoll.encoder.catalog import SHAPES
 from plimsoll.encoder.known_models import BGE_EN, GTE, NOMIC_V1, NOMIC_V1_5, KnownModel
-from plimsoll.encoder.model import EmbeddingModel, Traits, WeightSizes
+from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.encoder.traits import Traits
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.encoder.weights import rotary_tables
 from plimsoll.errors import EncodeMemoryError, InvalidRequestError
 from plimsoll.sidecar.loader import StreamingGGUFLoader

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plimsoll.encoder.layout import PACK_TOKENS
-from plimsoll.encoder.model import WeightSizes
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.errors import EncodeMemoryError, MemoryPressureError
 from plimsoll.policy import runs as run_policy
 from plimsoll.policy.client_limits import ClientAccount, ClientLimits

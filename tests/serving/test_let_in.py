@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plimsoll.encoder.layout import PACK_TOKENS
-from plimsoll.encoder.model import WeightSizes
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.errors import EncodeMemoryError
 from plimsoll.policy.lines import DROPPING_STEP
 from plimsoll.policy.priority import Priority

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from plimsoll.encoder.model import WeightSizes
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.tuning.bottleneck import MIB, Kind, advice, name_bottleneck
 from plimsoll.tuning.evidence import Evidence
 

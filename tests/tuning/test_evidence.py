@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from plimsoll.encoder.model import WeightSizes
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.machine.cpu import CPUSample
 from plimsoll.machine.disk import DiskSample
 from plimsoll.machine.memory import MemorySample

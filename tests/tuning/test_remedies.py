@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from plimsoll.encoder.model import WeightSizes
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.machine.threads import ThreadPlacement
 from plimsoll.policy.asked import NOTHING_ASKED, Asked
 from plimsoll.policy.scheduler import Plan

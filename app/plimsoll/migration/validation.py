@@ -15,7 +15,7 @@ import numpy as np
 from plimsoll.corpora.database import Database
 from plimsoll.corpora.patient_embedder import PatientEmbedder, Pause, Yielding
 from plimsoll.corpora.records import Space, Version
-from plimsoll.encoder.model import Traits
+from plimsoll.encoder.traits import Traits
 from plimsoll.errors import (
     CacheError,
     GGUFError,

@@ -14,7 +14,8 @@ from math import inf
 from time import monotonic, perf_counter
 from typing import TypeAlias
 
-from plimsoll.encoder.model import EmbeddingModel, Traits
+from plimsoll.encoder.model import EmbeddingModel
+from plimsoll.encoder.traits import Traits
 from plimsoll.errors import CacheCorruptError, ModelLoadError, ModelLoadingError, PlimsollError
 from plimsoll.models.opener import ModelOpener
 from plimsoll.sidecar.loader import Phase, Progress, unreported

@@ -14,8 +14,9 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from plimsoll.encoder.model import EmbeddingModel, Traits
+from plimsoll.encoder.model import EmbeddingModel
 from plimsoll.encoder.pooling import RowForm
+from plimsoll.encoder.traits import Traits
 from plimsoll.errors import (
     EncodeMemoryError,
     InvalidRequestError,

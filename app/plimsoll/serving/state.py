@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plimsoll.encoder.model import Traits
+from plimsoll.encoder.traits import Traits
 from plimsoll.machine.cpu import CPULoad
 from plimsoll.machine.memory import MemorySample
 from plimsoll.policy.breaker import BreakerSnapshot

@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from plimsoll.encoder.model import Traits
 from plimsoll.encoder.pooling import RowForm
 from plimsoll.encoder.tokenizer import Cut
+from plimsoll.encoder.traits import Traits
 from plimsoll.errors import EmptyTextError, NonFiniteError, RequestError, TextTooLongError
 from plimsoll.policy.costs import CHARACTERS_PER_TOKEN
 from plimsoll.policy.priority import Priority

@@ -7,7 +7,7 @@ give rates; levels are averaged over all but the first.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from plimsoll.encoder.model import WeightSizes
+from plimsoll.encoder.weight_sizes import WeightSizes
 from plimsoll.machine.cpu import CPUSample, cpu_load
 from plimsoll.machine.disk import DiskSample
 from plimsoll.machine.memory import MemorySample
