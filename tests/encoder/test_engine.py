@@ -136,12 +136,13 @@ def test_parallelism_that_goes_to_and_fro_opens_nothing_again(folder: Path):
         assert backend.open_whole(2) is not two  # of many numbers of threads not all stay
 
 
-def test_where_memory_to_open_is_refused_a_session_with_other_threads_serves(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("n_texts", [1, 2], ids=["at once", "by layers"])
+def test_where_memory_to_open_is_refused_sessions_that_are_open_serve(
+    folder: Path, n_texts: int, monkeypatch: pytest.MonkeyPatch
 ):
     """A run's last try has one thread, and comes when memory is short already."""
     with engine_over(folder, None, n_threads=2) as (engine, _):
-        expected = engine.encode(texts([9]))[0]
+        expected = engine.encode(n_texts * texts([9]))[0]
 
         def refuse(*given: object) -> None:
             raise RuntimeError("[ONNXRuntimeError] : std::bad_alloc")

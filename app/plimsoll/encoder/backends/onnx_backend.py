@@ -83,8 +83,8 @@ class OnnxBackend:
     def open_whole(self, n_threads: int) -> WholeModelRunner | None:
         """A runner over the whole model; none where weights are inputs.
 
-        Where memory to open one is refused, one with other threads that is open serves: a run's
-        last try, with one thread, is made when memory is short.
+        Where memory to open one is refused, one with other threads that is open serves, or the
+        layers' sessions: a run's last try, with one thread, is made when memory is short.
         """
         if self.pages is None:
             return None
@@ -92,9 +92,9 @@ class OnnxBackend:
             try:
                 opened = self._open_whole(self.pages, n_threads)
             except Exception as error:  # ONNX Runtime's own classes, one for each status
-                if not self._whole or not is_allocation_failure(error):
+                if not is_allocation_failure(error):
                     raise
-                return next(iter(self._whole.values()))
+                return next(iter(self._whole.values()), None)
             if len(self._whole) == MOST_WHOLE:
                 self._whole.pop(next(iter(self._whole))).close()
             self._whole[n_threads] = opened

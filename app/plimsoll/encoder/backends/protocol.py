@@ -122,7 +122,7 @@ class Backend(Protocol):
         """Who looks after the pages that it reads, where these are not the weights' own."""
 
     def open_whole(self, n_threads: int) -> WholeRunner | None:
-        """A runner for a lone text, with so many threads; None where the backend has none.
+        """A runner for a lone text, with so many threads; None where there is none, or no memory.
 
         For one run: opening another may close it.
         """
