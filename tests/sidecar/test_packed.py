@@ -30,13 +30,13 @@ def parent(tmp_path: Path) -> Path:
     return parent
 
 
-def written(parent: Path, key: str = "k") -> Path:
+def written(parent: Path, key: str = "k", source_bytes: bytes = SOURCE) -> Path:
     """A packed folder with a few blobs."""
     folder = packed.folder_of(parent, "float32", key)
 
     def write(writer: PackedWriter, scratch: Path) -> None:
         source = scratch / "source"
-        source.write_bytes(SOURCE)
+        source.write_bytes(source_bytes)
         fd = os.open(source, os.O_RDONLY)
         for blob in BLOBS:
             writer.add(blob[0], blob[1], fd, *blob[2:])
@@ -59,6 +59,14 @@ def test_blobs_are_found_by_graph_and_hold_what_was_given(parent: Path):
             assert blob.offset % 4096 == 0 < blob.offset
         file.verify(["0.project", "1.project"])
     assert sorted(path.name for path in file.folder.iterdir()) == [INDEX_NAME, PACKED_NAME]
+
+
+def test_a_blob_that_ends_early_is_refused_and_leaves_nothing(parent: Path):
+    """As it is where the disk was full when a library closed its file, and did not look."""
+    with pytest.raises(CacheError, match=r"a blob of 0\.project ends after 524292 bytes"):
+        written(parent, source_bytes=SOURCE[: 7 + 2 * CHUNK_BYTES + 4])
+
+    assert list(parent.iterdir()) == []
 
 
 def test_a_damaged_blob_is_found_and_the_folder_made_anew(parent: Path):

@@ -152,10 +152,16 @@ class PackedWriter:
         self._end = HEAD_BYTES
 
     def add(self, graph: str, key: str, source: int, offset: int, n_bytes: int) -> None:
-        """Copy a blob from an open file, piece by piece."""
+        """Copy a blob from an open file, piece by piece. Raises CacheError where that ends first.
+
+        A full disk may show only when a file is closed, and a library may not look.
+        """
         checksums = bytearray()
         for start in range(0, n_bytes, CHUNK_BYTES):
-            piece = os.pread(source, min(CHUNK_BYTES, n_bytes - start), offset + start)
+            n_wanted = min(CHUNK_BYTES, n_bytes - start)
+            piece = os.pread(source, n_wanted, offset + start)
+            if len(piece) < n_wanted:
+                raise CacheError(f"a blob of {graph} ends after {start + len(piece)} bytes")
             self._sink.write_at(self._end + start, memoryview(piece))
             checksums += checksum(piece)
         self._blobs.append(Blob(graph, key, self._end, n_bytes, bytes(checksums)))
