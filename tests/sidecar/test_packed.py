@@ -170,6 +170,20 @@ def test_what_other_versions_packed_goes_unless_it_is_open(parent: Path):
         assert [path.exists() for path in (old, used, new, int8)] == [False, True, True, True]
 
 
+def test_what_a_killed_process_has_half_made_goes_unless_another_makes_it(parent: Path):
+    """After an upgrade no process would ever go on with it."""
+    left, making = (packed.folder_of(parent, "float32", key) for key in ("left", "making"))
+    for folder in (left, making):
+        temporary = files.temporary_of(folder)
+        temporary.mkdir()
+        (temporary / PACKED_NAME).write_bytes(SOURCE)
+
+    with files.locked(files.lock_of(making)):
+        packed.remove(parent, "float32")
+
+    assert list(parent.iterdir()) == [files.temporary_of(making)]
+
+
 def flip(path: Path, position: int) -> None:
     with path.open("r+b") as file:
         file.seek(position)

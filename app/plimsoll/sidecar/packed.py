@@ -182,8 +182,12 @@ class PackedWriter:
 
 def packed_folders(sidecar_folder: Path) -> list[Path]:
     """Folders of packed weights in a sidecar's, without those that were put aside."""
-    found = _folders(sidecar_folder, FOLDER_PREFIX)
-    return [folder for folder in found if (folder / INDEX_NAME).exists()]
+    found = sidecar_folder.glob(f"{FOLDER_PREFIX}*")
+    return sorted(
+        folder
+        for folder in found
+        if folder.suffix != files.TEMPORARY_SUFFIX and (folder / INDEX_NAME).exists()
+    )
 
 
 def folder_of(sidecar_folder: Path, compute: str, key: str) -> Path:
@@ -220,17 +224,22 @@ def make(folder: Path, made_by: str, write: Callable[[PackedWriter, Path], None]
 
 
 def remove(sidecar_folder: Path, compute: str, *, kept: Path | None = None) -> None:
-    """Remove what is packed for a compute, but what is kept and what a process has open."""
-    for folder in _folders(sidecar_folder, f"{FOLDER_PREFIX}{compute}-"):
-        try:
-            if folder != kept and not files.in_use(folder / INDEX_NAME):
+    """Remove what is packed for a compute, but what is kept, and what a process has open or makes.
+
+    What a process that was killed has half made goes too.
+    """
+    for folder in sorted(sidecar_folder.glob(f"{FOLDER_PREFIX}{compute}-*")):
+        if folder != kept and folder.suffix != files.LOCK_SUFFIX:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        with files.locked(files.lock_of(folder), wait=False):
+            if not files.in_use(folder / INDEX_NAME):
                 (folder / INDEX_NAME).unlink(missing_ok=True)
                 shutil.rmtree(folder)
-        except (OSError, CacheError) as error:  # it only takes room
-            log.warning("%s cannot be removed: %s", folder, error)
-
-
-def _folders(sidecar_folder: Path, prefix: str) -> list[Path]:
-    unfinished = (files.TEMPORARY_SUFFIX, files.LOCK_SUFFIX)
-    found = sidecar_folder.glob(f"{prefix}*")
-    return sorted(path for path in found if path.suffix not in unfinished)
+    except BlockingIOError:  # it is being made
+        return
+    except (OSError, CacheError) as error:  # it only takes room
+        log.warning("%s cannot be removed: %s", folder, error)
