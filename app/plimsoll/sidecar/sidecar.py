@@ -1,6 +1,6 @@
 """The sidecar: a model's float32 weights in a folder that Plimsoll owns.
 
-A folder `<cache>/sidecars/<key>/` with three files:
+A folder `<cache>/sidecars/<key>/` with
 
     index.json     source, places and checksums of the tensors; see index.py
     header.gguf    the source's own header (metadata, vocabulary), so that the folder is
@@ -8,9 +8,10 @@ A folder `<cache>/sidecars/<key>/` with three files:
     weights.f32    tensors in layer order, or a clone of the source where that is float32;
                    absent when the weights are mapped where the source lies
 
-The folder appears under its name in one rename and is not changed afterwards, but for one
-thing: when damage is found its index is removed, and so the next load makes it anew. An open
-sidecar holds a shared lock on its index.
+The folder appears under its name in one rename, and these files are not changed afterwards, but for
+one thing: when damage is found the index is removed, and so the next load makes all anew. What is
+made of the weights later lies beside them: packed weights (packed.py), and codes with their figures
+(encoder/quantization/codes_file.py, models/). An open sidecar holds a shared lock on its index.
 """
 
 import errno
