@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,12 @@ def test_a_folder_that_is_only_read_is_measured_in_again(
     with closing(CodesFile(folder)) as codes:
         assert int8_speed.speed_ratio(codes, lambda *given: None) == 1.5
     assert "measured at every opening" in caplog.text
+
+
+def test_a_model_with_a_short_context_is_calibrated_and_timed_within_it(tmp_path: Path):
+    """It has no positions for longer texts, and would not open at all."""
+    file = write_synthetic(tmp_path / "model.gguf", arch="bert", shape=replace(TINY, context=64))
+
+    with opened(small_settings(tmp_path, file, compute="auto", min_cosine=0)) as model:
+        assert model.traits.compute_reason is not None
+        assert "times as fast as float32" in model.traits.compute_reason

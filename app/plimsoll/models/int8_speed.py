@@ -21,7 +21,7 @@ from plimsoll.sidecar.sidecar import Sidecar
 log = logging.getLogger(__name__)
 
 SPEED_NAME = "int8-speed.json"  # of this machine; the codes are the same on any
-LENGTHS = (128,) * 4
+N_TEXTS, TEXT_TOKENS = 4, 128
 N_ROUNDS = 5
 
 OpenModel = Callable[[Sidecar, CodesFile | None], EmbeddingModel]
@@ -67,7 +67,8 @@ def _measure(folder: Path, open_model: OpenModel) -> float:
         codes = CodesFile(folder) if has_codes else None
         with closing(open_model(Sidecar(folder), codes)) as model:
             vocabulary = model.traits.architecture.vocabulary
-            texts = [random.integers(0, vocabulary, length) for length in LENGTHS]
+            n_tokens = min(TEXT_TOKENS, model.traits.token_limit)
+            texts = [random.integers(0, vocabulary, n_tokens) for _ in range(N_TEXTS)]
             model.encode(texts)  # opens the layers
             seconds.append(min(_seconds(model, texts) for _ in range(N_ROUNDS)))
     return seconds[0] / seconds[1]

@@ -208,6 +208,7 @@ def _samples(model: EmbeddingModel) -> Samples:
     return draw_samples(
         lambda texts: [text.ids for text in model.tokenize(texts, None)],
         model.traits.architecture.vocabulary,
+        model.traits.token_limit,
     )
 
 

@@ -28,8 +28,11 @@ class Samples:
     held_out: list[np.ndarray]
 
 
-def draw_samples(tokenize: Tokenize, vocabulary: int) -> Samples:
-    """The texts as a model's tokenizer has them. vocabulary: number of ids to draw from."""
+def draw_samples(tokenize: Tokenize, vocabulary: int, token_limit: int) -> Samples:
+    """The texts as a model's tokenizer has them, cut to its limit.
+
+    vocabulary: number of ids to draw from. token_limit: of a text, special tokens included.
+    """
     written = json.loads(package_files(__package__).joinpath("texts.json").read_text("utf-8"))
     found = {}
     for kind, seed in SEEDS.items():
@@ -37,14 +40,14 @@ def draw_samples(tokenize: Tokenize, vocabulary: int) -> Samples:
         parts = [" ".join(text.split()[:n]) for n in FIRST_WORDS for text in whole[n::8]]
         ids = [text[:MOST_TOKENS] for text in tokenize([*whole, *parts])]
         ids = [text for text in ids if len(text) > 2]
-        found[kind] = ids + _drawn(ids[0], vocabulary, seed)
+        found[kind] = ids + _drawn(ids[0], vocabulary, token_limit, seed)
     return Samples(**found)
 
 
-def _drawn(example: np.ndarray, vocabulary: int, seed: int) -> list[np.ndarray]:
+def _drawn(example: np.ndarray, vocabulary: int, token_limit: int, seed: int) -> list[np.ndarray]:
     """Runs of ids, between the special tokens that an example begins and ends with."""
     random = np.random.default_rng(seed)
-    lengths = np.resize(DRAWN_LENGTHS, N_DRAWN)
+    lengths = np.minimum(np.resize(DRAWN_LENGTHS, N_DRAWN), token_limit - 2)
     return [
         np.concatenate([example[:1], random.integers(0, vocabulary, length), example[-1:]])
         for length in lengths
