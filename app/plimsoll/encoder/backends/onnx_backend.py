@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from plimsoll.encoder.architecture import Architecture
 from plimsoll.encoder.backends.onnx_probe import attention_is_linear
+from plimsoll.encoder.backends.onnx_runner import Runner
 from plimsoll.encoder.backends.onnx_runtime import (
     LayerSessions,
-    Runner,
     as_value,
     build_graphs,
     build_whole_graph,

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from plimsoll.encoder.architecture import Architecture, Pooling
-from plimsoll.encoder.backends.onnx_runtime import LayerSessions, Runner, build_graphs
+from plimsoll.encoder.backends.onnx_runner import Runner
+from plimsoll.encoder.backends.onnx_runtime import LayerSessions, build_graphs
 from plimsoll.encoder.layout import attention_bytes
 from plimsoll.machine import allocator
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import onnxruntime as ort
 
-from plimsoll.encoder.backends.onnx_runtime import (
+from plimsoll.encoder.backends.onnx_runner import (
     Runner,
     bind_input,
     bind_output,
