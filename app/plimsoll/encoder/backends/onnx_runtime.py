@@ -4,15 +4,11 @@ Bits: every row of a product has the same bits beside any other rows, on any num
 except in a matrix of a single row, which takes another path in the library.
 """
 
-import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-
-# ONNX Runtime's wheels report usage unless told not to before they are imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from plimsoll.encoder.architecture import Architecture
