@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -18,8 +18,8 @@ async def run_in(
 ) -> T:
     """Do some work, in the thread where one is given.
 
-    A caller that is cancelled waits for the thread's end first: the thread cannot be cancelled,
-    and until its end the memory that it works on is in use.
+    A caller that is cancelled, however often, waits for the thread's end first: the thread cannot
+    be cancelled, and until its end the memory that it works on is in use.
     """
     if thread is None:
         return work(*args, **kwargs)
@@ -41,7 +41,8 @@ async def run_until_dropped(
         if not job.cancel():
             while not result.done():  # between two parts of the work nothing hears of it
                 drop()
-                await asyncio.wait((result,), timeout=DROP_EVERY_S)
+                with suppress(asyncio.CancelledError):  # again, which ends the thread no sooner
+                    await asyncio.wait((result,), timeout=DROP_EVERY_S)
             result.exception()  # asked for, or asyncio would log that it never was
         raise
     return result.result()
