@@ -209,6 +209,19 @@ def test_of_two_alike_the_one_that_comes_first_takes_the_first_place(bench: Benc
     assert len(bench.backlog.returns) == 0
 
 
+def test_who_sends_as_much_as_another_client_does_not_take_its_place(bench: Bench):
+    """A promise is one client's; who has none stands behind those who have."""
+    refused, other = object(), object()
+    bench.fill(QUEUE_TOKENS + 1000)
+    for client in (refused, other):  # neither is new: each has something in the queue already
+        bench.governor.admission.reserve(Permit(client=client), _list(1))
+    back_s = bench.send(permit=Permit(client=refused)).retry_after_s
+    bench.pass_time(back_s)
+
+    assert bench.send(permit=Permit(client=other)).outcome is Outcome.QUEUE_FULL
+    assert bench.send(permit=Permit(client=refused)).outcome is Outcome.ADMIT
+
+
 def test_a_place_ends_when_its_client_has_not_come(bench: Bench):
     """Who gave up must not turn away others."""
     bench.fill(QUEUE_TOKENS + 10_000)

@@ -214,7 +214,7 @@ class Admission:
         """Let a request take up the place that it got when it was refused, where it has one."""
         if size and not permit.size:
             permit.size = size
-            permit.place = self.backlog.returns.come_back(size)
+            permit.place = self.backlog.returns.come_back(size, permit.client)
 
     def keeps_place(self, permit: Permit) -> bool:
         """Whether a place is kept for a request that is refused, by which it is known again."""

@@ -2,8 +2,8 @@
 
 A request that finds the queue full gets a place behind everything that waits and everything that
 was refused before it, so those who are refused together are told one time after the other. Who
-comes back at its time takes its own place again: it is known by its size and by the time, since
-clients send the same body again. A place ends when its client has not come.
+comes back at its time takes its own place again: it is known by its client, its size and the time,
+since clients send the same body again. A place ends when its client has not come.
 
 Pure: the clock comes in. How a client is told stands here too, for every Retry-After.
 """
@@ -97,12 +97,13 @@ class ReturnTimes:
         """Whether no further work is remembered."""
         return len(self._places) >= MOST_PLACES
 
-    def come_back(self, size: int) -> Place | None:
-        """Take up the first place of work of this size whose time has come, where there is one."""
+    def come_back(self, size: int, client: object = None) -> Place | None:
+        """Take up a client's first place of this size whose time has come, where there is one."""
         self._end_missed()
-        now_s = self._clock()
+        latest_s = self._clock() + EARLY_S
         for place in self._places:
-            if place.size == size and not place.is_back and place.back_at_s <= now_s + EARLY_S:
+            is_its = place.client is client and place.size == size
+            if is_its and not place.is_back and place.back_at_s <= latest_s:
                 place.is_back = True
                 return place
         return None
