@@ -61,7 +61,9 @@ def test_a_time_that_has_passed_is_waited_for_a_moment(header: str):
     assert driven.pauses == [FIRST_PAUSE_S]
 
 
-@pytest.mark.parametrize("header", ["soon", "", "Mon, 99 Foo 2026"])
+@pytest.mark.parametrize(
+    "header", ["soon", "", "Mon, 99 Foo 2026", "Mon, 01 Jan 99999999999 00:00:00 GMT"]
+)
 def test_a_retry_after_that_says_nothing_is_none(header: str):
     driven = served(refusal(503, "x", retry_after=header))
     with pytest.raises(RefusedError):
