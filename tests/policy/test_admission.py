@@ -336,6 +336,49 @@ def test_nothing_is_too_large_by_a_rest_that_has_not_settled(bench: Bench):
     assert bench.outcome(demand) is Outcome.TOO_LARGE
 
 
+def without_a_pause(bench: Bench, used_bytes: int, seconds: float) -> None:
+    """A request a second, each with memory of its own, and never time to settle."""
+    for _ in range(round(seconds)):
+        permit = bench.hold(Demand(0, held_bytes=5))
+        bench.observe(used_bytes + 5, after_s=0.5)
+        bench.admission.release(permit)
+        bench.observe(used_bytes, after_s=0.5)
+
+
+def test_what_a_server_without_a_pause_takes_all_the_time_moves_its_lines(bench: Bench):
+    """A second model had opened under traffic that never paused: behind the old line nothing found
+    room, and the breaker's closing line lay below what the server rests at."""
+    bench.admission.measure_rest_anew(680)
+    without_a_pause(bench, 690, seconds=REST_WINDOW_S / 2)
+    without_a_pause(bench, 680, seconds=1)
+    without_a_pause(bench, 690, seconds=REST_WINDOW_S / 2 - 2)
+    assert bench.admission.rest_ratio == FLOOR / BUDGET
+
+    without_a_pause(bench, 690, seconds=2)
+    assert bench.admission.rest_ratio == 0.68
+    assert bench.admission.line_bytes > LINE
+    without_a_pause(bench, 300, seconds=1)  # the model has closed
+    assert bench.admission.rest_ratio == 0.3
+    bench.observe(FLOOR, after_s=SETTLED_AFTER_S)
+    assert bench.admission.rest_ratio == FLOOR / BUDGET
+
+
+def test_what_stays_above_the_breakers_line_moves_none(bench: Bench):
+    """It is what the breaker is there for, however long it lasts."""
+    without_a_pause(bench, 940, seconds=2 * REST_WINDOW_S)
+
+    assert bench.admission.rest_ratio == FLOOR / BUDGET
+
+
+def test_a_run_that_is_always_under_way_moves_no_line(bench: Bench):
+    """It is accounted for: requests would be let in above the line for its sake."""
+    bench.hold(Demand(10, held_bytes=100, run_bytes=400))
+    for _ in range(round(2 * REST_WINDOW_S)):
+        bench.observe(FLOOR + 500, after_s=1.0)
+
+    assert bench.admission.rest_ratio == FLOOR / BUDGET
+
+
 # --- how long nothing was asked -------------------------------------------------------------
 
 

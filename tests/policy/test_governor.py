@@ -17,6 +17,7 @@ from plimsoll.policy.backlog import FIRST_TOKENS_PER_S
 from plimsoll.policy.breaker import BreakerState, Transition
 from plimsoll.policy.costs import NOTHING, Demand
 from plimsoll.policy.decision import Decision, Outcome
+from plimsoll.policy.floor import REST_WINDOW_S
 from plimsoll.policy.governor import Governor
 from plimsoll.policy.priority import Priority
 from plimsoll.policy.reading import Reading
@@ -454,6 +455,22 @@ def test_a_probe_that_ends_without_an_outcome_makes_room_for_another(bench: Benc
 
     assert bench.governor.breaker.state is BreakerState.HALF_OPEN
     assert entered(bench)
+
+
+def test_the_breaker_closes_also_where_words_are_asked_for_without_a_pause(bench: Bench):
+    """The server had come to rest above the closing line; each request that got words instead kept
+    it from being seen at rest, and good probes ran for hours."""
+    bench.open_breaker()
+    for _ in range(1 + round(REST_WINDOW_S + RECOVERY_S)):
+        words = bench.hold(Demand(0, 5))
+        bench.observe(665)
+        bench.governor.leave(words)
+        probe = Permit()
+        if bench.governor.enter(probe, asks_breaker=True).outcome is Outcome.ADMIT:
+            bench.governor.succeeded(probe)
+        bench.governor.leave(probe)
+
+    assert bench.governor.breaker.state is BreakerState.CLOSED
 
 
 def test_a_request_that_fell_back_tells_the_breaker_nothing_with_its_good_end(bench: Bench):

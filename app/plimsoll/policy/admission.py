@@ -111,10 +111,11 @@ class Admission:
     def rest_ratio(self) -> float:
         """Memory at rest over the budget, as lines are drawn by it.
 
-        Only what was measured in a server that had settled moves a line: right after a model has
-        opened, what its conversion used is there still.
+        Only what was measured in a server that had settled moves a line, or what lasts for minutes
+        in one that never does: right after a model has opened, what its conversion used is there
+        still.
         """
-        return self._floor.settled_bytes / self._budget_bytes
+        return self._floor.lasting_bytes / self._budget_bytes
 
     @property
     def predicted_bytes(self) -> int:
@@ -138,7 +139,9 @@ class Admission:
             return
         self._busy_at_s = now_s
         accounted_bytes = self.held_bytes + self.run_bytes
-        self._floor.note_busy(now_s, used_bytes, accounted_bytes=accounted_bytes)
+        self._floor.note_busy(
+            now_s, used_bytes, accounted_bytes=accounted_bytes, open_bytes=self._open_bytes
+        )
 
     def measure_rest_anew(self, used_bytes: int) -> None:
         """A model has opened, so what the server took at rest before tells nothing now.
