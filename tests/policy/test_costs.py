@@ -100,13 +100,13 @@ def test_words_take_more_where_they_stand_as_records():
     assert records.held_bytes - plain.held_bytes == n_terms * (176 - 64)
 
 
-def test_ranking_takes_memory_for_every_letter():
+def test_ranking_takes_memory_for_every_word():
     """rank-bm25 keeps the words of all documents at once."""
-    once = ranking_demand("ship", ["a" * 100])
-    twice = ranking_demand("ship", ["a" * 100] * 2)
+    once = ranking_demand(["a b" * 100], 200)
+    twice = ranking_demand(["a b" * 100] * 2, 400)
 
-    assert twice.held_bytes - once.held_bytes == 8 * 100 + TEXT_BYTES
-    assert once.held_bytes == 8 * 104 + TEXT_BYTES
+    assert twice.held_bytes - once.held_bytes == 288 * 200 + TEXT_BYTES
+    assert once.held_bytes == 288 * 200 + TEXT_BYTES + 16 * 300
     assert once.run_bytes == 0  # it is done beside the engine's runs
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 
 import mmh3
 import numpy as np
@@ -21,9 +22,10 @@ from hypothesis import strategies as st
 from py_rust_stemmers import SnowballStemmer
 
 from plimsoll.errors import TooLargeError
+from plimsoll.policy.costs import ranking_demand
 from plimsoll.retrieval import bm25
 from plimsoll.retrieval.bm25 import BM25Encoder, SparseVector
-from plimsoll.retrieval.ranking import rank_documents
+from plimsoll.retrieval.ranking import _WORD, count_words, rank_documents
 from plimsoll.retrieval.stop_words import ENGLISH_STOP_WORDS
 
 MIB = 1 << 20
@@ -288,6 +290,43 @@ def test_a_word_that_a_query_repeats_counts_as_often():
 def test_where_there_is_nothing_to_compare_scores_are_zero(query: str, documents: list[str]):
     """rank_bm25 divides by zero there; the answer of last resort may not fail."""
     np.testing.assert_array_equal(rank_documents(query, documents), np.zeros(len(documents)))
+
+
+LETTERS = [chr(code) for code in (*range(0x4E00, 0x9FFF), *range(0xAC00, 0xD7A3))]
+SHORT_WORDS = ["".join(letters) for letters in product("abcdefghijklmnopqrstuvwxyz", repeat=3)]
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        [" ".join(SHORT_WORDS)],
+        [" ".join(SHORT_WORDS[:1000])] * 20,
+        [" ".join(LETTERS[:22_000])],
+        ["ab " * 20_000],
+        ["İ" * 20_000],
+        ["a ship at sea"] * 1000,
+        ["x" * 100_000],
+    ],
+    ids=["short", "many", "letters", "one", "split", "prose", "long"],
+)
+def test_ranking_takes_no_more_than_is_reserved_for_it(documents: list[str]):
+    """It is what answers where memory is short: documents of short words, each another one, took
+    four times what was reserved."""
+    demand = ranking_demand(documents, count_words(documents))
+    tracemalloc.start()
+    try:
+        rank_documents("ship abc", documents)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes <= demand.held_bytes
+
+
+@given(st.lists(st.text(max_size=200), max_size=5))
+def test_words_are_counted_as_they_are_ranked(texts: list[str]):
+    """What is reserved goes by this number."""
+    assert count_words(texts) == sum(len(_WORD.findall(text.lower())) for text in texts)
 
 
 def test_a_query_of_unknown_words_scores_zero():

@@ -30,7 +30,11 @@ SPARSE_RECORD_BYTES = 176
 STEM_BYTES = 200
 # No text has more different words than this; the largest dictionaries do.
 MOST_STEMS = 100_000
-RANKING_CHARACTER_BYTES = 8
+# A word of a document that is ranked: its letters, its counts in the document and in all of them,
+# its rarity, in tables that grow by doubling.
+RANKED_WORD_BYTES = 288
+# A character of a text while it is made lower case: CPython takes room for three of them besides.
+LOWERED_CHARACTER_BYTES = 16
 # English words, with what stands between them, over their word pieces.
 CHARACTERS_PER_TOKEN = 5
 # A token with its place: in arrays of 20 bytes, and as 75 of JSON whose buffer grows by doubling,
@@ -212,12 +216,17 @@ def decoding_demand(ids: Iterable[Sequence[int]]) -> Demand:
     return Demand(n_tokens=0, held_bytes=sum(held))
 
 
-def ranking_demand(query: str, documents: Sequence[str]) -> Demand:
-    """What rank-bm25 takes, likewise: counts of every document's words, as measured."""
-    n_characters = len(query) + sum(map(len, documents))
+def ranking_demand(documents: Sequence[str], n_words: int) -> Demand:
+    """What rank-bm25 takes, likewise: it keeps the words of all documents at once.
+
+    n_words: of all documents, where each may be another one.
+    """
+    longest = max(map(len, documents), default=0)
     return Demand(
         n_tokens=0,
-        held_bytes=len(documents) * TEXT_BYTES + RANKING_CHARACTER_BYTES * n_characters,
+        held_bytes=len(documents) * TEXT_BYTES
+        + RANKED_WORD_BYTES * n_words
+        + LOWERED_CHARACTER_BYTES * longest,
         is_fallback=True,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from plimsoll.errors import InvalidRequestError
 from plimsoll.policy.costs import ranking_demand
-from plimsoll.retrieval.ranking import rank_documents
+from plimsoll.retrieval.ranking import count_words, rank_documents
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.fallback import degraded_by, with_fallback
 from plimsoll.serving.gate import RequestPermit
@@ -84,7 +84,8 @@ class RankingService:
                 f"{MOST_QUERY_CHARACTERS}; shorten it",
                 param="query",
             )
-        permit.renew_now(ranking_demand(task.query, task.documents))
+        n_words = await run_in(self._thread, count_words, task.documents)
+        permit.renew_now(ranking_demand(task.documents, n_words))
         results = await self._in_thread(partial(_by_words, task))
         return Ranking("bm25", None, results, degraded)
 
