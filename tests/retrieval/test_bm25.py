@@ -272,6 +272,14 @@ def test_documents_are_ranked_by_okapi_bm25():
     np.testing.assert_allclose(scores, expected, rtol=1e-12)
 
 
+def test_documents_of_every_script_are_ranked_by_their_words():
+    """A Russian list came back in the order in which it was sent, and German words as pieces."""
+    documents = ["собака", "КОРАБЛЬ идёт по морю", "Große Häfen", "Gr und fen", "nothing"]
+
+    assert np.argmax(rank_documents("корабль", documents)) == 1
+    assert rank_documents("große Häfen", documents).nonzero()[0].tolist() == [2]
+
+
 def test_a_word_that_a_query_repeats_counts_as_often():
     """As in rank_bm25, though it is looked up once."""
     documents = ["a ship", "the sea", "none", "at all"]

@@ -15,7 +15,7 @@ from rank_bm25 import BM25Okapi
 # About how much of a text is looked at together where its words are only counted.
 PIECE_CHARACTERS = 1 << 16
 
-_WORD = re.compile("[a-z0-9]+")
+_WORD = re.compile(r"[^\W_]+")  # letters and digits of every script
 
 
 def count_words(texts: Iterable[str]) -> int:
