@@ -56,7 +56,8 @@ class PressureMetrics:
             self._breaker_transitions.labels(state)
         self._degraded = Counter(
             "plimsoll_degraded",
-            "Requests that did not get the primary answer, by reason",
+            "Requests whose client takes another answer than the primary one, and was to get it, "
+            "by reason; where it takes none, the refusal counts in plimsoll_errors_total alone",
             ["reason"],
             registry=registry,
         )
@@ -91,7 +92,7 @@ class PressureMetrics:
             self._degraded.labels(reason)
 
     def degraded(self, reason: str) -> None:
-        """Count a request that does not get its primary answer."""
+        """Count a request that is to get another answer than its primary one."""
         self._degraded.labels(reason).inc()
 
     def recovered(self, recovery: Recovery) -> None:
