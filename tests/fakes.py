@@ -28,7 +28,7 @@ from plimsoll.encoder.token_spans import TokenSpans
 from plimsoll.encoder.tokenizer import TokenizedText
 from plimsoll.encoder.traits import Traits
 from plimsoll.encoder.weight_sizes import WeightSizes
-from plimsoll.errors import PlimsollError, TokenIdsError
+from plimsoll.errors import EncodeMemoryError, PlimsollError, TokenIdsError
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.models.pool import ModelPool
 from plimsoll.models.slot import ModelSlot
@@ -161,6 +161,8 @@ class FakeModel:
         self.encoding.set()
         assert self.released.wait(DEADLINE_S), "the model was not released"
         if self.error is not None:
+            if isinstance(self.error, EncodeMemoryError):  # each failure is an error of its own
+                raise EncodeMemoryError(*self.error.args)
             raise self.error
         rows = [[len(ids), ids.sum(), ids.max(), np.nan if 9 in ids else 1.0] for ids in texts]
         return np.array(rows, np.float64)

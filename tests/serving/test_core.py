@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from plimsoll.encoder.layout import PACK_TOKENS
-from plimsoll.errors import MemoryPressureError
+from plimsoll.errors import EncodeMemoryError, MemoryPressureError
 from plimsoll.machine.memory import MIB
 from plimsoll.policy.breaker import BreakerState
 from plimsoll.policy.costs import Demand
-from plimsoll.policy.lines import RESIDENT_WEIGHTS_RATIO
+from plimsoll.policy.lines import FAILURES, RESIDENT_WEIGHTS_RATIO
 from plimsoll.serving import control_loop
 from plimsoll.serving.executor import THREAD_NAME
+from plimsoll.serving.tasks import EmbedTask
 from tests.fakes import DEADLINE_S
 from tests.logged import own_records
 from tests.serving.core_bench import (
@@ -238,6 +239,35 @@ def test_the_breakers_changes_are_logged_counted_and_shown(
     assert "3 memory failures within 30 s" in caplog.text
     for state in BreakerState:
         assert bench.series(f'breaker_transitions_total{{state="{state.value}"}}') == 1
+
+
+def test_a_text_that_finds_no_memory_is_one_failure_however_many_ask_for_it(bench: Bench):
+    """A popular query comes many times at once and is computed once: its one failure took vectors
+    away from everybody."""
+    core = bench.core
+    bench.model.error = EncodeMemoryError("no memory")
+
+    async def ask() -> None:
+        permit = core.gate.permit()
+        try:
+            await core.service.embed_dense(EmbedTask(["a ship"]), permit)
+        finally:
+            permit.leave()
+
+    async def scenario() -> None:
+        for n_failures in range(1, FAILURES + 1):
+            assert core.governor.breaker.state is BreakerState.CLOSED
+            bench.model.released.clear()
+            asked = [asyncio.create_task(ask()) for _ in range(5)]
+            while bench.series('vectors_total{source="in_flight"}') < 4 * n_failures:
+                await asyncio.sleep(0)
+            bench.model.released.set()
+            ends = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(error) for error in ends] == [EncodeMemoryError] * 5
+            assert core.governor.breaker.snapshot().n_failures == n_failures
+        assert core.governor.breaker.state is BreakerState.OPEN
+
+    bench.run(scenario)
 
 
 def test_while_the_breaker_is_open_nothing_runs(bench: Bench):

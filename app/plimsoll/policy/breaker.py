@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from weakref import WeakSet
 
 from plimsoll.policy import lines
 
@@ -149,6 +150,7 @@ class MemoryCircuitBreaker:
         self._reading_s = self._now_s = clock()
         self._state = BreakerState.CLOSED
         self._last_reason: str | None = None
+        self._causes: WeakSet[Exception] = WeakSet()  # of failures that were recorded
         self._failures_s: deque[float] = deque(maxlen=limits.failure_threshold)
         self._utilization_ratio = math.nan  # not measured yet: neither low nor high
         self._high_since_s: float | None = None
@@ -216,11 +218,20 @@ class MemoryCircuitBreaker:
             self._next_probe_s = now_s + self._limits.recovery_timeout_s
             self._close_if_low(now_s)
 
-    def record_failure(self, admittance: Admittance | None = None) -> None:
-        """Note that memory ran out, in a request or (None) elsewhere."""
+    def record_failure(
+        self, admittance: Admittance | None = None, cause: Exception | None = None
+    ) -> None:
+        """Note that memory ran out, in a request or (None) elsewhere.
+
+        cause: requests that waited for one text share it, and are one failure.
+        """
         now_s = self._advance()
-        self._failures_s.append(now_s)
         was_probe = self._end_probe(admittance)
+        if cause is not None:
+            if cause in self._causes:
+                return
+            self._causes.add(cause)
+        self._failures_s.append(now_s)
         if self._state is BreakerState.HALF_OPEN:
             who = "the probe" if was_probe else "another request"
             self._open(now_s, f"{who} ran out of memory while half-open")

@@ -218,9 +218,9 @@ class Governor:
         if permit.admittance is not None:
             self.breaker.record_success(permit.admittance)
 
-    def failed(self, permit: Permit) -> None:
-        """It found no memory, however small the run: tell the breaker."""
-        self.breaker.record_failure(permit.admittance)
+    def failed(self, permit: Permit, cause: Exception | None = None) -> None:
+        """It found no memory, however small the run: tell the breaker, once for each cause."""
+        self.breaker.record_failure(permit.admittance, cause)
 
     def drop(self, permit: Permit) -> bool:
         """End a request's demand, or its attempt at the engine; what it keeps beside stays held.

@@ -332,8 +332,8 @@ async def _failure_told(permit: RequestPermit) -> AsyncIterator[None]:
     """Tell the breaker where a request that it has let through finds no memory."""
     try:
         yield
-    except EncodeMemoryError:
-        permit.failed()
+    except EncodeMemoryError as error:
+        permit.failed(error)
         raise
 
 

@@ -214,9 +214,9 @@ class RequestPermit:
         self._governor.succeeded(self._permit)
         self._gate.update_limits()
 
-    def failed(self) -> None:
-        """It found no memory, however small the run."""
-        self._governor.failed(self._permit)
+    def failed(self, cause: Exception | None = None) -> None:
+        """It found no memory, however small the run. cause: which others may share with it."""
+        self._governor.failed(self._permit, cause)
         self._gate.update_limits()
 
     def drop(self) -> None:
