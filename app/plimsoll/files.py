@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 from plimsoll.errors import CacheError, CacheSpaceError, CacheUnsafeError, ModelDownloadError
 
@@ -107,6 +108,11 @@ def file_system(path: Path, mounts: Path = MOUNTS) -> str | None:
 def temporary_of(path: Path) -> Path:
     """Where a file or folder is written before it appears at `path`."""
     return path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
+
+
+def own_temporary_of(path: Path) -> Path:
+    """Likewise, under a name that no other process takes, where no lock keeps them apart."""
+    return path.with_name(f"{path.name}.{token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def lock_of(path: Path) -> Path:

@@ -297,6 +297,36 @@ def test_a_part_that_was_stopped_in_its_midst_is_written_again(
         assert (Path("killed") / name).read_bytes() == (Path("quiet") / name).read_bytes()
 
 
+@pytest.mark.parametrize(("target", "file"), [("x.jsonl", "x.jsonl"), ("x", "x/part-00000.jsonl")])
+def test_two_exports_at_once_do_not_mix(
+    collections: Collections,
+    ships: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    file: str,
+):
+    """The second begins and ends in the midst of the first."""
+    collections("import", str(ships), "--collection", "ships", *OPENAI)
+    monkeypatch.setattr(file_export, "PAGE_DOCUMENTS", 15)
+    request, n_pages, codes = Client.request, 0, []
+    command = ("export", "ships", target, "--format", "jsonl")
+
+    def interrupted(self, method: str, path: str, **options: Any) -> Any:
+        nonlocal n_pages
+        n_pages += path.endswith("/documents")
+        if n_pages == 4 and not codes:
+            codes.append(None)
+            codes.append(collections(*command).exit_code)
+        return request(self, method, path, **options)
+
+    monkeypatch.setattr(Client, "request", interrupted)
+    codes.append(collections(*command).exit_code)
+
+    assert codes == [None, 0, 0]
+    assert len(read(Path(file))) == N
+    assert not list(Path().rglob("*.tmp"))
+
+
 def test_a_file_that_is_there_is_written_over_only_when_asked(
     collections: Collections, ships: Path
 ):

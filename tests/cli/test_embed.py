@@ -160,8 +160,7 @@ def test_ctrl_c_leaves_the_rows_that_are_there(embed: Command):
     """A stream has no other end."""
     process = embed.start("first", "-", "--output", "x.npy")
     said = iter(process.stderr.readline, "")
-    temporary = embed.folder / "x.npy.tmp"
-    while not (temporary.exists() and temporary.stat().st_size) and process.poll() is None:
+    while not n_written(embed) and process.poll() is None:
         process.stdin.write("ship\n" * 50)  # until the file's buffer is full
         process.stdin.flush()
     process.send_signal(signal.SIGINT)
@@ -171,7 +170,30 @@ def test_ctrl_c_leaves_the_rows_that_are_there(embed: Command):
     assert "interrupted after" in told
     assert "Traceback" not in told
     assert len(np.load(embed.folder / "x.npy")) > 1
-    assert not temporary.exists()
+    assert not n_written(embed)
+
+
+def n_written(embed: Command) -> int:
+    """Bytes of x.npy before it has its name."""
+    return sum(path.stat().st_size for path in embed.folder.glob("x.npy*.tmp"))
+
+
+def test_two_commands_that_write_one_file_do_not_mix(embed: Command):
+    """A nightly job that is started again while the last one still runs."""
+    first, second = (embed.start("-", "--output", "x.npy") for _ in range(2))
+    for process in (first, second):
+        n_before = n_written(embed)
+        while n_written(embed) == n_before and process.poll() is None:
+            process.stdin.write("ship\n" * 50)  # until the file's buffer is full
+            process.stdin.flush()
+    first.communicate(timeout=DEADLINE_S)
+    found = np.load(embed.folder / "x.npy")
+    second.communicate("hull\n" * 50, timeout=DEADLINE_S)
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert np.unique(found, axis=0).shape == (1, 64)
+    assert np.unique(np.load(embed.folder / "x.npy"), axis=0).shape == (2, 64)
+    assert [path.name for path in embed.folder.glob("x*")] == ["x.npy"]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(embed: Command):

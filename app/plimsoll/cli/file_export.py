@@ -14,6 +14,7 @@ from plimsoll.cli.collections import path_of
 from plimsoll.cli.progress import PhaseProgress, progress_of
 from plimsoll.cli.standard_output import STANDARD_OUTPUT, standard_output
 from plimsoll.corpora.documents import as_json
+from plimsoll.files import own_temporary_of
 from plimsoll.links.files import manifest
 from plimsoll.links.files.parts import Layout, PartRow, RowWriter, disk_refusals, part, writer
 from plimsoll.links.files.paths import kind_of
@@ -51,7 +52,7 @@ def export_collection(
         if target == STANDARD_OUTPUT:
             _write_output(documents, layout)
         elif kind_of(path) is not None and not path.is_dir():
-            with part(path, layout) as rows:
+            with part(path, layout, own_temporary_of(path)) as rows:
                 documents.write(rows)
         elif path.suffix and not path.is_dir() and not target.endswith("/"):
             raise click.UsageError(
@@ -125,7 +126,8 @@ def _write_folder(documents: _Documents, folder: Path, layout: Layout, ending: s
     documents.n_without_vector = found["without_vector"]
     while documents.after is not None:
         name = f"part-{len(parts):05d}{ending}"
-        with part(folder / name, layout) as rows:
+        path = folder / name
+        with part(path, layout, own_temporary_of(path)) as rows:
             documents.write(rows, PART_ROWS)
         parts.append(name)
         _write_progress(folder, content, documents, parts)

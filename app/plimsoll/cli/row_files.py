@@ -1,7 +1,8 @@
 """Where the rows of `plimsoll embed` go: JSON lines, a NumPy file or a Parquet file.
 
 Each is written as rows come, in bounded memory. A file appears under its name when it is whole;
-until then it lies beside it with ".tmp" at its end.
+until then it lies beside it with ".tmp" at its end, under a name of its own: of two commands that
+write one file at once the last one's stays, whole.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 
 from plimsoll.cli.standard_output import STANDARD_OUTPUT, CannotWriteError, standard_output
 from plimsoll.embedder import Row
-from plimsoll.files import temporary_of
+from plimsoll.files import own_temporary_of
 from plimsoll.links.files.parquet import arrow
 from plimsoll.links.files.parts import ParquetGroups
 
@@ -48,7 +49,7 @@ def row_file(output: str, dimensions: Callable[[], int]) -> Iterator[RowFile]:
     kinds = {".npy": NumpyFile, ".parquet": ParquetFile}
     if path.suffix not in kinds:
         raise click.UsageError(f"--output {output}: write x.npy, x.parquet or -")
-    temporary = temporary_of(path)
+    temporary = own_temporary_of(path)
     with _failures_named(output):
         stream = temporary.open("wb")
     try:

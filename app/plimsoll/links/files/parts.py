@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from plimsoll.errors import OutsideMismatchError, OutsideUnavailableError
-from plimsoll.files import is_disk_full, publish, temporary_of
+from plimsoll.files import is_disk_full, publish
 from plimsoll.links.files.parquet import arrow
 from plimsoll.links.files.paths import GZIP, kind_of
 from plimsoll.links.files.rows import METADATA, Columns
@@ -71,13 +71,12 @@ class Layout:
 
 
 @contextmanager
-def part(path: Path, layout: Layout) -> Iterator[RowWriter]:
+def part(path: Path, layout: Layout, temporary: Path) -> Iterator[RowWriter]:
     """A file that is there, whole, at the end of the `with` block, and not at all after an error.
 
-    Raises OutsideUnavailableError where the disk is full, OutsideMismatchError where the folder
-    cannot be written to.
+    temporary: where it lies until then, in the same folder. Raises OutsideUnavailableError where
+    the disk is full, OutsideMismatchError where the folder cannot be written to.
     """
-    temporary = temporary_of(path)
     with disk_refusals(path):
         try:
             with temporary.open("wb") as stream:

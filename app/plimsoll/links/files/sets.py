@@ -17,7 +17,7 @@ from typing import Any
 from plimsoll.corpora.documents import as_json
 from plimsoll.corpora.records import Space, text_sha256
 from plimsoll.errors import OutsideMismatchError
-from plimsoll.files import sync
+from plimsoll.files import sync, temporary_of
 from plimsoll.links.configuration import FileLink
 from plimsoll.links.files import manifest
 from plimsoll.links.files.parts import Layout, PartRow, disk_refusals, part
@@ -108,7 +108,7 @@ class SpaceFolder:
         if path.exists():
             deque(rows, maxlen=0)
             return
-        with part(path, self._layout) as writing:
+        with part(path, self._layout, temporary_of(path)) as writing:
             while some := list(islice(rows, PAGE_ROWS)):
                 writing.write(some)
 
