@@ -540,6 +540,8 @@ def plan_from(*arguments: str) -> LoadPlan:
         (("--rate", "1", "--clients", "2"), "choose one of --clients and --rate"),
         (("--ramp", "5"), "'5' is not a ramp"),
         (("--header", "key"), "a header is NAME: VALUE"),
+        (("--header", "X-Key: é"), "the header X-Key has characters that no header has"),
+        (("--header", "X Key: e"), "'X Key' is no name of a header"),
         (("--json", "no/such/folder/run.json"), "there is no folder"),
         (("--html", "no/such/folder/run.html"), "there is no folder"),
         (("--baseline", "missing.json"), "--baseline"),

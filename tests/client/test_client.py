@@ -130,6 +130,17 @@ def test_an_address_that_is_none_is_told_at_once(url: str):
         Client(url)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("name", "value"), [("X-Team", "secr\u00eft"), ("X-Team", "secret\nX: c"), ("X Team", "secret")]
+)
+def test_a_header_that_is_none_is_told_without_its_value(kind: Any, name: str, value: str):
+    """It may be a key with a character too many, copied from a page."""
+    with pytest.raises(InvalidRequestError, match=name) as raised:
+        kind("http://a.example", headers={name: value})
+    assert "secr" not in str(raised.value)
+
+
 # --- a real server --------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from plimsoll.errors import ServerError
+from plimsoll.errors import InvalidRequestError, ServerError
 from plimsoll.settings import local_url
 from plimsoll.settings_sources import load_settings
 
@@ -41,11 +41,17 @@ def own_url() -> str:
 
 
 def header_of(text: str) -> tuple[str, str]:
-    """A header that was given as NAME:VALUE."""
+    """A header that was given as NAME:VALUE. Raises click.UsageError for one that is none."""
+    from plimsoll.client.over_httpx import headers_of
+
     name, colon, value = text.partition(":")
     if not colon:
         raise click.UsageError("a header is NAME: VALUE")
-    return name.strip(), value.strip()
+    try:
+        ((name, value),) = headers_of(None, {name.strip(): value.strip()}).items()
+    except InvalidRequestError as error:
+        raise click.UsageError(str(error)) from None
+    return name, value
 
 
 def asks_server(command: Command) -> Command:

@@ -1,5 +1,6 @@
 """What the two clients share of httpx: what is sent, how long it may take, what is raised."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isinf
@@ -13,15 +14,27 @@ from plimsoll.errors import InvalidRequestError, NoAnswerError
 
 URL = "http://127.0.0.1:8080"
 CONNECT_TIMEOUT_S = 10.0
+HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, token
 # Nothing has reached the server, so that asking again cannot do a thing twice.
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 def headers_of(key: str | None, headers: Mapping[str, str] | None) -> dict[str, str]:
-    """What goes along with every request. Raises InvalidRequestError for a key that is none."""
+    """What goes along with every request.
+
+    Raises InvalidRequestError for a key or a header that is none, without its value.
+    """
     key = key.strip() if key else key  # of a file it ends with a line's end
     if key and not (key.isascii() and key.isprintable()):
         raise InvalidRequestError("the key has characters that no key has", param="key")
+    for name, value in (headers or {}).items():
+        if not HEADER_NAME.fullmatch(name):
+            raise InvalidRequestError(f"{name!r} is no name of a header", param="headers")
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidRequestError(
+                f"the header {name} has characters that no header has: printable ASCII alone",
+                param="headers",
+            )
     return dict(headers or {}) | ({"Authorization": f"Bearer {key}"} if key else {})
 
 
