@@ -1,10 +1,14 @@
 """What is said while a command takes long: one line a phase, on a terminal and elsewhere."""
 
 import io
+import sys
+from typing import Any
 
 import pytest
 
+from plimsoll.cli import links
 from plimsoll.cli import progress as progress_module
+from plimsoll.cli.commands import main
 from plimsoll.cli.progress import PhaseProgress, progress_of
 
 
@@ -101,3 +105,25 @@ def test_a_failure_leaves_no_line_of_success(capsys: pytest.CaptureFixture[str])
     with pytest.raises(ValueError, match="broken"):
         fail()
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_at_a_pull_gives_the_terminal_its_cursor_back(monkeypatch: pytest.MonkeyPatch):
+    """The shell's own line would have none."""
+
+    class Interrupted:
+        def request(self, method: str, path: str, *_: Any) -> dict[str, Any]:
+            if method == "GET":
+                raise KeyboardInterrupt
+            return {"pulling": True, "rows": 7, "waits": None}
+
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(links, "client_of", lambda given: Interrupted())
+    monkeypatch.setattr(links, "LOOK_EVERY_S", 0.0)
+
+    with pytest.raises(SystemExit) as left:
+        main(["links", "pull", "ships"])
+    assert left.value.code == 130
+    hidden, shown = (stream.getvalue().rfind(f"\x1b[?25{letter}") for letter in "lh")
+    assert 0 <= hidden < shown

@@ -55,17 +55,17 @@ def doctor(name: str, **given: Any) -> None:
 @asks_server
 def pull(name: str, **given: Any) -> None:
     """Read every row into a collection of the link's name, and follow the link from then on."""
-    from plimsoll.cli.progress import PhaseProgress
+    from plimsoll.cli.progress import progress_of
 
     client = client_of(given)
     link = client.request("POST", f"{_path(name)}/pull", {})
-    progress = PhaseProgress(name, "texts")
-    while link["pulling"]:
-        progress(link["rows"], None, "pull" if link["waits"] is None else f"wait: {link['waits']}")
-        sleep(LOOK_EVERY_S)
-        link = client.request("GET", _path(name))
-    progress(link["rows"], link["rows"], "pull")
-    progress.end_phase()
+    with progress_of(name, "texts") as progress:
+        while link["pulling"]:
+            phase = "pull" if link["waits"] is None else f"wait: {link['waits']}"
+            progress(link["rows"], None, phase)
+            sleep(LOOK_EVERY_S)
+            link = client.request("GET", _path(name))
+        progress(link["rows"], link["rows"], "pull")
     show(link, given, _print_link)
 
 
