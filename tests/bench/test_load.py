@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
+from math import nan
 from random import Random
 from xml.etree import ElementTree
 
@@ -528,6 +529,15 @@ def test_thresholds_are_not_held_by_what_was_not_measured():
     ]
 
 
+@pytest.mark.parametrize(
+    "line", [{"max_failed_ratio": nan}, {"min_dense_ratio": nan}, {"max_p99_s": nan}]
+)
+def test_a_threshold_that_is_no_number_is_not_held(line: dict[str, float]):
+    """Every comparison with it is false, and a pipeline would pass for ever."""
+    report = run(ScriptedServer(lambda _, body: dense(body)), n_clients=1, n_requests=2)
+    assert len(Thresholds(**line).misses(report)) == 1
+
+
 def plan_from(*arguments: str) -> LoadPlan:
     """The plan of these options."""
     return plan_of(bench_command.make_context("bench", [*arguments]).params)
@@ -544,6 +554,15 @@ def plan_from(*arguments: str) -> LoadPlan:
         (("--header", "X Key: e"), "'X Key' is no name of a header"),
         (("--json", "no/such/folder/run.json"), "there is no folder"),
         (("--html", "no/such/folder/run.html"), "there is no folder"),
+        (("--json", "/proc/run.json"), "no file can be made in /proc"),
+        (("--constant",), "--constant goes with --rate or --ramp"),
+        (("--max-in-flight", "9"), "--max-in-flight goes with --rate or --ramp"),
+        (("--rate", "1", "--honour-retry-after"), "--honour-retry-after goes with --clients"),
+        (("--exact",), "--exact goes with --verify"),
+        (("--huge-tokens", "9"), "--huge-tokens goes with the kind huge"),
+        (("--verify", "-1"), "n_verified must be from 0"),
+        (("--seed", "9" * 20), "seed must be from"),
+        (("--json", "peers.json", "peers"), "--json is an option of the load test"),
         (("--baseline", "missing.json"), "--baseline"),
         (("--baseline", "texts.jsonl"), "texts.jsonl is no report of a load test"),
         (("--baseline", "text.txt"), "text.txt: "),

@@ -1,9 +1,11 @@
 """`plimsoll bench`: load on a running server, and what became of every request."""
 
 import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from plimsoll.cli.help import CommandWithParts
 from plimsoll.cli.peers import peers
@@ -55,9 +57,8 @@ DEFAULT_SECONDS = 30.0
     "Load",
     "--max-in-flight",
     type=int,
-    default=512,
     metavar="NUMBER",
-    help="Connections of an open loop.",
+    help="Connections of an open loop. [default: 512]",
 )
 @grouped("Load", "--honour-retry-after", is_flag=True, help="Closed loop: wait as long as told.")
 @grouped("Load", "--allow-remote", is_flag=True, help="The target may be another machine.")
@@ -79,9 +80,8 @@ DEFAULT_SECONDS = 30.0
     "Requests",
     "--huge-tokens",
     type=int,
-    default=8192,
     metavar="NUMBER",
-    help="Length of the kind huge.",
+    help="Length of the kind huge. [default: 8192]",
 )
 @grouped(
     "Requests", "--fresh", is_flag=True, help="Send no body twice: no cache answers, more CPU here."
@@ -174,7 +174,12 @@ def bench(**given: Any) -> None:
     when the run could not begin, nothing was answered, or an answer ended it that every request
     would get (401, 403, 404, 405); 130 after Ctrl-C, which reports what there is.
     """
-    if click.get_current_context().invoked_subcommand:
+    context = click.get_current_context()
+    if part := context.invoked_subcommand:
+        if typed := _typed(context):
+            raise click.UsageError(
+                f"{typed[0]} is an option of the load test: those of `bench {part}` stand behind it"
+            )
         return
     from plimsoll.bench.load.command import Outputs, run_and_report
     from plimsoll.bench.load.input_files import InputFileError, read_run
@@ -194,6 +199,29 @@ def bench(**given: Any) -> None:
 bench.add_command(peers)
 
 
+def _typed(context: click.Context) -> list[str]:
+    """The options that stand before a further command."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+
+
+def _passed_over(given: Mapping[str, Any], plan: "LoadPlan") -> Iterator[str]:
+    """Options that this plan would pass over in silence, and what each goes with."""
+    if plan.rate is None and given["constant"]:
+        yield "--constant goes with --rate or --ramp"
+    if plan.rate is None and given["max_in_flight"] is not None:
+        yield "--max-in-flight goes with --rate or --ramp"
+    if plan.rate is not None and plan.honour_retry_after:
+        yield "--honour-retry-after goes with --clients"
+    if plan.exact and not plan.n_verified:
+        yield "--exact goes with --verify"
+    if given["huge_tokens"] is not None and "huge" not in plan.mix:
+        yield "--huge-tokens goes with the kind huge in --mix"
+
+
 def _first(given: int | None, otherwise: int) -> int:
     """What was given, 0 too."""
     return otherwise if given is None else given
@@ -203,7 +231,7 @@ def plan_of(given: dict[str, Any]) -> "LoadPlan":
     """The plan that the options ask for. Raises PlanError, OSError and InputFileError."""
     from plimsoll.bench.load.arrivals import Rate
     from plimsoll.bench.load.input_files import read_texts
-    from plimsoll.bench.load.plan import LoadPlan, PlanError, parse_mix
+    from plimsoll.bench.load.plan import HUGE_TOKENS, MOST_IN_FLIGHT, LoadPlan, PlanError, parse_mix
 
     speeds = [name for name in ("clients", "rate", "ramp") if given[name] is not None]
     if len(speeds) > 1:
@@ -216,7 +244,7 @@ def plan_of(given: dict[str, Any]) -> "LoadPlan":
         except ValueError:
             raise PlanError(f"{given['ramp']!r} is not a ramp, such as 5:50") from None
     is_endless = given["seconds"] is None and given["requests"] is None
-    return LoadPlan(
+    plan = LoadPlan(
         url=given["url"] or own_url(),
         mix=parse_mix(given["mix"]),
         n_clients=None if rate else _first(given["clients"], DEFAULT_CLIENTS),
@@ -224,14 +252,17 @@ def plan_of(given: dict[str, Any]) -> "LoadPlan":
         seconds=DEFAULT_SECONDS if is_endless else given["seconds"],
         n_requests=given["requests"],
         texts=read_texts(given["texts"]) if given["texts"] else (),
-        huge_tokens=given["huge_tokens"],
+        huge_tokens=_first(given["huge_tokens"], HUGE_TOKENS),
         fresh=given["fresh"],
         n_verified=given["verify"],
         exact=given["exact"],
         honour_retry_after=given["honour_retry_after"],
         timeout_s=given["timeout"],
-        max_in_flight=given["max_in_flight"],
+        max_in_flight=_first(given["max_in_flight"], MOST_IN_FLIGHT),
         headers=dict(header_of(text) for text in given["headers"]),
         allow_remote=given["allow_remote"],
         seed=given["seed"],
     )
+    if passed_over := next(_passed_over(given, plan), None):
+        raise PlanError(passed_over)
+    return plan

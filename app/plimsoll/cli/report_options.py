@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -21,6 +22,13 @@ def grouped(
 
 def writable(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Refuse before the run what could not be written after it."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {path.absolute().parent}")
+    if path is None or path.exists():
+        return path
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise click.BadParameter(f"there is no folder {folder}")
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise click.BadParameter(f"no file can be made in {folder}: {error.strerror}") from None
     return path

@@ -11,6 +11,9 @@ from plimsoll.bench.load.arrivals import Rate
 from plimsoll.bench.load.bodies import KINDS, SHORT, kind_of
 
 DAY_S = 86_400
+HUGE_TOKENS = 8192
+MOST_IN_FLIGHT = 512
+MOST = (1 << 53) - 1  # that a report in JSON can hold
 
 
 class PlanError(Exception):
@@ -33,13 +36,13 @@ class LoadPlan:
     seconds: float | None = None
     n_requests: int | None = None
     texts: Sequence[str] = ()  # drawn from; empty: made up
-    huge_tokens: int = 8192
+    huge_tokens: int = HUGE_TOKENS
     fresh: bool = False  # no body is sent twice, but for the shared ones and samples
     n_verified: int = 0  # texts whose vectors under load must be those of the quiet server
     exact: bool = False  # bit by bit
     honour_retry_after: bool = False  # of closed-loop clients
     timeout_s: float = 60.0  # counted from when the request was due
-    max_in_flight: int = 512  # of an open loop
+    max_in_flight: int = MOST_IN_FLIGHT  # of an open loop
     headers: Mapping[str, str] = field(default_factory=dict)
     allow_remote: bool = False
     seed: int = 7
@@ -54,8 +57,12 @@ class LoadPlan:
             raise PlanError(f"seconds must be above 0 and at most {DAY_S}, not {self.seconds}")
         for name in ("n_clients", "n_requests", "max_in_flight", "huge_tokens"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PlanError(f"{name} must be at least 1, not {value}")
+            if value is not None and not 1 <= value <= MOST:
+                raise PlanError(f"{name} must be at least 1 and at most {MOST}, not {value}")
+        if not 0 <= self.n_verified <= MOST:
+            raise PlanError(f"n_verified must be from 0 to {MOST}, not {self.n_verified}")
+        if abs(self.seed) > MOST:
+            raise PlanError(f"seed must be from -{MOST} to {MOST}, not {self.seed}")
         if not 0 < self.timeout_s <= DAY_S:
             raise PlanError(f"timeout_s must be above 0 and at most {DAY_S}, not {self.timeout_s}")
         if self.rate is not None:

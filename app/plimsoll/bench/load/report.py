@@ -154,7 +154,7 @@ class Thresholds:
         found = []
         if self.max_failed_ratio is not None and not _at_most(failed, self.max_failed_ratio):
             found.append(f"failed {_percent(failed)}, at most {_percent(self.max_failed_ratio)}")
-        if self.min_dense_ratio is not None and (dense is None or dense < self.min_dense_ratio):
+        if self.min_dense_ratio is not None and not _at_least(dense, self.min_dense_ratio):
             found.append(f"dense {_percent(dense)}, at least {_percent(self.min_dense_ratio)}")
         if self.max_p99_s is not None and not _at_most(p99_s, self.max_p99_s):
             measured = "not measured" if p99_s is None else f"{p99_s:.3g} s"
@@ -164,6 +164,10 @@ class Thresholds:
 
 def _at_most(value: float | None, limit: float) -> bool:
     return value is not None and value <= limit
+
+
+def _at_least(value: float | None, limit: float) -> bool:
+    return value is not None and value >= limit
 
 
 def _percent(ratio: float | None) -> str:
