@@ -16,8 +16,9 @@ from plimsoll.api.edge.refusals import NATIVE
 DESCRIPTION = """\
 Text embeddings inside a memory budget.
 
-Every `GET` route answers `HEAD` too, and a slash at a path's end changes nothing. A path that is no
-route is answered 404 with the code `http_404`, another method 405 with `http_405` and `Allow`.
+Every `GET` route answers `HEAD` too, and a slash at a path's end or a second one in a row changes
+nothing (but in the id of a document). A path that is no route is answered 404 with the code
+`http_404`, another method 405 with `http_405` and `Allow`.
 """
 TAGS = [
     {"name": "embeddings", "description": "Plimsoll's own answer, which leaves nothing out."},

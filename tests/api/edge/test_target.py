@@ -74,6 +74,47 @@ def test_a_slash_at_the_end_of_a_post_changes_nothing(
     assert metric(client.get("/metrics").text, f"plimsoll_requests_total{labels}") == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tei//embed", {"inputs": "a ship"}),
+        ("//api/embed", {"input": "a ship"}),
+        ("/v1//embeddings", {"input": "a ship"}),
+        ("/openai/deployments/fake//embeddings", {"input": "a ship"}),
+    ],
+)
+def test_two_slashes_in_a_row_are_one(fake: tuple[FakeServer, TestClient], path: str, body: dict):
+    """LlamaIndex's client of TEI joins a base address that ends in a slash so."""
+    _, client = fake
+    answer = client.post(f"http://testserver{path}", json=body)
+    plain = client.post(path.replace("//", "/"), json=body)
+
+    assert answer.status_code == 200
+    assert answer.headers["x-plimsoll-fingerprint"] == plain.headers["x-plimsoll-fingerprint"]
+
+
+def test_an_error_behind_two_slashes_has_the_shape_of_its_dialect(
+    fake: tuple[FakeServer, TestClient],
+):
+    """The shape goes by the path that is served."""
+    _, client = fake
+    answer = client.post("http://testserver//api//embed", json={"input": 5})
+
+    assert (answer.status_code, type(answer.json()["error"])) == (400, str)
+
+
+def test_two_slashes_in_the_id_of_a_document_stay(fake: tuple[FakeServer, TestClient]):
+    """An id may be an address, and that of another document may differ by a slash alone."""
+    _, client = fake
+    client.put("/collections/ships", json={})
+    line = {"id": "https://example.org/a", "text": "a ship"}
+    client.post("/collections/ships/documents", json=line)
+    path = "/collections/ships/documents/https:"
+
+    assert client.get(f"{path}//example.org/a").json()["text"] == "a ship"
+    assert client.get(f"{path}/example.org/a").status_code == 404
+
+
 def test_a_path_of_slashes_alone_is_the_status_page(fake: tuple[FakeServer, TestClient]):
     """What is left of it is the root."""
     _, client = fake
