@@ -78,7 +78,10 @@ OPERATIONS = {
     "tei_decode": "POST /tei/decode",
     "tei_create_embeddings": "POST /tei/v1/embeddings",
     "tei_info": "GET /tei/info",
+    "tei_create_embeddings_without_version": "POST /tei/embeddings",
     "tei_health": "GET /tei/health",
+    "tei_health_at_base": "GET /tei",
+    "tei_ping": "GET /tei/ping",
     "tei_metrics": "GET /tei/metrics",
     "create_deployment_embeddings": "POST /openai/deployments/{name}/embeddings",
     "get_base_address": "GET /v1",
@@ -190,10 +193,11 @@ def test_pages_and_metrics_are_not_documented_as_json(document: dict[str, Any]):
     }
     assert answers["GET /"] == ["text/html"]
     assert answers["GET /metrics"] == answers["GET /tei/metrics"] == ["text/plain"]
-    assert answers["GET /tei/health"] == ["text/plain"]  # and empty
+    assert answers["GET /tei/health"] == answers["GET /tei"] == ["text/plain"]  # and empty
+    assert answers["GET /tei/ping"] == ["text/plain"]
     assert answers["GET /migrations/{number}/events"] == ["text/event-stream"]
     others = [types for types in answers.values() if not types[0].startswith("text/")]
-    assert len(others) == len(answers) - 5
+    assert len(others) == len(answers) - 7
     assert all(types == ["application/json"] for types in others)
 
 

@@ -228,9 +228,17 @@ def test_the_same_base_speaks_openais_shape(client: TestClient):
     np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
-def test_its_errors_have_the_shape_that_tei_gives_there(client: TestClient):
+def test_openais_client_may_have_the_base_without_v1(fake: TestClient):
+    """TEI's router has both; this one is not in its document."""
+    asked = {"input": TEXTS, "encoding_format": "base64"}
+
+    assert answer(fake, "/embeddings", **asked) == answer(fake, "/v1/embeddings", **asked)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings"])
+def test_its_errors_have_the_shape_that_tei_gives_there(client: TestClient, path: str):
     """`type` as TEI sends it, and `error_type` as its document has it."""
-    response = post(client, "/v1/embeddings", input=[])
+    response = post(client, path, input=[])
 
     assert response.status_code == 400
     body = response.json()
@@ -367,11 +375,12 @@ def test_information_is_true(client: TestClient):
     assert refusal(too_many) == (413, "Validation")
 
 
-def test_health_says_whether_requests_are_answered(fake: TestClient):
-    """Empty where all is well."""
-    well = fake.get("/tei/health")
+@pytest.mark.parametrize("path", ["/tei/health", "/tei", "/tei/ping"])
+def test_health_says_whether_requests_are_answered(fake: TestClient, path: str):
+    """Empty where all is well, wherever TEI's router answers so."""
+    well = fake.get(path)
     fake.server.core.drain.started = True
-    ill = fake.get("/tei/health")
+    ill = fake.get(path)
 
     assert (well.status_code, well.content) == (200, b"")
     assert refusal(ill) == (503, "Unhealthy")
@@ -388,16 +397,21 @@ def test_metrics_are_plimsolls(fake: TestClient):
     assert metric(page.text, series) == 1
 
 
-def test_what_is_not_there_is_said_to_be_missing(fake: TestClient):
-    """A client that was set up for a classifier is told why it gets nothing."""
-    predict = post(fake, "/predict", inputs="a")
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/predict", "it serves no model that classifies"),
+        ("/vertex", "POST /tei/embed takes what its instances hold"),
+        ("/invocations", "POST /tei answers the same"),
+    ],
+)
+def test_what_is_not_there_is_said_to_be_missing(fake: TestClient, path: str, reason: str):
+    """A client that was set up for a classifier or a cloud is told why it gets nothing."""
+    lacking = post(fake, path, inputs="a")
     unknown = post(fake, "/nothing", inputs="a")
 
-    assert refusal(predict) == refusal(unknown) == (404, "Validation")
-    assert (
-        predict.json()["error"]
-        == "Plimsoll has no /tei/predict: it serves no model that classifies"
-    )
+    assert refusal(lacking) == refusal(unknown) == (404, "Validation")
+    assert lacking.json()["error"] == f"Plimsoll has no /tei{path}: {reason}"
 
 
 # --- refusals -------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ def build_application(
     )
     app.state.refusals = refusals
     refusals.register(tei.BASE, tei.ERRORS.render, tei.ERRORS.restate)
-    refusals.register(f"{tei.BASE}/v1", tei.OPENAI_ERRORS.render, tei.OPENAI_ERRORS.restate)
+    for path in tei.OPENAI_PATHS:
+        refusals.register(path, tei.OPENAI_ERRORS.render, tei.OPENAI_ERRORS.restate)
     for prefix, dialect in (("/v1", openai), ("/api", ollama), ("/v2", cohere)):
         refusals.register(prefix, dialect.ERRORS.render)
     # The router tries one after another, and these are asked for most.

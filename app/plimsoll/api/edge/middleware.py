@@ -29,7 +29,9 @@ if TYPE_CHECKING:  # needs the extra
 log = logging.getLogger("plimsoll.access")
 
 # Routes that probes and pages ask again and again: not worth a line or a trace each time.
-QUIET_ROUTES = ("/health", "/metrics", "/status", "/pages", "/tei/health", "/tei/metrics")
+QUIET_ROUTES = (
+    "/health", "/metrics", "/status", "/pages", "/tei/health", "/tei/ping", "/tei/metrics",
+)  # fmt: skip
 # For log and metrics: nginx's status of a client that hung up before its answer.
 CLIENT_GONE = 499
 CLIENT_GONE_CODE = "client_gone"

@@ -6,11 +6,11 @@ Source: the OpenAPI document of TEI 1.9.3, and its router's code where that says
 from fastapi import APIRouter
 
 from plimsoll.api.dialects.tei import embeddings, information, ranking, tokens
-from plimsoll.api.dialects.tei.errors import BASE, ERRORS, OPENAI_ERRORS
+from plimsoll.api.dialects.tei.errors import BASE, ERRORS, OPENAI_ERRORS, OPENAI_PATHS
 from plimsoll.serving.core import ServingCore
 from plimsoll.telemetry.metrics import Telemetry
 
-__all__ = ["BASE", "ERRORS", "OPENAI_ERRORS", "router"]
+__all__ = ["BASE", "ERRORS", "OPENAI_ERRORS", "OPENAI_PATHS", "router"]
 
 
 def router(

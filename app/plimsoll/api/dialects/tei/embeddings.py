@@ -1,4 +1,5 @@
-"""TEI's routes that embed: at the base itself, /embed, /embed_all, /embed_sparse, /v1/embeddings.
+"""TEI's routes that embed: at the base itself, /embed, /embed_all, /embed_sparse, and /embeddings
+with /v1 or without.
 
 None of them ever answers with words in place of a vector: what cannot be embedded now is refused
 with 429 or 503 and the time to try again. Sparse vectors are BM25's, for the model is none that
@@ -152,17 +153,8 @@ def router(core: ServingCore) -> APIRouter:
         )
         return await sparse_response(request, result, lambda: _sparse(result), watch.took(0))
 
-    @routes.post(
-        "/v1/embeddings",
-        response_model=TEIOpenAIResponse,
-        response_description="A vector for each text.",
-        responses={**headers, **documented(OPENAI_ERRORS, *REFUSED)},
-        summary="Embed texts, in OpenAI's shape as TEI has it",
-    )
-    async def tei_create_embeddings(
-        body: Annotated[TEIOpenAIRequest, Body(openapi_examples=OPENAI)],
-        request: Request,
-        priority: PriorityHeader = None,
+    async def in_openais_shape(
+        body: TEIOpenAIRequest, request: Request, priority: PriorityHeader
     ) -> Response:
         watch = Stopwatch()
         task = EmbedTask(
@@ -178,6 +170,34 @@ def router(core: ServingCore) -> APIRouter:
             lambda: _openai(result, body.encoding_format),
             watch.took_for(result),
         )
+
+    of_openais_shape: dict[str, Any] = {
+        "response_model": TEIOpenAIResponse,
+        "response_description": "A vector for each text.",
+        "responses": {**headers, **documented(OPENAI_ERRORS, *REFUSED)},
+    }
+
+    @routes.post(
+        "/v1/embeddings", summary="Embed texts, in OpenAI's shape as TEI has it", **of_openais_shape
+    )
+    async def tei_create_embeddings(
+        body: Annotated[TEIOpenAIRequest, Body(openapi_examples=OPENAI)],
+        request: Request,
+        priority: PriorityHeader = None,
+    ) -> Response:
+        return await in_openais_shape(body, request, priority)
+
+    @routes.post(
+        "/embeddings",
+        summary="The same for a client whose address lacks /v1",
+        **of_openais_shape,
+    )
+    async def tei_create_embeddings_without_version(
+        body: Annotated[TEIOpenAIRequest, Body(openapi_examples=OPENAI)],
+        request: Request,
+        priority: PriorityHeader = None,
+    ) -> Response:
+        return await in_openais_shape(body, request, priority)
 
     return routes
 

@@ -13,6 +13,7 @@ from plimsoll.api.edge.errors import Refusal
 from plimsoll.api.edge.refusals import ErrorShape
 
 BASE = "/tei"  # of every path of this dialect
+OPENAI_PATHS = (f"{BASE}/v1", f"{BASE}/embeddings")  # what they begin is in OpenAI's shape
 ErrorType: TypeAlias = Literal[
     "Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"
 ]
@@ -53,14 +54,14 @@ Message = Annotated[str, Field(description="What went wrong, and what to do.")]
 
 
 class TEIError(BaseModel):
-    """An error of any route but the one in OpenAI's shape."""
+    """An error of any route but those in OpenAI's shape."""
 
     error: Message
     error_type: ErrorType
 
 
 class TEIOpenAIError(BaseModel):
-    """An error of the route in OpenAI's shape. TEI sends `type`; its document has `error_type`."""
+    """An error of a route in OpenAI's shape. TEI sends `type`; its document has `error_type`."""
 
     message: Message
     code: Annotated[int, Field(description="The status.")]

@@ -1,5 +1,7 @@
 """TEI's routes about the server, and the ones that Plimsoll does not have."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
@@ -22,7 +24,11 @@ from plimsoll.telemetry.metrics import Telemetry
 # GGUF's poolings by TEI's words.
 POOLINGS = {"MEAN": "mean", "CLS": "cls", "LAST": "last_token"}
 TOKENIZING_THREADS = 1
-LACKING = {"/predict": "it serves no model that classifies"}
+LACKING = {
+    "/predict": "it serves no model that classifies",
+    "/vertex": f"POST {BASE}/embed takes what its instances hold",
+    "/invocations": f"POST {BASE} answers the same",
+}
 
 
 def router(
@@ -60,17 +66,17 @@ def router(
             version=version,
         )
 
-    @routes.get(
-        "/health",
-        response_class=Response,
-        response_description="Requests to the default model are answered.",
-        responses={
+    of_health: dict[str, Any] = {
+        "response_class": Response,
+        "response_description": "Requests to the default model are answered.",
+        "responses": {
             200: {"content": {"text/plain": {"schema": {"type": "string", "maxLength": 0}}}},
             **documented(ERRORS),
             503: {"model": TEIError, "description": "They are not, for now."},
         },
-        summary="200 while requests are answered, else 503",
-    )
+    }
+
+    @routes.get("/health", summary="200 while requests are answered, else 503", **of_health)
     @needs(Access.OPEN)
     async def tei_health() -> Response:
         unready = core.state().unready
@@ -78,6 +84,16 @@ def router(
             return Response(media_type="text/plain")
         reason = "GET /health says why, to a key" if has_keys else unready.message
         return json_response({"error": reason, "error_type": "Unhealthy"}, 503)
+
+    @routes.get("", summary="The same, at the base itself", **of_health)
+    @needs(Access.OPEN)
+    async def tei_health_at_base() -> Response:
+        return await tei_health()
+
+    @routes.get("/ping", summary="The same, where AWS SageMaker asks for it", **of_health)
+    @needs(Access.OPEN)
+    async def tei_ping() -> Response:
+        return await tei_health()
 
     @routes.get(
         "/metrics",
