@@ -96,13 +96,16 @@ def test_the_size_and_the_side_that_is_cut_are_as_asked(fake: tuple[FakeServer, 
     ("body", "status", "message"),
     [
         (BODY | {"model": "embed-v4.0"}, 404, "this server serves 'fake', not 'embed-v4.0'"),
-        (BODY | {"texts": []}, 400, "empty list"),
+        (BODY | {"texts": []}, 400, "texts is an empty list"),
         (BODY | {"texts": ["a", ""]}, 400, "texts[1]: the text has no tokens"),
         (BODY | {"texts": "a"}, 400, "texts: Input should be a valid"),
         (BODY | {"embedding_types": ["int4"]}, 400, "embedding_types[0]: Input should be"),
         (BODY | {"embedding_types": []}, 400, "embedding_types: "),
         (BODY | {"output_dimension": 5}, 400, "dimensions is 5; fake gives 1 to 4"),
-        ({"images": ["data:image/png;base64,aGk="], "input_type": "image"}, 400, "texts: Field"),
+        ({"input_type": "search_query"}, 400, "texts: Field required"),
+        ({"images": ["data:image/png;base64,aGk="], "input_type": "image"}, 400, "images are not"),
+        (BODY | {"images": ["data:image/png;base64,aGk="]}, 400, "images are not embedded here"),
+        ({"inputs": [{"content": [{"type": "text", "text": "a"}]}]}, 400, "inputs are not"),
     ],
 )
 def test_a_refusal_has_cohere_s_shape(
@@ -116,6 +119,22 @@ def test_a_refusal_has_cohere_s_shape(
     assert set(answer.json()) == {"id", "message"}
     assert answer.json()["id"] == answer.headers["x-request-id"] == "mine"
     assert message in answer.json()["message"]
+
+
+def test_a_lower_limit_of_tokens_is_said_not_to_be_followed(fake: tuple[FakeServer, TestClient]):
+    """The vector is of more of the text than was asked for."""
+    server, client = fake
+    limit = server.model.traits.token_limit
+
+    lower, higher = (
+        client.post("/v2/embed", json=BODY | {"max_tokens": most, "images": None, "inputs": []})
+        for most in (limit - 1, limit)
+    )
+
+    told = f"max_tokens is not followed: texts are cut at the model's limit of {limit} tokens"
+    of_prefix = higher.json()["meta"]["warnings"]
+    assert lower.json()["meta"]["warnings"] == [*of_prefix, told]
+    assert "max_tokens" not in str(of_prefix)
 
 
 def test_the_reply_counts_with_every_type_and_what_it_repeats(

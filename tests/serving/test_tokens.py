@@ -106,8 +106,8 @@ def test_a_refused_text_says_what_is_wrong_with_it(thread: ThreadPoolExecutor):
     assert long == TextFailure(
         1,
         "too_long",
-        f"the text has {LIMIT + 2} tokens and the limit is {LIMIT}; shorten it or set truncate "
-        "to true",
+        f"the text has {LIMIT + 2} tokens and the limit is {LIMIT}; shorten it or let "
+        "`truncate` cut it",
     )
 
 

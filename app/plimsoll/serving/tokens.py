@@ -136,7 +136,7 @@ def _refusal(
         )
     if text.n_tokens > limit and not truncate:
         return TextTooLongError(
-            f"the text has {text.n_tokens} tokens and the limit is {limit}; shorten it or set "
-            "truncate to true"
+            f"the text has {text.n_tokens} tokens and the limit is {limit}; shorten it or let "
+            "`truncate` cut it"
         )
     return None

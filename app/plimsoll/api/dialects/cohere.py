@@ -1,14 +1,15 @@
 """Cohere's dialect: POST /v2/embed, as Cohere's and vLLM's clients speak it.
 
 Vectors in several types at once, by the rules of vector_encodings.py. Texts alone: images and
-mixed inputs are refused, as is anything without `texts`. Other unknown fields are ignored.
+mixed inputs are refused, beside texts too, for the reply would leave them out. Other unknown fields
+are ignored.
 """
 
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
-from pydantic import BaseModel, FailFast, Field, StrictStr
+from pydantic import BaseModel, FailFast, Field, StrictStr, model_validator
 
 from plimsoll.api.edge.body import permit_of
 from plimsoll.api.edge.documented import OF_A_BODY, OF_A_MODEL, OF_A_TEXT, documented
@@ -19,6 +20,7 @@ from plimsoll.api.edge.refusals import ErrorShape
 from plimsoll.api.fields import Count, InputType, OrDefault, PriorityHeader, Texts, Truncate, cut_of
 from plimsoll.api.replies import VECTOR_HEADERS, embeddings_response, vector_headers
 from plimsoll.api.vector_encodings import VectorEncoding, vector_field
+from plimsoll.errors import InvalidRequestError
 from plimsoll.policy.costs import json_bytes
 from plimsoll.serving.embedding import EmbeddingService
 from plimsoll.serving.tasks import Embeddings, EmbedTask, raise_first
@@ -26,6 +28,7 @@ from plimsoll.telemetry.current_request import current_request
 
 Floats = list[list[float]]  # a field of the answer is called float
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+NOT_TEXTS = ("images", "inputs")
 
 
 class CohereError(BaseModel):
@@ -64,6 +67,24 @@ class CohereEmbedRequest(BaseModel):
         OrDefault[Truncate],
         Field(description="The side of a long text that goes; NONE refuses it."),
     ] = "END"
+    max_tokens: Annotated[
+        Count | None,
+        Field(
+            description="Not followed: a text is cut at the model's limit. Where that is higher, "
+            "`meta.warnings` says so."
+        ),
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_texts_alone(cls, fields: Any) -> Any:
+        """Raises InvalidRequestError."""
+        for name in NOT_TEXTS:
+            if isinstance(fields, dict) and fields.get(name):
+                raise InvalidRequestError(
+                    f"{name} are not embedded here: send texts alone, in `texts`", param=name
+                )
+        return fields
 
 
 class EmbeddingsByType(BaseModel):
@@ -138,6 +159,8 @@ def router(service: EmbeddingService) -> APIRouter:
         request: Request,
         priority: PriorityHeader = None,
     ) -> Response:
+        if not body.texts:
+            raise InvalidRequestError("texts is an empty list; send at least one", param="texts")
         types = list(dict.fromkeys(body.embedding_types))
         task = EmbedTask(
             body.texts,
@@ -154,26 +177,35 @@ def router(service: EmbeddingService) -> APIRouter:
         # This dialect has no errors per text.
         raise_first(result.failures, lambda index: f"texts[{index}]", param="texts")
         return await embeddings_response(
-            request, result, lambda: _render(result, body.texts, types), vector_headers(result)
+            request, result, lambda: _render(result, body, types), vector_headers(result)
         )
 
     return routes
 
 
-def _render(result: Embeddings, texts: list[str], types: list[EmbeddingType]) -> dict[str, Any]:
+def _render(
+    result: Embeddings, body: CohereEmbedRequest, types: list[EmbeddingType]
+) -> dict[str, Any]:
     meta: dict[str, Any] = {
         "api_version": {"version": "2"},
         "billed_units": {"input_tokens": result.n_tokens},
     }
-    if result.warnings:
-        meta["warnings"] = result.warnings
+    warnings = [*result.warnings, *_unfollowed(body.max_tokens, result.traits.token_limit)]
+    if warnings:
+        meta["warnings"] = warnings
     return {
         "id": _request_id(),
         "embeddings": {kind: _of_type(result, kind) for kind in types},
-        "texts": LongList(texts),
+        "texts": LongList(body.texts),
         "meta": meta,
         "response_type": "embeddings_by_type",
     }
+
+
+def _unfollowed(max_tokens: int | None, limit: int) -> list[str]:
+    if max_tokens is None or max_tokens >= limit:
+        return []
+    return [f"max_tokens is not followed: texts are cut at the model's limit of {limit} tokens"]
 
 
 def _of_type(result: Embeddings, kind: VectorEncoding) -> LongList:
