@@ -85,6 +85,16 @@ def test_the_size_is_as_asked(client: TestClient):
     assert {len(row) for row in answer["embeddings"]} == {2}
 
 
+@pytest.mark.parametrize("size", [0, -1, 0.0])
+def test_a_size_below_one_is_the_models_own(client: TestClient, size: float):
+    """A client in Go or C# sends the zero of its type for what its caller did not set."""
+    answer = client.post("/api/embed", json={"input": "a ship", "dimensions": size})
+
+    assert answer.status_code == 200
+    plain = client.post("/api/embed", json={"input": "a ship"})
+    assert answer.json()["embeddings"] == plain.json()["embeddings"]
+
+
 @pytest.mark.parametrize(
     "content_type",
     ["application/x-www-form-urlencoded", "text/plain;charset=UTF-8", "application/json", None],

@@ -58,6 +58,7 @@ def _as_whole(value: object) -> object:
 
 
 # JSON has one kind of number: to JSON Schema, and to some clients' writers, 384.0 is an integer.
+Whole = Annotated[StrictInt, BeforeValidator(_as_whole)]
 Count = Annotated[StrictInt, Field(ge=1), BeforeValidator(_as_whole)]
 
 

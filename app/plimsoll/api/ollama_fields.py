@@ -8,7 +8,7 @@ from fastapi.openapi.models import Example
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, StrictBool, StrictFloat, StrictStr
 from typing_extensions import TypeAliasType
 
-from plimsoll.api.fields import Count, OrDefault
+from plimsoll.api.fields import OrDefault, Whole
 
 _NUMBER = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)"
 # A number of seconds, or numbers with units one after another, as time.ParseDuration reads them.
@@ -74,7 +74,8 @@ class OllamaEmbedRequest(BaseModel):
         OrDefault[StrictBool], Field(description="Cut texts to the token limit; false: refuse.")
     ] = True
     dimensions: Annotated[
-        Count | None, Field(description="Values a vector; null: all of the model's.")
+        Whole | None,
+        Field(description="Values a vector; null, and what is below 1: all of the model's."),
     ] = None
     options: Options = None
     keep_alive: KeepAlive = None

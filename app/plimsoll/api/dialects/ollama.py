@@ -114,7 +114,7 @@ def router(
             return json_response({"model": called, "embeddings": []})
         task = EmbedTask(
             texts,
-            dimensions=body.dimensions,
+            dimensions=body.dimensions if (body.dimensions or 0) > 0 else None,
             truncate=body.truncate,
             model=model,
             priority=priority,
