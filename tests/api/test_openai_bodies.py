@@ -102,6 +102,31 @@ def test_a_long_text_may_be_refused_instead(client: TestClient, truncate: object
     assert (answer.status_code, error_of(answer)["code"]) == (400, "too_long")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"truncate": "none"}, "a valid boolean, or 'NONE', 'START' or 'END'"),
+        (
+            {"input_type": "text"},
+            "'search_document', 'search_query', 'classification' or 'clustering', "
+            "or 'query', 'passage' or 'document'",
+        ),
+        ({"input": 5}, "a valid string, or a valid list"),
+        ({"input": None}, "a valid string, or a valid list"),
+        ({"dimensions": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_field_of_several_types_is_told_all_of_them(
+    client: TestClient, fields: dict, message: str
+):
+    """With the first alone a client would think that there is no other."""
+    answer = client.post("/v1/embeddings", json=BODY | fields)
+
+    (field,) = fields
+    assert answer.status_code == 400
+    assert error_of(answer)["message"] == f"{field}: Input should be {message}"
+
+
 def test_who_the_user_is_is_kept_nowhere(client: TestClient, caplog: pytest.LogCaptureFixture):
     """OpenAI asks for it to find abuse; here nobody looks, so nobody may find it."""
     caplog.set_level(0)

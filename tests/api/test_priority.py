@@ -57,6 +57,7 @@ def test_another_word_is_refused_with_those_that_are_allowed(path: str, value: s
         answer = client.post(path, json=BODIES[path], headers={"X-Priority": value})
 
     assert answer.status_code == 400
+    assert "None" not in answer.text
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == ("invalid_request", "X-Priority")
     for priority in Priority:

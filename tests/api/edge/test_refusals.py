@@ -110,7 +110,7 @@ FINE = b'{"input": "a"}'
     [
         (404, "http_404", "POST", "/nowhere", FINE, None),
         (405, "http_405", "GET", "/embed", b"", None),
-        (400, "invalid_request", "POST", "/embed", b'{"input": 5}', None),
+        (400, "invalid_request", "POST", "/embed", b"{}", None),
         (400, "invalid_request", "POST", "/embed", b"{", None),
         (413, "body_too_large", "POST", "/embed", b" " * (LIMIT_BYTES + 1), None),
         (429, "queue_full", "POST", "/embed", FINE, errors.QueueFullError("x", retry_after_s=20)),

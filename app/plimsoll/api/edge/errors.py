@@ -17,6 +17,7 @@ from plimsoll import errors
 from plimsoll.api.edge.content_encoding import ACCEPTED
 from plimsoll.policy.return_times import told_s
 
+SHOULD = "Input should be "  # how pydantic begins to say what a field takes
 OPENAI_ROUTE = "/embeddings"  # what OpenAI's clients put behind their base address
 
 # Most specific first: the first class that fits gives the status.
@@ -185,9 +186,12 @@ def _explain(error: RequestValidationError) -> tuple[str, str | None]:
         return f"the body must be a JSON object: {first['msg']}", None
     param = str(first["loc"][1])
     # A field of several types has errors of each; the first that names an item says most.
-    of_items = [
-        e for e in found if e["loc"][1:2] == (first["loc"][1],) and isinstance(e["loc"][-1], int)
-    ]
-    best = of_items[0] if of_items else first
-    item = f"[{best['loc'][-1]}]" if of_items else ""
-    return f"{param}{item}: {best['msg']}", param
+    of_field = [e for e in found if e["loc"][1:2] == first["loc"][1:2]]
+    of_items = [e for e in of_field if isinstance(e["loc"][-1], int)]
+    if of_items:
+        return f"{param}[{of_items[0]['loc'][-1]}]: {of_items[0]['msg']}", param
+    of_value = [e["msg"] for e in of_field if e.get("input") is first.get("input")]
+    kinds = dict.fromkeys(m.removeprefix(SHOULD) for m in of_value if m.startswith(SHOULD))
+    kinds.pop("None", None)  # of a header, which cannot be sent
+    message = SHOULD + ", or ".join(kinds) if len(kinds) > 1 else first["msg"]
+    return f"{param}: {message}", param
