@@ -79,6 +79,21 @@ PlimsollError
 
 from typing import Any
 
+# Characters of a refusal's message, and of what it quotes of its request.
+MOST_MESSAGE, MOST_QUOTED = 2000, 200
+
+
+def quoted(text: str) -> str:
+    """What a client sent, in quotes, and of a long text the beginning."""
+    return repr(text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}…")
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= MOST_MESSAGE:
+        return message
+    half = MOST_MESSAGE // 2
+    return f"{message[:half]} … {message[-half:]}"
+
 
 class PlimsollError(Exception):
     """Base of every error raised on purpose.
@@ -204,13 +219,17 @@ class HookError(PlimsollError):
 
 
 class RequestError(PlimsollError):
-    """What a client sent cannot be answered as asked; `param` names the field."""
+    """What a client sent cannot be answered as asked; `param` names the field.
+
+    The message may quote the client, but a refusal is not as large as what it refuses: of a longer
+    one the middle is left out.
+    """
 
     code = "invalid_request"
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+        super().__init__(_shortened(message))
+        self.param = param if param is None else param[:MOST_QUOTED]
 
 
 class InvalidRequestError(RequestError):

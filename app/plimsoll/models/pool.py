@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from plimsoll.encoder.model import EmbeddingModel
-from plimsoll.errors import ModelLoadingError, PlimsollError, UnknownModelError
+from plimsoll.errors import ModelLoadingError, PlimsollError, UnknownModelError, quoted
 from plimsoll.models.slot import LOADING_RETRY_S, ModelSlot, ModelState, SlotEvent, SlotListener
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class ModelPool:
         if slot is None:
             served = ", ".join(repr(slot.name) for slot in self.slots)
             raise UnknownModelError(
-                f"this server serves {served}, not {name!r}; see GET /v1/models", param="model"
+                f"this server serves {served}, not {quoted(name)}; see GET /v1/models",
+                param="model",
             )
         return slot
 

@@ -58,6 +58,41 @@ def test_an_unforeseen_error_leaves_in_the_one_shape_and_in_the_log(
     assert client.post("/embed", json={"input": "a"}).status_code == 200
 
 
+LONG = "\x01" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "end"),
+    [
+        ("/embed", {"input": "a", "model": LONG}, "see GET /v1/models"),
+        ("/v1/embeddings", {"input": "a", "model": LONG}, "see GET /v1/models"),
+        ("/api/embed", {"input": "a", "model": LONG}, "see GET /v1/models"),
+        ("/v2/embed", {"texts": ["a"], "model": LONG}, "see GET /v1/models"),
+        ("/tei/embed", {"inputs": "a", "prompt_name": LONG}, "clustering"),
+        ("/embed", {"input": "a", LONG: 1}, "Extra inputs are not permitted"),
+        (
+            "/collections/ships/search",
+            {"query": "a", "mode": "bm25", "filter": {"a" * 100_000: {"$no": 1}}},
+            "there are $eq, $ne, $gt, $gte, $lt, $lte, $in",
+        ),
+    ],
+)
+def test_a_refusal_is_not_as_large_as_what_it_quotes(
+    fake: tuple[FakeServer, TestClient], path: str, body: dict, end: str
+):
+    """Its memory is not reserved, and it is made on the event loop; what to do still stands in it.
+
+    Control characters take four times their room in quotes, and more as JSON.
+    """
+    _, client = fake
+    client.put("/collections/ships", json={})
+    answer = client.post(path, json=body)
+
+    assert answer.status_code in (400, 404, 413)
+    assert len(answer.content) < 20_000
+    assert end in answer.text
+
+
 # --- a dialect's own shape -------------------------------------------------------------------
 
 

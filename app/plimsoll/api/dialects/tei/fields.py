@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, StrictBool, St
 from typing_extensions import TypeAliasType
 
 from plimsoll.api.fields import Count, Encoding, InputType, OrDefault, TokenId
-from plimsoll.errors import EmptyTextError, InvalidRequestError
+from plimsoll.errors import EmptyTextError, InvalidRequestError, quoted
 
 MOST_CLIENT_TEXTS = 2048  # of a request; TEI has 32 unless told otherwise
 # Names of prompts in sentence-transformers' configurations, beside the input types themselves.
@@ -249,7 +249,7 @@ def input_type_of(prompt_name: str | None) -> InputType | None:
     found = PROMPTS.get(prompt_name)
     if found is None:
         raise InvalidRequestError(
-            f"`prompt_name` is {prompt_name[:40]!r}; there are {', '.join(PROMPTS)}",
+            f"`prompt_name` is {quoted(prompt_name)}; there are {', '.join(PROMPTS)}",
             param="prompt_name",
         )
     return found
