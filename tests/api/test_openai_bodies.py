@@ -248,3 +248,21 @@ def test_curl_without_a_type_is_told_what_to_add(client: TestClient):
 
     assert answer.status_code == 415
     assert "curl: add -H 'Content-Type: application/json'" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/x-ndjson", "application/jsonl; charset=utf-8", "application/vnd.api+json"],
+)
+def test_another_name_of_json_is_read_as_json(client: TestClient, content_type: str):
+    """It was told to be no object, which it is; two lines are no JSON, and that is said."""
+    headers = {"content-type": content_type}
+
+    one, two = (
+        client.post("/v1/embeddings", content=b'{"input": "a"}\n' * n, headers=headers)
+        for n in (1, 2)
+    )
+
+    assert one.status_code == 200
+    assert two.status_code == 400
+    assert "not valid JSON" in error_of(two)["message"]

@@ -154,7 +154,7 @@ class Guard:
         content_type = headers.get("content-type", "")
         needs_json = scope["method"] not in (*SAFE_METHODS, *ASKED_FIRST_METHODS)
         if route is not None and needs_json and not _is_json(content_type):
-            if not takes_any_content_type(route):
+            if not (takes_any_content_type(route) or _is_json_lines(content_type)):
                 raise errors.MediaTypeError(
                     "send JSON with the header Content-Type: application/json, not "
                     f"{content_type!r} (curl: add -H 'Content-Type: application/json')"
@@ -208,6 +208,16 @@ def _call_json(scope: Scope) -> None:
 
 
 def _is_json(content_type: str) -> bool:
+    kind, subtype = _type_of(content_type)
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def _is_json_lines(content_type: str) -> bool:
+    """Whether it says so; where one value is read, a single line is that value."""
+    kind, subtype = _type_of(content_type)
+    return kind == "application" and subtype in LINES_SUBTYPES
+
+
+def _type_of(content_type: str) -> tuple[str, str]:
     kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
-    is_json = subtype in ("json", *LINES_SUBTYPES) or subtype.endswith("+json")
-    return kind == "application" and is_json
+    return kind, subtype
