@@ -245,3 +245,10 @@ def n_open(folder: Path) -> int:
     """Files without a name in a folder that this process has open."""
     links = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     return sum(str(link).startswith(f"{folder}/") and " (deleted)" in str(link) for link in links)
+
+
+def test_vectors_of_any_length_become_unit_vectors():
+    """Of very long and very short ones float32 cannot hold the square of their length."""
+    values = np.float32([[3, 4], [3e20, 4e20], [-3e-25, 4e-25], [0, 0]])
+    expected = np.float32([[0.6, 0.8], [0.6, 0.8], [-0.6, 0.8], [0, 0]])
+    np.testing.assert_allclose(vectors.unit(values), expected, rtol=1e-6)

@@ -10,7 +10,13 @@ import httpx
 import pytest
 
 from plimsoll.errors import SettingsError
-from plimsoll.server.listening import STARTUP_FAILURE, claim, given_sockets, listen
+from plimsoll.server.listening import (
+    STARTUP_FAILURE,
+    claim,
+    given_sockets,
+    let_none_connect,
+    listen,
+)
 from plimsoll.settings import Settings
 from tests.logged import own_records
 from tests.running_server import DEADLINE_S, SERVE, RunningServer, environment
@@ -151,3 +157,25 @@ def test_a_second_server_says_whose_folders_it_shares(tmp_path: Path, options: l
     assert f"{who}{tmp_path / 'data'} too" in second.log
     assert second.log.count(who) == 2
     assert "another server" not in first.log + third.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such filter")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+def test_who_has_connected_is_served_and_no_further_one_connects(host: str):
+    """Between the last look at what waits and the end, a socket would reset who came meanwhile."""
+    if host != "127.0.0.1" and not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6 here")
+    [listening] = listen(Settings(host=host, port=0, allow_anonymous=True))
+    place = ("127.0.0.1" if host == "127.0.0.1" else "::1", listening.getsockname()[1])
+    with listening, socket.create_connection(place, timeout=DEADLINE_S) as early:
+        let_none_connect(listening)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(place, timeout=0.3)
+        early.sendall(b"a request")
+        taken, _ = listening.accept()
+        with taken:
+            assert taken.recv(100) == b"a request"
+            taken.sendall(b"an answer")
+            assert early.recv(100) == b"an answer"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(place, timeout=DEADLINE_S)

@@ -103,9 +103,16 @@ def of_segment(
 
 def unit(values: np.ndarray) -> np.ndarray:
     """Vectors of length 1, float32 (n, dimensions); those of length 0 stay so."""
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
     unit = np.zeros_like(values, np.float32)
     np.divide(values, lengths, out=unit, where=lengths > 0)
+    # Squares of float32 end above 1e19 and below 1e-19.
+    extreme = np.flatnonzero(~((lengths > 1e-15) & (lengths < 1e15)))
+    if len(extreme):
+        wide = values[extreme].astype(np.float64)
+        lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+        unit[extreme] = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0)
     return unit
 
 

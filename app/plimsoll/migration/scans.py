@@ -46,8 +46,11 @@ def vector_health(connection: sqlite3.Connection, version: Version) -> VectorHea
         health.n_not_finite += int((~are_finite).sum())
         norms = np.linalg.norm(values[are_finite], axis=1)
         if len(norms):
-            health.least_norm = min(float(norms.min()), health.least_norm or np.inf)
-            health.greatest_norm = max(float(norms.max()), health.greatest_norm or 0.0)
+            least, greatest = float(norms.min()), float(norms.max())
+            if health.least_norm is None or least < health.least_norm:
+                health.least_norm = least
+            if health.greatest_norm is None or greatest > health.greatest_norm:
+                health.greatest_norm = greatest
         health.n_zero += int((norms == 0).sum())
         health.n_not_unit += int((np.abs(norms - 1) > NORM_TOLERANCE).sum())
         if len(seen) < MOST_COMPARED:

@@ -1,11 +1,14 @@
 """Where the server listens: addresses of this machine, or sockets that a service manager gives."""
 
+import ctypes
 import errno
 import logging
 import os
 import socket
+import struct
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 
 from plimsoll.api.edge.origins import is_loopback
 from plimsoll.composition.models import check_places
@@ -16,16 +19,29 @@ log = logging.getLogger("plimsoll")
 
 STARTUP_FAILURE = 3  # exit code, as of uvicorn itself
 ANY_ADDRESS = "::"
+# Linux, asm-generic/socket.h; Python has no name for it.
+SO_ATTACH_FILTER = 26
+# For the kernel, packet by packet of a listening socket, from the TCP header on (bpf(4), RFC 9293):
+# (operation, jump if true, jump if false, operand).
+LET_NONE_CONNECT = (
+    (0x30, 0, 0, 13),  # load the byte of the flags
+    (0x54, 0, 0, 0x12),  # of them SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone begins a connection
+    (0x06, 0, 0, 0),  # drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # take all others whole
+)
 FIRST_GIVEN = 3  # the first descriptor of those that a service manager gives: sd_listen_fds(3)
 
 
-def claim(settings: Settings) -> list[socket.socket]:
+def claim(settings: Settings) -> tuple[list[socket.socket], bool]:
     """Listen, where these settings can be served at all; nothing is fetched or converted.
 
+    Returns the sockets, and whether they are the service manager's, which keeps them.
     Raises SettingsError, ModelNotFoundError and CacheErrors; exits as `listen` does.
     """
     sockets = given_sockets(os.environ, os.getpid())
-    if sockets:
+    are_given = bool(sockets)
+    if are_given:
         for taken in sockets:
             _check_reach(settings, _host(taken), "the socket that the service manager gives is on")
     else:
@@ -37,7 +53,24 @@ def claim(settings: Settings) -> list[socket.socket]:
         for taken in sockets:
             taken.close()
         raise
-    return sockets
+    return sockets, are_given
+
+
+def let_none_connect(listening: socket.socket) -> None:
+    """Leave further attempts to connect without an answer; those under way get through.
+
+    A socket that is closed resets what waits to be accepted, and between the last look at it and
+    its end more may come. An attempt without an answer is made again a second later, and refused
+    then: its client knows that nothing was sent. Does nothing where the system has no such filter.
+    """
+    if listening.family not in (socket.AF_INET, socket.AF_INET6) or sys.platform != "linux":
+        return
+    code = ctypes.create_string_buffer(
+        b"".join(struct.pack("HBBI", *one) for one in LET_NONE_CONNECT)
+    )
+    program = struct.pack("HP", len(LET_NONE_CONNECT), ctypes.addressof(code))
+    with suppress(OSError):  # a sandbox may forbid it
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def check_reach(settings: Settings) -> None:

@@ -27,7 +27,7 @@ from plimsoll.machine.descriptors import allow_descriptors
 from plimsoll.server.connections import MOST_LINGERING, RETRY_S, ConnectionLimits, Connections
 from plimsoll.server.folders import marked
 from plimsoll.server.last_answers import LastAnswers
-from plimsoll.server.listening import announced, claim, own_url
+from plimsoll.server.listening import announced, claim, let_none_connect, own_url
 from plimsoll.server.notify import ServiceManager
 from plimsoll.server.protocol import HTTPProtocol
 from plimsoll.serving.core import Drain
@@ -59,7 +59,8 @@ class PlimsollServer(uvicorn.Server):
     """uvicorn's server with an end of its own.
 
     Owns the drain and the signals that have come. welcome: told the server's address once it is
-    served, to say what a person can do with it.
+    served, to say what a person can do with it. keeps_listening: its sockets outlive it, and who
+    connects waits for the next server.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class PlimsollServer(uvicorn.Server):
         times: DrainTimes,
         manager: ServiceManager,
         welcome: Callable[[str], None] | None = None,
+        *,
+        keeps_listening: bool = False,
     ) -> None:
         super().__init__(config)
         self.signals: list[int] = []
@@ -76,6 +79,7 @@ class PlimsollServer(uvicorn.Server):
         self._times = times
         self._manager = manager
         self._welcome = welcome
+        self._keeps_listening = keeps_listening
         self._alive: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -141,7 +145,10 @@ class PlimsollServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for listening in sockets:
             loop.remove_reader(listening.fileno())  # asyncio's own accepting
-        await asyncio.sleep(LOOK_S)  # what that has accepted gets its protocol
+            if not self._keeps_listening:
+                let_none_connect(listening)
+        # What that has accepted gets its protocol, and who is about to connect gets through.
+        await asyncio.sleep(LOOK_S)
         for listening in sockets:
             with suppress(OSError):  # no more waits
                 for _ in range(MOST_WAITING):
@@ -216,7 +223,7 @@ def serve(settings: Settings, welcome: Callable[[str], None] | None = None) -> N
             "runs one process with as many engine threads as there are cores"
         )
     manager = ServiceManager.of(os.environ, os.getpid())
-    sockets = claim(settings)
+    sockets, are_given = claim(settings)
     # A signal that comes before the server or after it.
     _heed_signals(lambda *_: sys.exit(0))
     drain = Drain()
@@ -228,7 +235,7 @@ def serve(settings: Settings, welcome: Callable[[str], None] | None = None) -> N
     )
     config = http_config(LastAnswers(app, drain), settings, connections)
     times = DrainTimes(settings.drain_delay_s, settings.drain_s)
-    server = PlimsollServer(config, drain, times, manager, welcome)
+    server = PlimsollServer(config, drain, times, manager, welcome, keeps_listening=are_given)
     with marked(settings.cache_dir, settings.data_dir, announced(sockets[0])):
         server.run(sockets)
     code = 128 + server.signals[1] if len(server.signals) > 1 else 0
