@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.acceptance.patient import DEADLINE_S
 from tests.grafana_files import CONFIG, RULES
+from tests.running_server import ROOT
 
 WINDOW = "10s"  # ten scrapes
 POLL_S = 0.25
+
+
+def prometheus_tools() -> Path:
+    """The folder with prometheus and promtool; skips where there is none."""
+    found = subprocess.run(
+        [ROOT / "scripts/prometheus_tools"], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(f"no Prometheus: {found.stderr.strip() or 'prometheus_tools failed'}")
+    return Path(found.stdout.strip())
 
 
 def quick_config(target: str) -> str:

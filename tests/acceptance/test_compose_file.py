@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from plimsoll.settings import PREFIX, Settings
 from plimsoll.settings_sources import ENV_FILE, load_settings
+from tests.acceptance.balancer import out_after_s
 from tests.acceptance.composed import (
     COMPOSE_FILE,
     ENV_EXAMPLE,
@@ -21,6 +23,7 @@ from tests.acceptance.composed import (
     outside_environment,
     run,
 )
+from tests.grafana_files import CONFIG as PROMETHEUS_CONFIG
 
 # What libraries of the server read themselves.
 FOR_OTHERS = {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HTTPS_PROXY", "NO_PROXY"}
@@ -70,20 +73,24 @@ def resolved(folder: Path, *options: str) -> dict[str, Any]:
     """The services, every variable filled in and every default written out."""
     command = [compose_executable(), "--file", str(COMPOSE_FILE)]
     command += ["--project-directory", str(folder), "--profile", "monitoring"]
+    command += ["--profile", "replicas"]
     printed = run([*command, *options, "config", "--format", "json"], outside_environment())
     return json.loads(printed)["services"]
 
 
 def test_a_port_a_service_is_published_and_on_this_machine_only(services):
-    """None of the three asks who is there, and the server is told that this is meant."""
-    environment = services["plimsoll"]["environment"]
-    assert environment["PLIMSOLL_ALLOW_ANONYMOUS"] == environment["PLIMSOLL_METRICS_OPEN"] == "true"
+    """None of them asks who is there, and the servers are told that this is meant."""
+    for name in ("plimsoll", "replica"):
+        told = services[name]["environment"]
+        assert told["PLIMSOLL_ALLOW_ANONYMOUS"] == told["PLIMSOLL_METRICS_OPEN"] == "true"
     published = {
         name: [(port["host_ip"], port["target"]) for port in service["ports"]]
         for name, service in services.items()
+        if "ports" in service
     }
     assert published == {
         "plimsoll": [("127.0.0.1", 8080)],
+        "haproxy": [("127.0.0.1", 8080)],
         "prometheus": [("127.0.0.1", 9090)],
         "grafana": [("127.0.0.1", 3000)],
     }
@@ -107,16 +114,22 @@ def test_every_service_has_a_limit_without_swap(services):
         assert service["memswap_limit"] == limit
 
 
-def test_only_monitoring_is_left_out_without_its_profile(services):
+def test_all_but_the_server_is_left_out_without_its_profile(services):
     """`docker compose up` is the server alone."""
     profiles = {name: service.get("profiles", []) for name, service in services.items()}
-    assert profiles == {"plimsoll": [], "prometheus": ["monitoring"], "grafana": ["monitoring"]}
+    assert profiles == {
+        "plimsoll": [],
+        "replica": ["replicas"],
+        "haproxy": ["replicas"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
+    }
 
 
 def test_images_of_others_are_pinned_to_a_release(services):
     """Another day must not bring another dashboard."""
-    for name in ("prometheus", "grafana"):
-        assert re.search(r":v?\d+\.\d+\.\d+$", services[name]["image"])
+    for name in ("prometheus", "grafana", "haproxy"):
+        assert re.search(r":v?\d+\.\d+\.\d+(-alpine)?$", services[name]["image"])
 
 
 def test_every_file_that_is_mounted_is_in_the_project(services):
@@ -129,6 +142,32 @@ def test_every_file_that_is_mounted_is_in_the_project(services):
     ]
     assert sources
     assert [source for source in sources if not source.exists()] == []
+
+
+def test_a_replica_is_the_server_without_collections(services):
+    """What is set for one is set for all. HAProxy leaves one that ends out before it stops."""
+    server, replica = services["plimsoll"]["environment"], services["replica"]["environment"]
+    differing = {name for name in replica if replica[name] != server[name]}
+    assert differing == {
+        "PLIMSOLL_ALLOWED_HOSTS",
+        "PLIMSOLL_DATA_DIR",
+        "PLIMSOLL_DRAIN_DELAY_S",
+        "PLIMSOLL_PROXIES",
+    }
+    assert server.keys() == replica.keys()
+    [volume] = services["replica"]["volumes"]
+    assert not replica["PLIMSOLL_DATA_DIR"].startswith(volume["target"])
+    assert "ports" not in services["replica"]  # it believes whom it is told the client is
+    assert int(replica["PLIMSOLL_DRAIN_DELAY_S"]) > out_after_s()
+
+
+def test_haproxy_is_told_the_services_and_prometheus_too(services):
+    """Names in other files, which Compose does not look into."""
+    told = services["haproxy"]["environment"]
+    assert (told["REPLICAS"], told["OWNER"]) == ("replica:8080", "plimsoll:8080")
+    [job] = yaml.safe_load(PROMETHEUS_CONFIG.read_text(encoding="utf-8"))["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["plimsoll:8080"]}]
+    assert [one["names"] for one in job["dns_sd_configs"]] == [["replica"]]
 
 
 def test_settings_in_env_reach_the_server_but_do_not_move_it(tmp_path):

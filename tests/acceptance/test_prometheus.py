@@ -13,11 +13,10 @@ import pytest
 from tests.acceptance.grafana_packages import grafana_packages
 from tests.acceptance.grafana_page import drawable, write_page
 from tests.acceptance.limited_load import can_limit
-from tests.acceptance.prometheus import until
+from tests.acceptance.prometheus import prometheus_tools, until
 from tests.acceptance.trouble import Watched, asked, happenings, watched_trouble
 from tests.browser import Browser
 from tests.grafana_files import CASES, CONFIG, RULES, alerts, rules, shown
-from tests.running_server import ROOT
 
 pytestmark = pytest.mark.acceptance
 
@@ -25,12 +24,7 @@ pytestmark = pytest.mark.acceptance
 @pytest.fixture(scope="session")
 def tools() -> Path:
     """The folder with prometheus and promtool."""
-    found = subprocess.run(
-        [ROOT / "scripts/prometheus_tools"], capture_output=True, text=True, check=False
-    )
-    if found.returncode:
-        pytest.skip(f"no Prometheus: {found.stderr.strip() or 'prometheus_tools failed'}")
-    return Path(found.stdout.strip())
+    return prometheus_tools()
 
 
 @pytest.fixture(scope="module")
