@@ -126,8 +126,8 @@ class Balancer:
         return int(self._sum("haproxy_server_status", proxy, 'state="UP"'))
 
     def n_retried(self) -> int:
-        """Requests that it has sent elsewhere, or once more."""
-        return int(self._sum("haproxy_backend_retry_warnings_total", "replicas"))
+        """Requests that it has sent to another replica."""
+        return int(self._sum("haproxy_backend_redispatch_warnings_total", "replicas"))
 
     def wait_for(self, number: int, owner: int = 1) -> None:
         """Wait until it sends requests to so many replicas, and to the owner or not."""

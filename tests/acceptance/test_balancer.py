@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class StandIn:
 
     def __init__(self, address: str, port: int) -> None:
         self.status = 200
+        self._place = (address, port)
         self.asked: list[tuple[str, dict[str, str], int]] = []  # path, header, bytes of the body
         stand_in = self
 
@@ -51,15 +53,22 @@ class StandIn:
                 body = json.dumps({"by": address}).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("Connection", "close")
                 self.end_headers()
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer((address, port), Answering)
+        self._answering = Answering
+        self.open()
+
+    def open(self) -> None:
+        """Serve, at first or again."""
+        self._server = ThreadingHTTPServer(self._place, self._answering)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._server.handle_error = lambda *_: None  # HAProxy resets a connection once it knows
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
 
     def close(self) -> None:
@@ -69,11 +78,14 @@ class StandIn:
         self._server.server_close()
 
 
+@dataclass(frozen=True)
 class Place:
-    """Two replicas and an owner, and a client of the balancer before them."""
+    """Two replicas and an owner, the balancer before them, and a client of it."""
 
-    def __init__(self, replicas: list[StandIn], owner: StandIn, client: httpx.Client) -> None:
-        self.replicas, self.owner, self.client = replicas, owner, client
+    replicas: list[StandIn]
+    owner: StandIn
+    balancer: Balancer
+    client: httpx.Client
 
     def reset(self) -> None:
         """As at the start."""
@@ -105,7 +117,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         client = held.enter_context(
             httpx.Client(base_url=balancer.url, timeout=DEADLINE_S, trust_env=False)
         )
-        yield Place(replicas, owner, client)
+        yield Place(replicas, owner, balancer, client)
 
 
 @pytest.fixture
@@ -148,6 +160,21 @@ def test_a_body_that_is_longer_than_the_buffer_is_not_retried(place: Place):
 
     assert answer.status_code == 503
     assert [n for one in place.replicas for _, _, n in one.asked] == [TOO_LONG]
+
+
+@pytest.mark.parametrize("n_bytes", [20, TOO_LONG])
+def test_what_cannot_reach_a_replica_goes_to_another_one(place: Place, n_bytes: int):
+    """Of any length: nothing of it has been sent. HAProxy has not yet seen that it is gone."""
+    before = place.balancer.n_retried()
+    place.replicas[0].close()
+    try:
+        answers = [place.client.post("/embed", content=b"x" * n_bytes) for _ in range(4)]
+    finally:
+        place.replicas[0].open()
+        place.balancer.wait_for(2)
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert place.balancer.n_retried() > before
 
 
 @pytest.mark.parametrize("status", [400, 413, 500])
