@@ -16,16 +16,25 @@ from tests.running_server import ROOT
 FOLDER = ROOT / "docs/kubernetes"
 VERSIONS = ("1.30", "1.37")  # of Kubernetes
 LABELS = {"app": "plimsoll"}
+OWNER = "plimsoll-collections"
+
+
+def read(name: str) -> dict[str, Any]:
+    """Kind → what is written in a file."""
+    documents = list(yaml.safe_load_all((FOLDER / name).read_text("utf-8")))
+    found = {document["kind"]: document for document in documents}
+    assert len(found) == len(documents)
+    return found
 
 
 @pytest.fixture(scope="module")
 def manifests() -> dict[str, Any]:
-    """Kind → what is written."""
-    text = (FOLDER / "plimsoll.yaml").read_text("utf-8")
-    documents = list(yaml.safe_load_all(text))
-    found = {document["kind"]: document for document in documents}
-    assert len(found) == len(documents)
-    return found
+    return read("plimsoll.yaml")
+
+
+@pytest.fixture(scope="module")
+def of_collections() -> dict[str, Any]:
+    return read("collections.yaml")
 
 
 @pytest.fixture
@@ -48,12 +57,14 @@ def settings(manifests: dict[str, Any], container: dict[str, Any], tmp_path) -> 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_takes_every_manifest(manifests: dict[str, Any], version: str):
+def test_kubernetes_takes_every_manifest(
+    manifests: dict[str, Any], of_collections: dict[str, Any], version: str
+):
     """Its schemas, strictly: an unknown key would be dropped, with what it was to do."""
     assert manifests.keys() >= {
         "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"
     }  # fmt: skip
-    for document in manifests.values():
+    for document in (*manifests.values(), *of_collections.values()):
         kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -71,7 +82,8 @@ def test_every_part_means_the_same_pods(manifests: dict[str, Any]):
     assert deployment["spec"]["selector"] == {"matchLabels": LABELS}
     assert manifests["Service"]["spec"]["selector"] == LABELS
     assert manifests["PodDisruptionBudget"]["spec"]["selector"] == {"matchLabels": LABELS}
-    assert manifests["NetworkPolicy"]["spec"]["podSelector"] == {"matchLabels": LABELS}
+    [chosen] = manifests["NetworkPolicy"]["spec"]["podSelector"]["matchExpressions"]
+    assert chosen == {"key": "app", "operator": "In", "values": ["plimsoll", OWNER]}
     target = manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
     assert "replicas" not in deployment["spec"]  # each `apply` would undo the autoscaler
@@ -163,3 +175,39 @@ def test_the_settings_are_known(settings: Settings, manifests: dict[str, Any]):
     assert all(name.startswith(PREFIX) for name in manifests["ConfigMap"]["data"])
     assert (settings.host, settings.port) == ("0.0.0.0", 8080)
     assert not settings.allow_anonymous
+
+
+def test_collections_have_one_pod_and_a_volume_and_are_else_as_the_others(
+    manifests: dict[str, Any], of_collections: dict[str, Any], container: dict[str, Any], tmp_path
+):
+    """Two pods would have two files. What is held of the others above holds for this one too."""
+    spec = of_collections["StatefulSet"]["spec"]
+    assert spec["replicas"] == 1
+    own = spec["template"]["spec"]
+    assert spec["template"]["metadata"]["labels"] == {"app": OWNER}
+    assert of_collections["Service"]["spec"]["selector"] == {"app": OWNER}
+    assert spec["serviceName"] == of_collections["Service"]["metadata"]["name"]
+    of_others = manifests["Deployment"]["spec"]["template"]["spec"]
+    for name in (
+        "securityContext",
+        "terminationGracePeriodSeconds",
+        "automountServiceAccountToken",
+    ):
+        assert own[name] == of_others[name]
+    [written] = own["containers"]
+    differing = {name for name in container if written[name] != container[name]}
+    assert differing == {"env", "resources", "volumeMounts"}
+    assert written["resources"]["limits"]["memory"] == container["resources"]["limits"]["memory"]
+    variables = {one["name"]: one["value"] for one in written["env"]}
+    del variables["PLIMSOLL_API_KEYS"]
+    environ = manifests["ConfigMap"]["data"] | variables
+    settings = load_settings(environ=environ, directory=tmp_path).settings
+    [claim] = spec["volumeClaimTemplates"]
+    [kept] = [
+        mount["mountPath"]
+        for mount in written["volumeMounts"]
+        if mount["name"] == claim["metadata"]["name"]
+    ]
+    assert settings.data_dir.is_relative_to(kept)
+    assert settings.cache_dir.is_relative_to(kept)
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]

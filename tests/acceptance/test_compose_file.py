@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from plimsoll.settings import PREFIX, Settings
 from plimsoll.settings_sources import ENV_FILE, load_settings
@@ -24,6 +23,7 @@ from tests.acceptance.composed import (
     run,
 )
 from tests.grafana_files import CONFIG as PROMETHEUS_CONFIG
+from tests.grafana_files import load_yaml
 
 # What libraries of the server read themselves.
 FOR_OTHERS = {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HTTPS_PROXY", "NO_PROXY"}
@@ -165,9 +165,12 @@ def test_haproxy_is_told_the_services_and_prometheus_too(services):
     """Names in other files, which Compose does not look into."""
     told = services["haproxy"]["environment"]
     assert (told["REPLICAS"], told["OWNER"]) == ("replica:8080", "plimsoll:8080")
-    [job] = yaml.safe_load(PROMETHEUS_CONFIG.read_text(encoding="utf-8"))["scrape_configs"]
-    assert job["static_configs"] == [{"targets": ["plimsoll:8080"]}]
-    assert [one["names"] for one in job["dns_sd_configs"]] == [["replica"]]
+    server, balancer = load_yaml(PROMETHEUS_CONFIG)["scrape_configs"]
+    assert server["static_configs"] == [{"targets": ["plimsoll:8080"]}]
+    found = [
+        (one["names"], one["port"]) for job in (server, balancer) for one in job["dns_sd_configs"]
+    ]
+    assert found == [(["replica"], 8080), (["haproxy"], int(told["OPERATIONS_BIND"].strip(":")))]
 
 
 def test_settings_in_env_reach_the_server_but_do_not_move_it(tmp_path):
