@@ -138,7 +138,7 @@ def test_what_is_provisioned_is_what_is_there():
     """A data source or a dashboard by another name shows an empty Grafana."""
     config = load_yaml(CONFIG)
     assert config["rule_files"] == [RULES.name]
-    [scrape] = config["scrape_configs"]
+    scrape, _balancer = config["scrape_configs"]
     assert scrape["static_configs"] == [{"targets": ["plimsoll:8080"]}]
     assert f'up{{job="{scrape["job_name"]}"}}' in RULES.read_text(encoding="utf-8")
     [provider] = load_yaml(GRAFANA / "provisioning/dashboards/plimsoll.yml")["providers"]
