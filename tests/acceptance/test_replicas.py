@@ -73,7 +73,7 @@ class Replica:
 
     def close(self) -> None:
         """End it, however it stands."""
-        self.server.process.send_signal(signal.SIGCONT)
+        self.server.process.kill()  # which ends one that stands still too
         self.server.__exit__(None, None, None)
 
 
