@@ -17,7 +17,7 @@ OBJECTIVE_RATIO = 0.99  # of the requests, likewise
 LOOKING = (
     "/|/collections|/collections/.name.|/collections/.name./documents.*|/collections/.name./doctor"
     "|/collections/.name./plan|/links.*|/migrations.*|/hooks.*|/health.*|/metrics|/status|/bottleneck|/pages/.*|/v1|/v1/models.*|/models"
-    "|/api/tags|/api/version|/tei/info|/tei/health|/tei/metrics|/docs.*|/openapi.json|other"
+    "|/api/tags|/api/version|/tei/info|/tei/health|/tei/ping|/tei/metrics|/docs.*|/openapi.json|other"
 )
 WORK = f'route!~"{LOOKING}"'
 REJECTED = 'status=~"4..",status!="429"'

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from plimsoll.composition.application import create_app
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
-from plimsoll.encoder.backends.onnx_runtime import Runner
+from plimsoll.encoder.backends.onnx_runner import Runner
 from tests.fakes import DEADLINE_S, metric
 from tests.small_models import TINY, small_settings
 from tests.synthetic import write_synthetic

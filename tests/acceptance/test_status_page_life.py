@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
-from plimsoll.encoder.backends.onnx_runtime import Runner
+from plimsoll.encoder.backends.onnx_runner import Runner
 from plimsoll.machine.memory import MemoryMonitor
 from plimsoll.settings import Settings
 from tests.acceptance.neighbours import needs_peace

@@ -16,7 +16,7 @@ import pytest
 
 from plimsoll.composition.models import open_model
 from plimsoll.encoder.backends.onnx_backend import OnnxBackend
-from plimsoll.encoder.backends.onnx_runtime import Runner
+from plimsoll.encoder.backends.onnx_runner import Runner
 from plimsoll.errors import EncodeMemoryError
 from plimsoll.policy import runs as run_policy
 from plimsoll.policy.runs import ATTEMPTS
