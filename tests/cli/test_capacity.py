@@ -1,6 +1,8 @@
 """`plimsoll capacity` as people run it."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import orjson
@@ -70,3 +72,30 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path):
     assert done.exit_code == 1
     assert "does not answer GET /health" in done.stderr
     assert not (tmp_path / "x.json").exists()
+
+
+def test_another_machine_is_measured_only_where_it_is_meant(tmp_path: Path):
+    remote = ("measure", "--url", "http://192.0.2.1:80", "--json", str(tmp_path / "x.json"))
+    done = capacity(*remote)
+    assert done.exit_code == 1
+    assert "--allow-remote if it is meant" in done.stderr
+
+
+def test_another_program_is_no_server_of_ours(tmp_path: Path):
+    """One that answers GET /health, and not as Plimsoll does."""
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status": "ok"}')
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{other.server_port}"
+        done = capacity("measure", "--url", url, "--json", str(tmp_path / "x.json"))
+    assert done.exit_code == 1
+    assert "does not answer GET /health as Plimsoll" in done.stderr

@@ -54,6 +54,7 @@ def capacity() -> None:
     metavar="NAME:VALUE",
     help="Sent with each request; may be repeated.",
 )
+@click.option("--allow-remote", is_flag=True, help="The server may be on another machine.")
 @click.option(
     "--json",
     "json_file",
@@ -63,8 +64,14 @@ def capacity() -> None:
     metavar="FILE",
     help="Write the figures there.",
 )
-def measure(url: str | None, seconds: float, headers: tuple[str, ...], json_file: Path) -> None:
-    """Measure a running server on this machine: a short text alone, many of them, and lists."""
+def measure(
+    url: str | None,
+    seconds: float,
+    headers: tuple[str, ...],
+    allow_remote: bool,
+    json_file: Path,
+) -> None:
+    """Measure a running server: a short text alone, many of them, and lists."""
     from plimsoll.bench.capacity.measure import MeasureError
     from plimsoll.bench.capacity.measure import measure as run
     from plimsoll.bench.load.plan import PlanError
@@ -77,6 +84,7 @@ def measure(url: str | None, seconds: float, headers: tuple[str, ...], json_file
                 url or own_url(),
                 dict(header_of(text) for text in headers),
                 seconds=seconds,
+                allow_remote=allow_remote,
                 say=lambda told: click.echo(told, err=True),
                 watch=progress.show,
             )

@@ -107,7 +107,7 @@ def unit(values: np.ndarray) -> np.ndarray:
         lengths = np.linalg.norm(values, axis=1, keepdims=True)
     unit = np.zeros_like(values, np.float32)
     np.divide(values, lengths, out=unit, where=lengths > 0)
-    # Squares of float32 end above 1e19 and below 1e-19.
+    # Their squares are beyond float32 from 1e19 on, and below 1e-19; before that they lose digits.
     extreme = np.flatnonzero(~((lengths > 1e-15) & (lengths < 1e15)))
     if len(extreme):
         wide = values[extreme].astype(np.float64)

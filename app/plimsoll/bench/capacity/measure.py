@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -26,20 +27,22 @@ async def measure(
     headers: Mapping[str, str],
     *,
     seconds: float,
+    allow_remote: bool,
     say: Callable[[str], None],
     watch: Callable[[Tally, float], None] | None = None,
 ) -> Figures:
     """Figures of the server at `url`, by loads of so many seconds each.
 
-    say: told what is measured now. Raises MeasureError and PlanError.
+    allow_remote: it may be on another machine. say: told what is measured now.
+    Raises MeasureError and PlanError.
     """
-    base = LoadPlan(url=url, n_clients=1, seconds=seconds, headers=headers)
+    base = LoadPlan(
+        url=url, n_clients=1, seconds=seconds, headers=headers, allow_remote=allow_remote
+    )
 
     async def load(told: str, n_clients: int, mix: str) -> LoadReport:
         say(told)
-        plan = LoadPlan(
-            url=url, n_clients=n_clients, seconds=seconds, headers=headers, mix={mix: 1.0}
-        )
+        plan = replace(base, n_clients=n_clients, mix={mix: 1.0})
         report = await run_load(plan, watch=watch)
         totals = report.totals
         if not totals.dense or totals.dense < totals.n_replies + totals.failed:
@@ -75,6 +78,7 @@ async def _health(plan: LoadPlan) -> dict[str, Any]:
         async with httpx.AsyncClient(trust_env=False, timeout=HEALTH_TIMEOUT_S) as client:
             answer = await client.get(f"{plan.url.rstrip('/')}/health", headers=dict(plan.headers))
             found: dict[str, Any] = answer.json()
-            return found if found["model"]["name"] else {}
+            found["model"]["name"]  # or it is another program's
+            return found
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise MeasureError(f"{plan.url} does not answer GET /health as Plimsoll: {error}") from None
